@@ -1,0 +1,4 @@
+//! The `lora` binary.
+fn main() -> std::process::ExitCode {
+    lora_cli::main()
+}

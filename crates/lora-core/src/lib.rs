@@ -1,0 +1,1 @@
+//! LoRA mathematics: adapters, scaling, initialisation, forward, merge.

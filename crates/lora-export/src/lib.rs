@@ -1,0 +1,1 @@
+//! Merge adapters into checkpoints on files, shard by shard, and verify the result.

@@ -1,0 +1,1 @@
+//! Files: safetensors, sharded checkpoints, PEFT adapter folders, Hugging Face configs.

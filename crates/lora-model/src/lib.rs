@@ -1,0 +1,1 @@
+//! Decoder models on libtorch: weights, target matching, adapter injection, generation.

@@ -1,0 +1,43 @@
+//! Compiles the shim against libtorch's headers and lets everything that cargo starts find libtorch.
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+fn main() {
+    println!("cargo:rerun-if-changed=shim");
+    println!("cargo:rerun-if-changed=build.rs");
+    // torch-sys (`links = "tch"`) has already found libtorch; it publishes the folder of the libraries.
+    let lib = PathBuf::from(env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys publishes DEP_TCH_LIBTORCH_LIB"));
+    let root = lib.parent().expect("libtorch's lib folder has a parent");
+
+    // Cargo adds search paths under `target` to the loader path of whatever it starts (run, test, doctests, benches,
+    // dependents without a build script), so a link to the library folder inside OUT_DIR serves them all.
+    let out = PathBuf::from(env::var("OUT_DIR").expect("cargo sets OUT_DIR"));
+    let link = out.join("libtorch");
+    link_to(&lib, &link);
+    println!("cargo:rustc-link-search=native={}", link.display());
+
+    let sources = ["autograd.cpp", "attention.cpp", "loss.cpp", "runtime.cpp"].map(|f| Path::new("shim").join(f));
+    let mut build = cc::Build::new();
+    build
+        .cpp(true)
+        .std("c++17")
+        .flag("-w")
+        .opt_level(2)
+        .define("_GLIBCXX_USE_CXX11_ABI", "1")
+        .include(root.join("include"))
+        .include(root.join("include/torch/csrc/api/include"))
+        .files(sources);
+    build.compile("lora_shim");
+    for library in ["torch_cpu", "c10"] {
+        println!("cargo:rustc-link-lib={library}");
+    }
+}
+
+fn link_to(target: &Path, link: &Path) {
+    if fs::read_link(link).is_ok_and(|t| t == target) {
+        return;
+    }
+    let _ = fs::remove_file(link);
+    #[cfg(unix)]
+    std::os::unix::fs::symlink(target, link).expect("OUT_DIR is writable");
+}

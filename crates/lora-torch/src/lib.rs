@@ -1,0 +1,1 @@
+//! The only crate with C++ and unsafe code: fused operations on libtorch, devices, memory, seeds.

@@ -1,0 +1,1 @@
+//! Training: configuration, objective, optimizer, schedule, the step, checkpoints, metrics.
