@@ -1,1 +1,47 @@
 //! Decoder models on libtorch: weights, target matching, adapter injection, generation.
+//!
+//! One decoder, described by [`ModelConfig`], runs every supported family. The way of a batch is [`Decoder::loss`] ->
+//! `Decoder::block` -> [`Block::forward`] -> `lora_core::forward_many`.
+//!
+//! ```no_run
+//! use lora_model::{Decoder, GenerateOptions, Sampling, all_linear, plan_injection};
+//! use std::path::Path;
+//! use tch::{Device, Kind};
+//!
+//! let mut model = Decoder::load(Path::new("checkpoint"), Kind::Float, Device::Cpu, &mut |_, _| {})?;
+//! let plan = plan_injection(&model.config, &all_linear(8, 16.0))?;
+//! println!("{} trained parameters", plan.trained());
+//! model.inject(&plan, 42)?;
+//! let options = GenerateOptions { max_new_tokens: 16, stop_ids: vec![2], sampling: Sampling::default() };
+//! let ids = model.generate(&[1, 15, 27], &options, |_| true)?;
+//! # Ok::<(), lora_model::Error>(())
+//! ```
+
+mod backward;
+mod batch;
+mod block;
+mod cache;
+mod config;
+mod decoder;
+mod error;
+mod generate;
+mod inject;
+mod names;
+mod rope;
+mod sampler;
+mod target;
+mod weights;
+
+pub use batch::TokenBatch;
+pub use block::Block;
+pub use cache::{KvCache, LayerCache};
+pub use config::{FAMILIES, ModelConfig};
+pub use decoder::{Decoder, LOSS_CHUNK_ROWS, Mode, ModuleMut, ModuleRef};
+pub use error::{Error, Result};
+pub use generate::GenerateOptions;
+pub use inject::{Parameter, all_linear};
+pub use names::{EMBED_TOKENS, FINAL_NORM, LM_HEAD, ModuleKind, ModuleSpec, checkpoint_tensors, modules};
+pub use rope::{Frequencies, RotaryTable, frequencies};
+pub use sampler::Sampling;
+pub use target::{InjectionPlan, PlannedAdapter, plan_injection};
+pub use weights::Progress;

@@ -1,1 +1,149 @@
-// attention
+// Causal attention over examples laid end to end: no mask over the batch, keys never repeated.
+#include "shim.h"
+#include <torch/csrc/autograd/custom_function.h>
+#include <algorithm>
+#include <vector>
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+namespace {
+
+// A run of neighbouring segments of one length: attended to in one call.
+struct Run {
+  int64_t start, count, len;
+};
+
+std::vector<Run> runs_of(at::IntArrayRef lens) {
+  std::vector<Run> runs;
+  int64_t start = 0;
+  for (int64_t len : lens) {
+    if (!runs.empty() && runs.back().len == len) ++runs.back().count;
+    else runs.push_back({start, 1, len});
+    start += len;
+  }
+  return runs;
+}
+
+// The heads of one run that share no key with each other: [tokens, kv * groups, d] -> [count, kv, len, d] of query group g.
+at::Tensor part(const at::Tensor& t, const Run& run, int64_t kv, int64_t group) {
+  const int64_t d = t.size(2), groups = t.size(1) / kv;
+  return t.narrow(0, run.start, run.count * run.len).view({run.count, run.len, kv, groups, d}).select(3, group).transpose(1, 2);
+}
+
+// Keys that a query sees within `window`; undefined where causality alone says it.
+std::optional<at::Tensor> window_mask(int64_t len, int64_t window, const at::TensorOptions& like) {
+  if (window <= 0 || window >= len) return std::nullopt;
+  const at::Tensor seen = at::ones({len, len}, like.dtype(at::kBool)).tril().triu(1 - window);
+  return at::zeros({len, len}, like).masked_fill_(seen.logical_not(), -std::numeric_limits<double>::infinity());
+}
+
+struct CpuAttention : torch::autograd::Function<CpuAttention> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& q_, const at::Tensor& k_, const at::Tensor& v_,
+                            std::vector<int64_t> lens, double scale, int64_t window) {
+    const at::Tensor q = q_.contiguous(), k = k_.contiguous(), v = v_.contiguous();
+    const int64_t kv = k.size(1), groups = q.size(1) / kv;
+    at::Tensor out = at::empty_like(q);
+    variable_list saved{q, k, v, out};
+    for (const Run& run : runs_of(lens)) {
+      const auto mask = window_mask(run.len, window, q.options());
+      for (int64_t g = 0; g < groups; ++g) {
+        auto [o, lse] = at::_scaled_dot_product_flash_attention_for_cpu(part(q, run, kv, g), part(k, run, kv, 0),
+                                                                        part(v, run, kv, 0), 0.0, !mask, mask, scale);
+        part(out, run, kv, g).copy_(o);
+        saved.push_back(lse);
+      }
+    }
+    ctx->save_for_backward(saved);
+    ctx->saved_data["lens"] = lens;
+    ctx->saved_data["scale"] = scale;
+    ctx->saved_data["window"] = window;
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const variable_list saved = ctx->get_saved_variables();
+    const at::Tensor &q = saved[0], &k = saved[1], &v = saved[2], &out = saved[3], g_out = grads[0].contiguous();
+    const std::vector<int64_t> lens = ctx->saved_data["lens"].toIntVector();
+    const double scale = ctx->saved_data["scale"].toDouble();
+    const int64_t window = ctx->saved_data["window"].toInt(), kv = k.size(1), groups = q.size(1) / kv;
+    at::Tensor gq = at::empty_like(q), gk = at::empty_like(k), gv = at::empty_like(v);
+    size_t next = 4;
+    for (const Run& run : runs_of(lens)) {
+      const auto mask = window_mask(run.len, window, q.options());
+      for (int64_t g = 0; g < groups; ++g) {
+        auto [dq, dk, dv] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
+            part(g_out, run, kv, g), part(q, run, kv, g), part(k, run, kv, 0), part(v, run, kv, 0), part(out, run, kv, g),
+            saved[next++], 0.0, !mask, mask, scale);
+        part(gq, run, kv, g).copy_(dq);
+        at::Tensor k_sum = part(gk, run, kv, 0), v_sum = part(gv, run, kv, 0);
+        if (g == 0) k_sum.copy_(dk), v_sum.copy_(dv);
+        else k_sum.add_(dk), v_sum.add_(dv);
+      }
+    }
+    return {gq, gk, gv, at::Tensor(), at::Tensor(), at::Tensor()};
+  }
+};
+
+// FlashAttention over cumulative lengths (half precision on CUDA): grouped queries and windows are its own.
+struct VarlenAttention : torch::autograd::Function<VarlenAttention> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                            at::Tensor offsets, int64_t longest, double scale, int64_t window) {
+    const std::optional<int64_t> left = window > 0 ? std::optional<int64_t>(window - 1) : std::nullopt;
+    const std::optional<int64_t> right = window > 0 ? std::optional<int64_t>(0) : std::nullopt;
+    auto [out, lse, seed, unused, debug] =
+        at::_flash_attention_forward(q, k, v, offsets, offsets, longest, longest, 0.0, true, false, scale, left, right);
+    ctx->save_for_backward({q, k, v, out, lse, offsets, seed, unused});
+    ctx->saved_data["longest"] = longest;
+    ctx->saved_data["scale"] = scale;
+    ctx->saved_data["window"] = window;
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const variable_list s = ctx->get_saved_variables();
+    const int64_t longest = ctx->saved_data["longest"].toInt(), window = ctx->saved_data["window"].toInt();
+    const std::optional<int64_t> left = window > 0 ? std::optional<int64_t>(window - 1) : std::nullopt;
+    const std::optional<int64_t> right = window > 0 ? std::optional<int64_t>(0) : std::nullopt;
+    auto [gq, gk, gv] =
+        at::_flash_attention_backward(grads[0].contiguous(), s[0], s[1], s[2], s[3], s[4], s[5], s[5], longest, longest, 0.0,
+                                      true, s[6], s[7], ctx->saved_data["scale"].toDouble(), left, right);
+    return {gq, gk, gv, at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
+  }
+};
+
+// Any device and dtype, by libtorch's own choice of kernel and its own autograd.
+at::Tensor composed(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, at::IntArrayRef lens, double scale,
+                    int64_t window) {
+  std::vector<at::Tensor> outs;
+  for (const Run& run : runs_of(lens)) {
+    const auto view = [&](const at::Tensor& t) {
+      return t.narrow(0, run.start, run.count * run.len).view({run.count, run.len, t.size(1), t.size(2)}).transpose(1, 2);
+    };
+    const auto mask = window_mask(run.len, window, q.options());
+    const at::Tensor o = at::scaled_dot_product_attention(view(q), view(k), view(v), mask, 0.0, !mask, scale, true);
+    outs.push_back(o.transpose(1, 2).reshape({run.count * run.len, q.size(1), q.size(2)}));
+  }
+  return at::cat(outs, 0);
+}
+
+}  // namespace
+
+extern "C" Message lt_attention(CTensor q, CTensor k, CTensor v, const int64_t* lens, size_t n, double scale, int64_t window,
+                                CTensor* out) {
+  return guarded([&] {
+    const at::ScalarType dtype = q->scalar_type();
+    const std::vector<int64_t> l(lens, lens + n);
+    if (q->is_cpu() && n > 0) {
+      *out = new at::Tensor(CpuAttention::apply(*q, *k, *v, l, scale, window));
+    } else if (q->is_cuda() && n > 0 && (dtype == at::kHalf || dtype == at::kBFloat16)) {
+      std::vector<int32_t> offsets{0};
+      for (int64_t len : l) offsets.push_back(offsets.back() + static_cast<int32_t>(len));
+      const at::Tensor on_device = at::tensor(offsets, at::kInt).to(q->device(), /*non_blocking=*/true);
+      *out = new at::Tensor(VarlenAttention::apply(q->contiguous(), k->contiguous(), v->contiguous(), on_device,
+                                                   *std::max_element(l.begin(), l.end()), scale, window));
+    } else {
+      *out = new at::Tensor(n ? composed(*q, *k, *v, l, scale, window) : at::empty_like(*q));
+    }
+  });
+}

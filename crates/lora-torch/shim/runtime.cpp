@@ -1,1 +1,56 @@
-// runtime
+// Backward passes with given gradients, the optimizer, and what the runtime says of itself.
+#include "shim.h"
+#include <ATen/DeviceAccelerator.h>
+#include <c10/core/GradMode.h>
+#include <c10/core/impl/DeviceGuardImplInterface.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/variable.h>
+#include <vector>
+
+extern "C" Message lt_backward(const CTensor* outputs, const CTensor* grads, size_t n) {
+  return guarded([&] {
+    std::vector<at::Tensor> out, g;
+    for (size_t i = 0; i < n; ++i) {
+      out.push_back(*outputs[i]);
+      g.push_back(*grads[i]);
+    }
+    torch::autograd::backward(out, g);
+  });
+}
+
+extern "C" Message lt_set_grad(CTensor param, CTensor grad) {
+  return guarded([&] { param->mutable_grad() = *grad; });
+}
+
+extern "C" Message lt_adamw(CTensor param, CTensor grad, CTensor exp_avg, CTensor exp_avg_sq, const AdamW* h) {
+  return guarded([&] {
+    const c10::NoGradGuard no_grad;
+    // The kernel counts from the number that it is given.
+    const at::Tensor step = at::full({}, static_cast<double>(h->step), param->options().dtype(at::kFloat));
+    at::_fused_adamw_({param->detach()}, {*grad}, {*exp_avg}, {*exp_avg_sq}, {}, {step}, h->lr, h->beta1, h->beta2,
+                      h->weight_decay, h->eps, /*amsgrad=*/false, /*maximize=*/false);
+  });
+}
+
+extern "C" Message lt_norm(CTensor grad, double* out) {
+  return guarded([&] { *out = at::linalg_vector_norm(*grad, 2, std::nullopt, false, at::kDouble).item<double>(); });
+}
+
+// current, peak and reserved bytes
+extern "C" Message lt_device_memory(int64_t index, int64_t* out) {
+  return guarded([&] {
+    const auto stats = at::accelerator::getDeviceStats(static_cast<c10::DeviceIndex>(index));
+    out[0] = stats.allocated_bytes[0].current;
+    out[1] = stats.allocated_bytes[0].peak;
+    out[2] = stats.reserved_bytes[0].current;
+  });
+}
+
+// Looks at the registry only: asking libtorch's hooks would make it remember that there is no CUDA.
+extern "C" Message lt_cuda_in_build(int32_t* out) {
+  return guarded([&] { *out = c10::impl::hasDeviceGuardImpl(c10::DeviceType::CUDA); });
+}
+
+extern "C" Message lt_synchronize() {
+  return guarded([] { at::accelerator::synchronizeDevice(at::accelerator::getDeviceIndex()); });
+}

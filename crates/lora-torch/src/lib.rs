@@ -1,1 +1,52 @@
-//! The only crate with C++ and unsafe code: fused operations on libtorch, devices, memory, seeds.
+//! The only crate of the workspace with C++ and `unsafe`: fused operations on libtorch, devices, memory, seeds.
+//!
+//! Everything above this crate speaks to libtorch through `tch` and through the functions here. The fused operations
+//! are `torch::autograd::Function`s with hand-written backward passes (`shim/`); each has a plain twin in its tests and
+//! a gradient check in float64.
+//!
+//! ```
+//! use lora_torch::{LoraPart, Projection, lora_linear};
+//! use tch::{Device, Kind, Tensor};
+//!
+//! let x = Tensor::f_randn([3, 8], (Kind::Float, Device::Cpu))?;
+//! let w = Tensor::f_randn([5, 8], (Kind::Float, Device::Cpu))?;
+//! let a = Tensor::f_randn([2, 8], (Kind::Float, Device::Cpu))?.f_set_requires_grad(true)?;
+//! let b = Tensor::f_zeros([5, 2], (Kind::Float, Device::Cpu))?.f_set_requires_grad(true)?;
+//! let adapter = LoraPart { a: &a, b: &b, scale: 2.0 };
+//! let y = lora_linear(&x, &[Projection { weight: &w, bias: None, adapter: Some(adapter) }], 0.0)?;
+//! assert_eq!(y[0].size(), [3, 5]);
+//! y[0].f_sum(Kind::Float)?.f_backward()?;
+//! assert_eq!(b.f_grad()?.size(), [5, 2]);
+//! # Ok::<(), lora_torch::Error>(())
+//! ```
+
+mod attention;
+mod bytes;
+mod device;
+mod dtype;
+mod error;
+#[allow(unsafe_code)]
+mod ffi;
+mod grad;
+mod linear;
+mod loss;
+mod memory;
+mod optim;
+mod pointwise;
+mod seed;
+
+pub use attention::{Segments, attention};
+pub use bytes::{tensor_bytes, tensor_from_bytes, with_bytes};
+pub use device::{
+    CudaStatus, DeviceChoice, cuda_status, device_name, libtorch_version, num_threads, resolve_device, set_num_threads,
+    synchronize,
+};
+pub use dtype::{kind_bytes, kind_name, parse_kind};
+pub use error::{Error, Result};
+pub use grad::{backward, set_grad};
+pub use linear::{LoraPart, Projection, lora_linear};
+pub use loss::{HeadPart, cross_entropy};
+pub use memory::{DeviceMemory, current_rss_bytes, device_memory, peak_rss_bytes};
+pub use optim::{AdamWScalars, adamw_step, grad_norm};
+pub use pointwise::{rms_norm, rotary, swiglu};
+pub use seed::{manual_seed, mix_seed};

@@ -1,0 +1,53 @@
+//! A frozen embedding with an adapter beside it.
+
+use crate::error::{Error, Result};
+use crate::Lora;
+use tch::Tensor;
+
+/// Row `i` of the result is `W[i] + scale · (B A)ᵀ[i]`.
+#[derive(Debug)]
+pub struct EmbeddingLayer {
+    /// `[vocab, hidden]`
+    pub weight: Tensor,
+    /// The adapter, if this embedding has one: `a` `[r, vocab]`, `b` `[hidden, r]`.
+    pub lora: Option<Lora>,
+}
+
+impl EmbeddingLayer {
+    /// An embedding without an adapter.
+    pub fn frozen(weight: Tensor) -> Self {
+        Self { weight, lora: None }
+    }
+
+    /// Puts an adapter beside the table.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when it does not fit.
+    pub fn set_adapter(&mut self, lora: Lora) -> Result<()> {
+        let (table, a, b) = (self.weight.size(), lora.a.size(), lora.b.size());
+        if [a[1], b[0]] != table[..] {
+            return Err(Error::Shape {
+                what: "lora_embedding_A and lora_embedding_B",
+                expected: format!("[r, {}] and [{}, r]", table[0], table[1]),
+                got: format!("{a:?} and {b:?}"),
+            });
+        }
+        self.lora = Some(lora);
+        Ok(())
+    }
+
+    /// Looks rows up.
+    ///
+    /// # Shapes
+    /// `ids` `[tokens]` int64 in `[0, vocab)`; the result is `[tokens, hidden]` in the dtype of the table.
+    ///
+    /// # Errors
+    /// [`Error::Torch`] for an id outside the table.
+    pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
+        let rows = Tensor::f_embedding(&self.weight, ids, -1, false, false)?;
+        let Some(lora) = &self.lora else { return Ok(rows) };
+        let low = Tensor::f_embedding(&lora.a.f_tr()?, ids, -1, false, false)?;
+        let update = low.f_matmul(&lora.b.f_tr()?)?.f_mul_scalar(lora.scale)?.f_to_kind(rows.kind())?;
+        Ok(rows.f_add(&update)?)
+    }
+}

@@ -1,0 +1,121 @@
+//! A frozen linear layer with an adapter beside it.
+
+use crate::error::{Error, Result};
+use crate::init::{Init, init_linear};
+use crate::merge::merge_into;
+use crate::spec::LoraSpec;
+use crate::{Lora, ParameterCount};
+use lora_torch::{LoraPart, Projection, lora_linear};
+use tch::Tensor;
+
+/// `y = x Wᵀ + bias + scale · dropout(x) Aᵀ Bᵀ` (Hu et al., 2021, equation 3).
+#[derive(Debug)]
+pub struct LinearLayer {
+    /// `[out_features, in_features]`
+    pub weight: Tensor,
+    /// `[out_features]`
+    pub bias: Option<Tensor>,
+    /// The adapter, if this layer has one.
+    pub lora: Option<Lora>,
+}
+
+impl LinearLayer {
+    /// A layer without an adapter.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when `weight` is no matrix or `bias` does not fit it.
+    pub fn frozen(weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
+        let size = weight.size();
+        if size.len() != 2 {
+            return Err(Error::Shape { what: "weight", expected: "[out, in]".into(), got: format!("{size:?}") });
+        }
+        if let Some(b) = bias.as_ref().filter(|b| b.size() != [size[0]]) {
+            return Err(Error::Shape { what: "bias", expected: format!("[{}]", size[0]), got: format!("{:?}", b.size()) });
+        }
+        Ok(Self { weight, bias, lora: None })
+    }
+
+    /// Width of the input.
+    pub fn in_features(&self) -> i64 {
+        self.weight.size()[1]
+    }
+
+    /// Width of the output.
+    pub fn out_features(&self) -> i64 {
+        self.weight.size()[0]
+    }
+
+    /// Puts a fresh adapter beside the weight.
+    ///
+    /// # Errors
+    /// [`Error::Value`] when `r` exceeds the smaller side of the weight, where an adapter saves nothing.
+    pub fn with_adapter(mut self, spec: LoraSpec, init: Init, seed: u64) -> Result<Self> {
+        if spec.r() > self.in_features().min(self.out_features()) {
+            return Err(Error::Value { what: "r", value: spec.r().to_string(), expected: "at most the smaller side of the weight" });
+        }
+        self.lora = Some(init_linear(self.in_features(), self.out_features(), spec, init, seed, self.weight.device())?);
+        Ok(self)
+    }
+
+    /// Puts an existing adapter beside the weight.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when it does not fit.
+    pub fn set_adapter(&mut self, lora: Lora) -> Result<()> {
+        let (wanted, got) = ((self.in_features(), self.out_features()), (lora.a.size()[1], lora.b.size()[0]));
+        if wanted != got {
+            let [expected, got] = [wanted, got].map(|(i, o)| format!("[r, {i}] and [{o}, r]"));
+            return Err(Error::Shape { what: "lora_A and lora_B", expected, got });
+        }
+        self.lora = Some(lora);
+        Ok(())
+    }
+
+    /// The layer as the fused operation takes it.
+    pub fn projection(&self) -> Projection<'_> {
+        let adapter = self.lora.as_ref().map(|l| LoraPart { a: &l.a, b: &l.b, scale: l.scale });
+        Projection { weight: &self.weight, bias: self.bias.as_ref(), adapter }
+    }
+
+    /// Applies the layer; `dropout` is the probability for the adapter's input, 0 in evaluation.
+    ///
+    /// # Shapes
+    /// `[.., in_features]` to `[.., out_features]`.
+    ///
+    /// # Errors
+    /// [`Error::Torch`] when `x` does not fit.
+    pub fn forward(&self, x: &Tensor, dropout: f64) -> Result<Tensor> {
+        Ok(lora_linear(x, &[self.projection()], dropout)?.remove(0))
+    }
+
+    /// `W + scale · B A` as a new tensor in the dtype of `W`.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] when the result is not finite.
+    pub fn merged_weight(&self) -> Result<Tensor> {
+        match &self.lora {
+            Some(l) => merge_into(&self.weight, &l.a, &l.b, l.scale),
+            None => Ok(self.weight.shallow_clone()),
+        }
+    }
+
+    /// What the adapter trains against what the weight holds; nothing for a layer without one.
+    pub fn count(&self) -> ParameterCount {
+        self.lora.as_ref().map_or_else(ParameterCount::default, |l| {
+            ParameterCount::of_linear(self.in_features(), self.out_features(), l.r())
+        })
+    }
+}
+
+/// Applies several layers to one input in one autograd node.
+///
+/// # Errors
+/// [`Error::Torch`] when a layer does not fit `x`.
+pub fn forward_many<const N: usize>(x: &Tensor, layers: [&LinearLayer; N], dropout: f64) -> Result<[Tensor; N]> {
+    let outputs = lora_linear(x, &layers.map(LinearLayer::projection), dropout)?;
+    outputs.try_into().map_err(|o: Vec<_>| Error::Shape {
+        what: "outputs",
+        expected: N.to_string(),
+        got: o.len().to_string(),
+    })
+}

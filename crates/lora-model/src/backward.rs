@@ -1,0 +1,103 @@
+//! Forward and backward of one micro-batch, with activations kept or recomputed.
+
+use crate::batch::TokenBatch;
+use crate::decoder::{Decoder, Mode, ModuleRef};
+use crate::error::Result;
+use crate::rope::RotaryTable;
+use lora_torch::backward;
+use tch::{Kind, Tensor, no_grad};
+
+impl Decoder {
+    /// Adds the gradient of `weight · (summed loss)` to the trained parameters, and returns the summed loss (a scalar on
+    /// the device, not yet read).
+    ///
+    /// With `checkpointing` only the input of each block is kept; the rest of a block is computed again on the way back.
+    /// Both ways give the same bits, dropout included.
+    ///
+    /// # Errors
+    /// What an operation reports.
+    pub fn loss_and_backward(&self, batch: &TokenBatch, seed: u64, weight: f64, checkpointing: bool) -> Result<Tensor> {
+        let mode = Mode::Train { seed };
+        if checkpointing {
+            return self.checkpointed(batch, mode, weight);
+        }
+        let loss = self.loss(batch, mode)?;
+        backward(&[&loss], &[&loss.f_full_like(weight)?])?;
+        Ok(loss.f_detach()?)
+    }
+
+    fn checkpointed(&self, batch: &TokenBatch, mode: Mode, weight: f64) -> Result<Tensor> {
+        let table = RotaryTable::new(&self.config, &batch.position_ids, batch.longest(), self.kind())?;
+        let rows = Some(&batch.target_rows);
+        let first = self.first_trained_block();
+
+        // Forward: keep the input of each block that a gradient must pass.
+        let embedded = self.embed_tokens.forward(&batch.input_ids)?;
+        let mut x = embedded.f_detach()?;
+        let mut inputs = Vec::with_capacity(self.blocks.len());
+        for i in 0..self.blocks.len() {
+            let next = no_grad(|| self.block(i, &x, batch, &table, mode, rows))?;
+            inputs.push(if i >= first { Some(x) } else { None });
+            x = next;
+        }
+
+        // The head, and the gradient of the last block's output.
+        let last = x.f_set_requires_grad(true)?;
+        let loss = self.loss_of(&self.final_norm(&last)?, batch)?;
+        backward(&[&loss], &[&loss.f_full_like(weight)?])?;
+        let mut gradient = last.f_grad()?;
+
+        // Backward: compute each block again, with its graph this time, and go through it.
+        for i in (first..self.blocks.len()).rev() {
+            let Some(input) = inputs[i].take() else { continue };
+            let passes_on = i > first || embedded.requires_grad();
+            let input = input.f_set_requires_grad(passes_on)?;
+            let output = self.block(i, &input, batch, &table, mode, rows)?;
+            backward(&[&output], &[&gradient])?;
+            if passes_on {
+                gradient = input.f_grad()?;
+            }
+        }
+        if embedded.requires_grad() {
+            backward(&[&embedded], &[&gradient])?;
+        }
+        Ok(loss.f_detach()?)
+    }
+
+    /// The lowest block that a gradient must reach.
+    fn first_trained_block(&self) -> usize {
+        let trains = |t: &Tensor| t.requires_grad();
+        let embedding = &self.embed_tokens;
+        if trains(&embedding.weight) || embedding.lora.is_some() {
+            return 0;
+        }
+        let of_block = |i: usize| {
+            let prefix = crate::names::in_block(i, "");
+            self.modules().iter().filter(|(path, _)| path.starts_with(&prefix)).any(|(_, m)| match m {
+                ModuleRef::Linear(l) => l.lora.is_some() || trains(&l.weight),
+                ModuleRef::Norm(w) => trains(w),
+                ModuleRef::Embedding(_) => false,
+            })
+        };
+        (0..self.blocks.len()).find(|&i| of_block(i)).unwrap_or(self.blocks.len())
+    }
+
+    /// Token-weighted evaluation of a batch: summed loss, and how many trained tokens the model ranks first.
+    ///
+    /// # Errors
+    /// What an operation reports.
+    pub fn evaluate(&self, batch: &TokenBatch) -> Result<(f64, i64)> {
+        no_grad(|| {
+            let hidden = self.hidden(batch, Mode::Eval, Some(&batch.target_rows))?;
+            let loss = self.loss_of(&hidden, batch)?.f_double_value(&[])?;
+            let mut right = 0;
+            let (n, chunk) = (hidden.size()[0], crate::decoder::LOSS_CHUNK_ROWS);
+            for start in (0..n).step_by(chunk as usize) {
+                let rows = chunk.min(n - start);
+                let best = self.logits(&hidden.f_narrow(0, start, rows)?)?.f_argmax(-1, false)?;
+                right += best.f_eq_tensor(&batch.targets.f_narrow(0, start, rows)?)?.f_sum(Kind::Int64)?.f_int64_value(&[])?;
+            }
+            Ok((loss, right))
+        })
+    }
+}

@@ -1,0 +1,178 @@
+//! Logits, losses, greedy tokens, gradients and ten training steps against what transformers and PEFT computed
+//! (`tests/fixtures`, made by `tests/reference/make_fixtures.py`).
+
+use lora_format::{TensorFile, read_adapter};
+use lora_model::{Decoder, GenerateOptions, Mode, Sampling, TokenBatch};
+use lora_torch::{AdamWScalars, adamw_step};
+use std::path::{Path, PathBuf};
+use tch::{Device, Kind, Tensor};
+
+// The reach that the fixtures' README names: fp32 on both sides, sums in another order.
+const LOGITS_TOLERANCE: f64 = 1e-5;
+const GRADIENT_TOLERANCE: f64 = 1e-4;
+const TRAINING_TOLERANCE: f64 = 1e-4;
+
+const FAMILIES: [&str; 9] = [
+    "llama",
+    "llama_tied_rope3",
+    "llama_linear",
+    "llama_dynamic",
+    "llama_yarn",
+    "llama_longrope",
+    "mistral",
+    "qwen2",
+    "qwen3",
+];
+const ADAPTERS: [&str; 8] = ["lora", "all_linear", "rslora", "regex", "patterns", "layers", "embedding", "head_saved"];
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures")
+}
+
+fn load(dir: &Path) -> Decoder {
+    Decoder::load(dir, Kind::Float, Device::Cpu, &mut |_, _| {}).unwrap()
+}
+
+/// The largest difference, relative to the largest reference value.
+fn distance(got: &Tensor, wanted: &Tensor) -> f64 {
+    assert_eq!(got.size(), wanted.size());
+    (got - wanted).abs().max().double_value(&[]) / wanted.abs().max().double_value(&[]).max(1e-30)
+}
+
+/// The rows of a padded batch end to end, and where each token stood in the flattened padded batch.
+fn unpadded(model: &Decoder, file: &TensorFile) -> (TokenBatch, Tensor) {
+    let read = |name: &str| Vec::<Vec<i64>>::try_from(&file.read(name).unwrap()).unwrap();
+    let (ids, mask, labels) = (read("input_ids"), read("attention_mask"), read("labels"));
+    let width = ids[0].len();
+    let (mut flat, mut lens, mut rows, mut targets, mut places) = (vec![], vec![], vec![], vec![], vec![]);
+    for (i, row) in ids.iter().enumerate() {
+        let n = mask[i].iter().sum::<i64>() as usize;
+        for t in 0..n {
+            if t + 1 < n && labels[i][t + 1] != -100 {
+                rows.push(flat.len() as i64);
+                targets.push(labels[i][t + 1]);
+            }
+            places.push((i * width + t) as i64);
+            flat.push(row[t]);
+        }
+        lens.push(n as i64);
+    }
+    let batch = TokenBatch::new(&model.config, &flat, &lens, &rows, &targets, Device::Cpu).unwrap();
+    (batch, Tensor::from_slice(&places))
+}
+
+fn inputs_of(family: &str) -> TensorFile {
+    TensorFile::open(&fixtures().join(family).join("reference.safetensors")).unwrap()
+}
+
+fn check_logits(model: &Decoder, batch: &TokenBatch, places: &Tensor, reference: &TensorFile, name: &str) {
+    let logits = tch::no_grad(|| model.logits(&model.hidden(batch, Mode::Eval, None).unwrap()).unwrap());
+    let wanted = reference.read("logits").unwrap().flatten(0, 1).index_select(0, places);
+    let d = distance(&logits, &wanted);
+    assert!(d < LOGITS_TOLERANCE, "{name}: logits differ by {d}");
+    let loss = model.loss(batch, Mode::Eval).unwrap().double_value(&[]) / batch.trained() as f64;
+    let wanted = reference.read("loss").unwrap().double_value(&[0]);
+    assert!((loss - wanted).abs() < LOGITS_TOLERANCE * wanted, "{name}: loss {loss} against {wanted}");
+}
+
+#[test]
+fn base_models_give_the_logits_losses_and_greedy_tokens_of_transformers() {
+    for family in FAMILIES {
+        let model = load(&fixtures().join(family));
+        let reference = inputs_of(family);
+        let (batch, places) = unpadded(&model, &reference);
+        check_logits(&model, &batch, &places, &reference, family);
+
+        let greedy = Vec::<Vec<i64>>::try_from(&reference.read("greedy").unwrap()).unwrap().remove(0);
+        let options =
+            GenerateOptions { max_new_tokens: greedy.len() - 8, stop_ids: vec![2], sampling: Sampling::default() };
+        let new = model.generate(&greedy[..8], &options, |_| true).unwrap();
+        assert_eq!(new, greedy[8..8 + new.len()], "{family}");
+        assert!(new.len() == greedy.len() - 8 || new.last() == Some(&2), "{family} stopped early: {new:?}");
+    }
+}
+
+fn adapter_cases() -> Vec<(String, String)> {
+    let llama = ADAPTERS.map(|a| ("llama".to_string(), a.to_string()));
+    let others = FAMILIES.iter().filter(|f| **f != "llama").map(|f| (f.to_string(), "lora".to_string()));
+    llama.into_iter().chain(others).collect()
+}
+
+/// `model.layers.0.self_attn.q_proj.lora_A.weight` as PEFT names its gradient.
+fn reference_name(name: &str) -> Option<String> {
+    for part in ["lora_A", "lora_B"] {
+        if let Some(module) = name.strip_suffix(&format!(".{part}.weight")) {
+            return Some(format!("grad.base_model.model.{module}.{part}.default.weight"));
+        }
+    }
+    for part in ["lora_embedding_A", "lora_embedding_B"] {
+        if let Some(module) = name.strip_suffix(&format!(".{part}")) {
+            return Some(format!("grad.base_model.model.{module}.{part}.default"));
+        }
+    }
+    let module = name.strip_suffix(".weight")?;
+    Some(format!("grad.base_model.model.{module}.modules_to_save.default.weight"))
+}
+
+#[test]
+fn adapters_give_the_logits_losses_and_every_gradient_of_peft() {
+    for (family, variant) in adapter_cases() {
+        for checkpointing in [false, true] {
+            let name = format!("{family}/{variant}, checkpointing {checkpointing}");
+            let dir = fixtures().join(&family).join("adapters").join(&variant);
+            let mut model = load(&fixtures().join(&family));
+            model.load_adapter(&read_adapter(&dir).unwrap()).unwrap();
+            let (batch, places) = unpadded(&model, &inputs_of(&family));
+            let reference = TensorFile::open(&dir.join("reference.safetensors")).unwrap();
+            check_logits(&model, &batch, &places, &reference, &name);
+
+            let _loss = model.loss_and_backward(&batch, 0, 1.0 / batch.trained() as f64, checkpointing).unwrap();
+            let mut wanted: Vec<String> = reference.names().filter(|n| n.starts_with("grad.")).map(String::from).collect();
+            let parameters = model.parameters();
+            assert!(!parameters.is_empty());
+            for p in &parameters {
+                let key = reference_name(&p.name).unwrap();
+                let d = distance(&p.tensor.grad(), &reference.read(&key).unwrap());
+                assert!(d < GRADIENT_TOLERANCE, "{name}: gradient of {} differs by {d}", p.name);
+                wanted.retain(|w| *w != key);
+            }
+            assert!(wanted.is_empty(), "{name}: no gradient for {wanted:?}");
+        }
+    }
+}
+
+#[test]
+fn ten_steps_of_adamw_follow_peft() {
+    for (family, variant) in adapter_cases() {
+        let name = format!("{family}/{variant}");
+        let dir = fixtures().join(&family).join("adapters").join(&variant);
+        let mut model = load(&fixtures().join(&family));
+        model.load_adapter(&read_adapter(&dir).unwrap()).unwrap();
+        let (batch, _) = unpadded(&model, &inputs_of(&family));
+        let reference = TensorFile::open(&dir.join("reference.safetensors")).unwrap();
+        let losses = Vec::<f64>::try_from(&reference.read("train.loss").unwrap()).unwrap();
+        let norms = Vec::<f64>::try_from(&reference.read("train.grad_norm").unwrap()).unwrap();
+        let parameters: Vec<Tensor> = model.parameters().into_iter().map(|p| p.tensor).collect();
+        let moments: Vec<_> = parameters.iter().map(|p| (p.zeros_like(), p.zeros_like())).collect();
+        for (i, (wanted_loss, wanted_norm)) in losses.iter().zip(&norms).enumerate() {
+            let trained = batch.trained() as f64;
+            let loss = model.loss_and_backward(&batch, 0, 1.0 / trained, false).unwrap().double_value(&[]) / trained;
+            let norm = parameters.iter().map(|p| p.grad().square().sum(Kind::Double).double_value(&[])).sum::<f64>().sqrt();
+            assert!((loss - wanted_loss).abs() < TRAINING_TOLERANCE * wanted_loss, "{name} step {i}: {loss} against {wanted_loss}");
+            assert!((norm - wanted_norm).abs() < 10.0 * TRAINING_TOLERANCE * wanted_norm, "{name} step {i}: norm {norm} against {wanted_norm}");
+            let clip = (1.0 / (norm + 1e-6)).min(1.0);
+            for (p, (m, v)) in parameters.iter().zip(&moments) {
+                let h = AdamWScalars { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, step: i as i64 + 1 };
+                adamw_step(p, &(p.grad() * clip), m, v, &h).unwrap();
+                let _ = p.grad().zero_();
+            }
+        }
+        let after = read_adapter(&dir.join("after_training")).unwrap();
+        let mut trained = load(&fixtures().join(&family));
+        trained.load_adapter(&after).unwrap();
+        for (p, wanted) in parameters.iter().zip(trained.parameters()) {
+            let d = distance(&p.detach(), &wanted.tensor.detach());
+            assert!(d < 30.0 * TRAINING_TOLERANCE, "{name}: {} differs by {d} after training", wanted.name);
+        }
+    }
+}

@@ -1,0 +1,19 @@
+// CPU kernels over rows, for float and double (kernels.cpp).
+#pragma once
+#include <cstdint>
+
+namespace kernel {
+
+#define KERNELS(T)                                                                                                      \
+  void rms_norm(const T* x, const T* w, T* y, T* rstd, int64_t rows, int64_t d, double eps);                            \
+  void rms_norm_backward(const T* g, const T* x, const T* w, const T* rstd, T* gx, T* gw, int64_t rows, int64_t d);     \
+  void rotary(const T* x, const T* cos, const T* sin, T* y, int64_t rows, int64_t heads, int64_t d, int64_t half, T sign); \
+  void swiglu(const T* gate, const T* up, T* y, int64_t n);                                                             \
+  void swiglu_backward(const T* g, const T* gate, const T* up, T* ggate, T* gup, int64_t n);                            \
+  double cross_entropy(T* logits, const int64_t* targets, int64_t rows, int64_t vocab, bool grad);
+
+KERNELS(float)
+KERNELS(double)
+#undef KERNELS
+
+}  // namespace kernel

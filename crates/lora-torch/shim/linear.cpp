@@ -1,0 +1,101 @@
+// Several projections of one input, each `x W^T + bias + scale * dropout(x) A^T B^T`, as one autograd node.
+#include "shim.h"
+#include <torch/csrc/autograd/custom_function.h>
+#include <vector>
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+namespace {
+
+constexpr int64_t FIELDS = 4;  // weight, bias, a, b of each projection, after x
+
+struct LoraLinear : torch::autograd::Function<LoraLinear> {
+  // The list of `place` is x, then FIELDS of each projection.
+  static variable_list forward(AutogradContext* ctx, at::TensorList present, std::vector<int64_t> place,
+                               std::vector<double> scales, double dropout) {
+    const variable_list tensors = with_gaps(present, place);
+    const at::Tensor x = tensors[0].reshape({-1, tensors[0].size(-1)});
+    const size_t n = scales.size();
+    std::vector<int64_t> out_size = tensors[0].sizes().vec();
+    variable_list ys, saved = tensors;
+    for (size_t i = 0; i < n; ++i) {
+      const at::Tensor *p = &tensors[1 + FIELDS * i], &weight = p[0], &bias = p[1], &a = p[2], &b = p[3];
+      at::Tensor y = bias.defined() ? at::addmm(bias, x, weight.t()) : at::mm(x, weight.t());
+      at::Tensor u, mask;
+      if (a.defined()) {
+        if (dropout > 0) mask = at::rand(x.sizes(), x.options()).ge_(dropout).to(at::kBool);
+        u = at::mm(dropped(x, mask, dropout), a.to(x.scalar_type()).t());
+        y.addmm_(u, b.to(x.scalar_type()).t(), 1, scales[i]);
+      }
+      out_size.back() = weight.size(0);
+      ys.push_back(y.view(out_size));
+      saved.push_back(u);
+      saved.push_back(mask);
+    }
+    ctx->save_for_backward(saved);
+    ctx->saved_data["place"] = place;
+    ctx->saved_data["scales"] = scales;
+    ctx->saved_data["dropout"] = dropout;
+    return ys;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const variable_list saved = ctx->get_saved_variables();
+    const std::vector<int64_t> place = ctx->saved_data["place"].toIntVector();
+    const std::vector<double> scales = ctx->saved_data["scales"].toDoubleVector();
+    const double dropout = ctx->saved_data["dropout"].toDouble();
+    const size_t n = scales.size(), inputs = 1 + FIELDS * n;
+    const at::Tensor x = saved[0].reshape({-1, saved[0].size(-1)});
+    const auto wanted = [&](size_t i) { return place[i] >= 0 && ctx->needs_input_grad(place[i]); };
+    const bool want_x = wanted(0);
+    variable_list result(inputs);
+    at::Tensor gx;
+    for (size_t i = 0; i < n; ++i) {
+      if (!grads[i].defined()) continue;
+      const size_t at = 1 + FIELDS * i;
+      const at::Tensor &weight = saved[at], &a = saved[at + 2], &b = saved[at + 3];
+      const at::Tensor &u = saved[inputs + 2 * i], &mask = saved[inputs + 2 * i + 1];
+      const at::Tensor g = grads[i].reshape({-1, grads[i].size(-1)});
+      if (want_x) {
+        if (gx.defined()) gx.addmm_(g, weight); else gx = at::mm(g, weight);
+      }
+      if (wanted(at)) result[at] = at::mm(g.t(), x);
+      if (wanted(at + 1)) result[at + 1] = g.sum(0);
+      if (!a.defined()) continue;
+      const at::Tensor gu = at::mm(g, b.to(g.scalar_type())).mul_(scales[i]);
+      if (wanted(at + 2)) result[at + 2] = at::mm(gu.t(), dropped(x, mask, dropout)).to(a.scalar_type());
+      if (wanted(at + 3)) result[at + 3] = at::mm(g.t(), u).mul_(scales[i]).to(b.scalar_type());
+      if (want_x) {
+        if (mask.defined()) gx.add_(dropped(at::mm(gu, a.to(g.scalar_type())), mask, dropout));
+        else gx.addmm_(gu, a.to(g.scalar_type()));
+      }
+    }
+    if (gx.defined()) result[0] = gx.view(saved[0].sizes());
+    variable_list compact;
+    for (size_t i = 0; i < inputs; ++i)
+      if (place[i] >= 0) compact.push_back(result[i]);
+    compact.resize(compact.size() + 3);  // the arguments that are no tensors
+    return compact;
+  }
+
+  static at::Tensor dropped(const at::Tensor& x, const at::Tensor& mask, double dropout) {
+    return mask.defined() ? at::mul(x, mask).mul_(1.0 / (1.0 - dropout)) : x;
+  }
+};
+
+}  // namespace
+
+extern "C" Message lt_lora_linear(CTensor x, const Projection* p, size_t n, double dropout, CTensor* out) {
+  return guarded([&] {
+    std::vector<at::Tensor> tensors{*x};
+    std::vector<double> scales;
+    for (size_t i = 0; i < n; ++i) {
+      for (CTensor t : {p[i].weight, p[i].bias, p[i].a, p[i].b}) tensors.push_back(value(t));
+      scales.push_back(p[i].scale);
+    }
+    const Present present(tensors);
+    variable_list ys = LoraLinear::apply(at::TensorList(present.tensors), present.place, scales, dropout);
+    for (size_t i = 0; i < n; ++i) out[i] = new at::Tensor(ys[i]);
+  });
+}

@@ -1,0 +1,213 @@
+//! The border to the shim: declarations, and the one place where pointers are made and taken back.
+//!
+//! Every shim function returns null, or the text of the C++ exception that it caught, allocated with `malloc`.
+
+use crate::error::{Error, Result};
+use std::ffi::{CStr, c_char, c_void};
+use std::ptr;
+use tch::Tensor;
+use torch_sys::C_tensor;
+
+/// A projection as the shim sees it; null means absent.
+#[repr(C)]
+pub(crate) struct RawProjection {
+    pub(crate) weight: *const C_tensor,
+    pub(crate) bias: *const C_tensor,
+    pub(crate) a: *const C_tensor,
+    pub(crate) b: *const C_tensor,
+    pub(crate) scale: f64,
+}
+
+#[repr(C)]
+pub(crate) struct RawAdamW {
+    pub(crate) lr: f64,
+    pub(crate) beta1: f64,
+    pub(crate) beta2: f64,
+    pub(crate) eps: f64,
+    pub(crate) weight_decay: f64,
+    pub(crate) step: i64,
+}
+
+type Message = *mut c_char;
+
+unsafe extern "C" {
+    fn free(p: *mut c_void);
+    fn lt_lora_linear(
+        x: *const C_tensor,
+        p: *const RawProjection,
+        n: usize,
+        dropout: f64,
+        out: *mut *mut C_tensor,
+    ) -> Message;
+    fn lt_rms_norm(x: *const C_tensor, w: *const C_tensor, eps: f64, out: *mut *mut C_tensor) -> Message;
+    fn lt_rotary(x: *const C_tensor, cos: *const C_tensor, sin: *const C_tensor, out: *mut *mut C_tensor) -> Message;
+    fn lt_swiglu(gate: *const C_tensor, up: *const C_tensor, out: *mut *mut C_tensor) -> Message;
+    fn lt_attention(
+        q: *const C_tensor,
+        k: *const C_tensor,
+        v: *const C_tensor,
+        lens: *const i64,
+        n: usize,
+        scale: f64,
+        window: i64,
+        out: *mut *mut C_tensor,
+    ) -> Message;
+    fn lt_cross_entropy(
+        h: *const C_tensor,
+        head: *const RawProjection,
+        targets: *const C_tensor,
+        chunk: i64,
+        out: *mut *mut C_tensor,
+    ) -> Message;
+    fn lt_backward(outputs: *const *const C_tensor, grads: *const *const C_tensor, n: usize) -> Message;
+    fn lt_set_grad(param: *const C_tensor, grad: *const C_tensor) -> Message;
+    fn lt_adamw(
+        p: *const C_tensor,
+        g: *const C_tensor,
+        m: *const C_tensor,
+        v: *const C_tensor,
+        h: *const RawAdamW,
+    ) -> Message;
+    fn lt_norm(g: *const C_tensor, out: *mut f64) -> Message;
+    fn lt_device_memory(index: i64, out: *mut i64) -> Message;
+    fn lt_cuda_in_build(out: *mut i32) -> Message;
+    fn lt_synchronize() -> Message;
+}
+
+fn check(op: &'static str, message: Message) -> Result<()> {
+    if message.is_null() {
+        return Ok(());
+    }
+    // SAFETY: a non-null message is a NUL-terminated string that the shim allocated with malloc and gave to us.
+    let text = unsafe {
+        let text = CStr::from_ptr(message).to_string_lossy().into_owned();
+        free(message.cast());
+        text
+    };
+    Err(Error::from_shim(op, &text))
+}
+
+fn take(op: &'static str, call: impl FnOnce(*mut *mut C_tensor) -> Message) -> Result<Tensor> {
+    let mut out = ptr::null_mut();
+    check(op, call(&mut out))?;
+    // SAFETY: the shim reported success, so `out` is a tensor that it allocated and gave to us.
+    Ok(unsafe { Tensor::from_ptr(out) })
+}
+
+fn optional(t: Option<&Tensor>) -> *const C_tensor {
+    t.map_or(ptr::null(), Tensor::as_ptr)
+}
+
+pub(crate) fn raw_projection(
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    adapter: Option<(&Tensor, &Tensor, f64)>,
+) -> RawProjection {
+    RawProjection {
+        weight: weight.as_ptr(),
+        bias: optional(bias),
+        a: optional(adapter.map(|(a, _, _)| a)),
+        b: optional(adapter.map(|(_, b, _)| b)),
+        scale: adapter.map_or(0.0, |(_, _, s)| s),
+    }
+}
+
+// SAFETY (all calls below): every pointer comes from a live `Tensor` or slice borrowed for the call, the shim keeps none
+// of them (it copies the reference-counted handles that it needs), and it catches every C++ exception.
+
+pub(crate) fn lora_linear(x: &Tensor, p: &[RawProjection], dropout: f64) -> Result<Vec<Tensor>> {
+    let mut out = vec![ptr::null_mut(); p.len()];
+    check("lora_linear", unsafe { lt_lora_linear(x.as_ptr(), p.as_ptr(), p.len(), dropout, out.as_mut_ptr()) })?;
+    Ok(out.into_iter().map(|t| unsafe { Tensor::from_ptr(t) }).collect())
+}
+
+pub(crate) fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
+    take("rms_norm", |out| unsafe { lt_rms_norm(x.as_ptr(), w.as_ptr(), eps, out) })
+}
+
+pub(crate) fn rotary(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    take("rotary", |out| unsafe { lt_rotary(x.as_ptr(), cos.as_ptr(), sin.as_ptr(), out) })
+}
+
+pub(crate) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    take("swiglu", |out| unsafe { lt_swiglu(gate.as_ptr(), up.as_ptr(), out) })
+}
+
+pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, lens: &[i64], scale: f64, window: i64) -> Result<Tensor> {
+    take("attention", |out| unsafe {
+        lt_attention(q.as_ptr(), k.as_ptr(), v.as_ptr(), lens.as_ptr(), lens.len(), scale, window, out)
+    })
+}
+
+pub(crate) fn cross_entropy(h: &Tensor, head: &RawProjection, targets: &Tensor, chunk: i64) -> Result<Tensor> {
+    take("cross_entropy", |out| unsafe { lt_cross_entropy(h.as_ptr(), head, targets.as_ptr(), chunk, out) })
+}
+
+pub(crate) fn backward(outputs: &[&Tensor], grads: &[&Tensor]) -> Result<()> {
+    let outputs: Vec<_> = outputs.iter().map(|t| t.as_ptr()).collect();
+    let grads: Vec<_> = grads.iter().map(|t| t.as_ptr()).collect();
+    check("backward", unsafe { lt_backward(outputs.as_ptr(), grads.as_ptr(), outputs.len()) })
+}
+
+pub(crate) fn set_grad(param: &Tensor, grad: &Tensor) -> Result<()> {
+    check("set_grad", unsafe { lt_set_grad(param.as_ptr(), grad.as_ptr()) })
+}
+
+pub(crate) fn adamw(p: &Tensor, g: &Tensor, m: &Tensor, v: &Tensor, h: &RawAdamW) -> Result<()> {
+    check("adamw", unsafe { lt_adamw(p.as_ptr(), g.as_ptr(), m.as_ptr(), v.as_ptr(), h) })
+}
+
+pub(crate) fn norm(g: &Tensor) -> Result<f64> {
+    let mut out = 0.0;
+    check("grad_norm", unsafe { lt_norm(g.as_ptr(), &mut out) })?;
+    Ok(out)
+}
+
+/// Current, peak and reserved bytes of a CUDA device.
+pub(crate) fn device_memory(index: i64) -> Result<[i64; 3]> {
+    let mut out = [0i64; 3];
+    check("device_memory", unsafe { lt_device_memory(index, out.as_mut_ptr()) })?;
+    Ok(out)
+}
+
+/// Whether the CUDA backend has registered itself with the loaded libtorch.
+pub(crate) fn cuda_registered() -> bool {
+    let mut out = 0;
+    check("cuda", unsafe { lt_cuda_in_build(&mut out) }).is_ok() && out != 0
+}
+
+pub(crate) fn synchronize() -> Result<()> {
+    check("synchronize", unsafe { lt_synchronize() })
+}
+
+/// Loads a shared library for the rest of the process, so that its static registrations take effect.
+pub(crate) fn load_forever(path: &std::path::Path) -> std::result::Result<(), String> {
+    use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+    // SAFETY: the library is libtorch's own CUDA backend, found beside the libtorch_cpu.so that is already loaded.
+    match unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) } {
+        Ok(library) => {
+            std::mem::forget(library);
+            Ok(())
+        }
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+/// The bytes of a contiguous CPU tensor, for as long as the tensor is borrowed.
+pub(crate) fn bytes_of(t: &Tensor, len: usize) -> &[u8] {
+    if len == 0 {
+        return &[];
+    }
+    // SAFETY: the caller has checked that the tensor is contiguous, on the CPU, and holds `len` bytes.
+    unsafe { std::slice::from_raw_parts(t.data_ptr() as *const u8, len) }
+}
+
+/// A tensor over a copy of `bytes`.
+pub(crate) fn copy_from_bytes(bytes: &[u8], shape: &[i64], kind: tch::Kind) -> Result<Tensor> {
+    let t = Tensor::f_empty(shape, (kind, tch::Device::Cpu))?;
+    if !bytes.is_empty() {
+        // SAFETY: the caller has checked that the fresh, contiguous tensor holds exactly `bytes.len()` bytes.
+        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), t.data_ptr() as *mut u8, bytes.len()) };
+    }
+    Ok(t)
+}

@@ -1,0 +1,46 @@
+//! The loss straight from hidden states, by chunks of rows: the logits are never held whole.
+
+use crate::error::{Error, Result};
+use crate::ffi;
+use crate::linear::LoraPart;
+use tch::{Kind, Tensor};
+
+/// The output head.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadPart<'a> {
+    /// `[vocab, hidden]`
+    pub weight: &'a Tensor,
+    /// `[vocab]`
+    pub bias: Option<&'a Tensor>,
+    /// An adapter over the head, if it has one.
+    pub adapter: Option<LoraPart<'a>>,
+}
+
+/// The SUM over rows of `-log softmax(head(hidden))[target]`, fp32 (fp64 for fp64 input).
+///
+/// Gradients for `hidden`, and for the head and its adapter where they require them, are made in the forward pass chunk
+/// by chunk, so that no more than `chunk_rows x vocab` logits exist at any time.
+///
+/// # Shapes
+/// `hidden` `[n, hidden]`, `targets` `[n]` int64 in `[0, vocab)`; the result is a scalar.
+///
+/// # Errors
+/// [`Error::Shape`] when the shapes do not fit.
+pub fn cross_entropy(hidden: &Tensor, head: HeadPart<'_>, targets: &Tensor, chunk_rows: i64) -> Result<Tensor> {
+    const OP: &str = "cross_entropy";
+    let (h, w) = (hidden.size(), head.weight.size());
+    if h.len() != 2 || w.len() != 2 || h[1] != w[1] {
+        return Err(Error::shape(OP, "hidden", format!("[n, {}]", w.last().copied().unwrap_or(0)), h));
+    }
+    if targets.size() != [h[0]] || targets.kind() != Kind::Int64 {
+        return Err(Error::shape(OP, "targets", format!("[{}] int64", h[0]), (targets.size(), targets.kind())));
+    }
+    if let Some(l) = head.adapter {
+        let r = l.a.size().first().copied().unwrap_or(0);
+        if l.a.size() != [r, w[1]] || l.b.size() != [w[0], r] {
+            return Err(Error::shape(OP, "lora_A, lora_B", format!("[r, {}], [{}, r]", w[1], w[0]), (l.a.size(), l.b.size())));
+        }
+    }
+    let raw = ffi::raw_projection(head.weight, head.bias, head.adapter.map(|l| (l.a, l.b, l.scale)));
+    ffi::cross_entropy(hidden, &raw, targets, chunk_rows.max(1))
+}

@@ -1,0 +1,43 @@
+//! How much memory the process and a device use.
+
+use crate::error::Result;
+use crate::ffi;
+use tch::Device;
+
+/// Bytes in use on a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// In use now.
+    pub current: u64,
+    /// The most that was in use since the start of the process.
+    pub peak: u64,
+    /// Held by the caching allocator.
+    pub reserved: u64,
+}
+
+/// Memory of a CUDA device as its caching allocator counts it; `None` on the CPU.
+///
+/// # Errors
+/// What libtorch reports.
+pub fn device_memory(device: Device) -> Result<Option<DeviceMemory>> {
+    let Device::Cuda(index) = device else { return Ok(None) };
+    let [current, peak, reserved] = ffi::device_memory(index as i64)?.map(|n| u64::try_from(n).unwrap_or(0));
+    Ok(Some(DeviceMemory { current, peak, reserved }))
+}
+
+/// The most resident memory that this process has had, in bytes; 0 where the system does not say.
+pub fn peak_rss_bytes() -> u64 {
+    status_field("VmHWM:")
+}
+
+/// The resident memory of this process now, in bytes; 0 where the system does not say.
+pub fn current_rss_bytes() -> u64 {
+    status_field("VmRSS:")
+}
+
+fn status_field(field: &str) -> u64 {
+    let Ok(text) = std::fs::read_to_string("/proc/self/status") else { return 0 };
+    let value = text.lines().find_map(|line| line.strip_prefix(field));
+    let kib = value.and_then(|v| v.split_whitespace().next()).and_then(|v| v.parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}

@@ -1,0 +1,187 @@
+"""Checks `lora` against PEFT and transformers, both ways, over the golden checkpoints.
+
+    python interop.py --lora PROGRAM --fixtures DIR --work DIR [FAMILY ...]
+
+For every model family:
+  theirs in ours   each PEFT adapter of the fixtures: `lora logits` gives PEFT's logits
+  merged           `lora merge`: transformers loads the result whole, and it gives PEFT's logits
+  ours in theirs   an adapter that `lora train` made in three steps: PEFT finds every weight that it expects and no
+                   other, and gives the logits of `lora logits`
+
+Needs torch, transformers, peft and safetensors. `cargo xtask interop` calls it.
+"""
+import argparse
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import torch
+import transformers
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+
+# Both sides compute in float32 and sum in different orders; relative to the largest logit.
+REACH = 1e-5
+# Merging rounds every weight once more.
+MERGED_REACH = 2e-5
+
+transformers.utils.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+
+
+class Failed(Exception):
+    """One check that does not hold."""
+
+
+def run(*words):
+    done = subprocess.run([str(w) for w in words], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise Failed(f"`{' '.join(str(w) for w in words)}` exited with {done.returncode}: {done.stderr.strip()[-600:]}")
+
+
+def base(folder, family):
+    # gemma2 caps its attention scores, which only the eager implementation does.
+    attention = "eager" if family.startswith("gemma2") else "sdpa"
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation=attention, output_loading_info=True)
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info.get(kind):
+            raise Failed(f"{folder}: {kind} {sorted(info[kind])[:4]}")
+    return model.eval()
+
+
+@torch.no_grad()
+def their_logits(model, batch):
+    return model(**batch, use_cache=False).logits.float()
+
+
+class Family:
+    """One checkpoint of the fixtures, its batch, and a folder to work in."""
+
+    def __init__(self, lora, folder, work):
+        self.lora, self.folder, self.work = lora, folder, work / folder.name
+        shutil.rmtree(self.work, ignore_errors=True)
+        self.work.mkdir(parents=True)
+        reference = load_file(folder / "reference.safetensors")
+        self.batch = {k: reference[k] for k in ("input_ids", "attention_mask")}
+        self.labels = reference["labels"]
+        self.input = self.work / "input.safetensors"
+        save_file(self.batch, self.input)
+
+    def our_logits(self, adapter):
+        out = self.work / "logits.safetensors"
+        out.unlink(missing_ok=True)
+        run(self.lora, "logits", "--model", self.folder, "--adapter", adapter, "--input", self.input, "--output", out)
+        return load_file(out)["logits"].float()
+
+    def compare(self, ours, theirs, reach):
+        """The largest difference at positions that are not padding."""
+        if ours.shape != theirs.shape:
+            raise Failed(f"logits have the shape {tuple(ours.shape)}, and {tuple(theirs.shape)} is expected")
+        real = self.batch["attention_mask"].bool()
+        difference = float((ours - theirs)[real].abs().max() / theirs[real].abs().max())
+        if not difference <= reach:
+            raise Failed(f"logits differ by {difference:.2e} of the largest, more than {reach:.0e}")
+        return f"{difference:.1e}"
+
+    def peft(self, adapter):
+        return PeftModel.from_pretrained(base(self.folder, self.folder.name), adapter).eval()
+
+    def theirs_in_ours(self, adapter):
+        return self.compare(self.our_logits(adapter), their_logits(self.peft(adapter), self.batch), REACH)
+
+    def merged(self, adapter):
+        out = self.work / "merged"
+        shutil.rmtree(out, ignore_errors=True)
+        run(self.lora, "merge", "--model", self.folder, "--adapter", adapter, "--output", out)
+        merged = their_logits(base(out, self.folder.name), self.batch)
+        return self.compare(merged, their_logits(self.peft(adapter), self.batch), MERGED_REACH)
+
+    def train(self, target_modules):
+        data = self.work / "train.jsonl"
+        with open(data, "w") as f:
+            for ids, labels, mask in zip(self.batch["input_ids"], self.labels, self.batch["attention_mask"].bool()):
+                f.write(json.dumps({"input_ids": ids[mask].tolist(), "labels": labels[mask].tolist()}) + "\n")
+        config, run_dir = self.work / "run.toml", self.work / "run"
+        quoted = json.dumps
+        config.write_text(f"""
+output_dir = {quoted(str(run_dir))}
+seed = 1
+[model]
+path = {quoted(str(self.folder))}
+device = "cpu"
+dtype = "float32"
+[lora]
+r = 4
+lora_alpha = 8
+target_modules = {quoted(target_modules)}
+[data]
+train = [{{ path = {quoted(str(data))}, format = "tokenized" }}]
+max_length = 64
+[train]
+max_steps = 3
+per_device_train_batch_size = 2
+learning_rate = 0.01
+""")
+        run(self.lora, "train", config)
+        return run_dir
+
+    def ours_in_theirs(self, target_modules):
+        adapter = self.train(target_modules)
+        written = load_file(adapter / "adapter_model.safetensors")
+        model = self.peft(adapter)
+        held = get_peft_model_state_dict(model)
+        if written.keys() != held.keys():
+            raise Failed(f"keys that one side lacks: {sorted(written.keys() ^ held.keys())[:4]}")
+        for name, tensor in written.items():
+            if not torch.equal(tensor, held[name]):
+                raise Failed(f"PEFT holds another {name} than was written")
+            if "lora_B" in name and not tensor.any():
+                raise Failed(f"{name} is zero after training")
+        return self.compare(self.our_logits(adapter), their_logits(model, self.batch), REACH)
+
+
+def checks(family):
+    """(name, function) of everything to check in a family."""
+    for adapter in sorted((family.folder / "adapters").iterdir()):
+        config = json.loads((adapter / "adapter_config.json").read_text())
+        yield f"theirs in ours: {adapter.name}", lambda a=adapter: family.theirs_in_ours(a)
+        # A bias of an adapter has no place in a projection without one: PEFT cannot merge that either.
+        biased = json.loads((family.folder / "config.json").read_text())["model_type"] in ("qwen2", "gpt2", "gpt_neox")
+        if biased or not config.get("lora_bias"):
+            yield f"merged: {adapter.name}", lambda a=adapter: family.merged(a)
+    targets = json.loads((family.folder / "adapters/lora/adapter_config.json").read_text())["target_modules"]
+    yield "ours in theirs", lambda: family.ours_in_theirs(sorted(targets))
+    yield "ours in theirs: all-linear", lambda: family.ours_in_theirs("all-linear")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--lora", type=pathlib.Path, required=True)
+    parser.add_argument("--fixtures", type=pathlib.Path, required=True)
+    parser.add_argument("--work", type=pathlib.Path, required=True)
+    parser.add_argument("family", nargs="*")
+    args = parser.parse_args()
+    folders = sorted(p.parent for p in args.fixtures.glob("*/config.json"))
+    if unknown := set(args.family) - {f.name for f in folders}:
+        sys.exit(f"no such family in {args.fixtures}: {', '.join(sorted(unknown))}")
+    passed = failed = 0
+    for folder in folders:
+        if args.family and folder.name not in args.family:
+            continue
+        family = Family(args.lora.resolve(), folder, args.work)
+        for name, check in checks(family):
+            try:
+                print(f"ok    {folder.name}: {name} ({check()})", flush=True)
+                passed += 1
+            except Exception as error:  # one broken family must not hide the others
+                print(f"FAIL  {folder.name}: {name}: {type(error).__name__}: {error}", flush=True)
+                failed += 1
+    print(f"{passed} passed, {failed} failed")
+    sys.exit(1 if failed or not passed else 0)
+
+
+if __name__ == "__main__":
+    main()
