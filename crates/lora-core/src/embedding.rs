@@ -1,7 +1,7 @@
 //! A frozen embedding with an adapter beside it.
 
-use crate::error::{Error, Result};
 use crate::Lora;
+use crate::error::{Error, Result};
 use tch::Tensor;
 
 /// Row `i` of the result is `W[i] + scale · (B A)ᵀ[i]`.

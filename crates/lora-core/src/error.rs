@@ -28,7 +28,9 @@ pub enum Error {
         expected: &'static str,
     },
     /// A merge would write NaN or infinity.
-    #[error("the merged weight has {count} entries that are not finite; the adapter or the base is damaged, or the dtype too narrow")]
+    #[error(
+        "the merged weight has {count} entries that are not finite; the adapter or the base is damaged, or the dtype too narrow"
+    )]
     NotFinite {
         /// How many.
         count: i64,

@@ -1,9 +1,9 @@
 //! Initial values of adapters, as PEFT has them. Drawn on the CPU from a seed of their own, so that an adapter starts from
 //! the same bits on every device and in whatever order modules are made.
 
+use crate::Lora;
 use crate::error::Result;
 use crate::spec::LoraSpec;
-use crate::Lora;
 use tch::{Device, Kind, Tensor};
 
 /// How an adapter of a linear layer starts.

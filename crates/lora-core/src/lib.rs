@@ -60,7 +60,11 @@ impl Lora {
     pub fn from_parts(a: Tensor, b: Tensor, scale: f64) -> Result<Self> {
         let (sa, sb) = (a.size(), b.size());
         if sa.len() != 2 || sb.len() != 2 || sa[0] != sb[1] {
-            return Err(Error::Shape { what: "lora_A and lora_B", expected: "[r, in] and [out, r]".into(), got: format!("{sa:?} and {sb:?}") });
+            return Err(Error::Shape {
+                what: "lora_A and lora_B",
+                expected: "[r, in] and [out, r]".into(),
+                got: format!("{sa:?} and {sb:?}"),
+            });
         }
         if !scale.is_finite() {
             return Err(Error::Value { what: "scale", value: scale.to_string(), expected: "a finite number" });

@@ -30,7 +30,11 @@ impl LinearLayer {
             return Err(Error::Shape { what: "weight", expected: "[out, in]".into(), got: format!("{size:?}") });
         }
         if let Some(b) = bias.as_ref().filter(|b| b.size() != [size[0]]) {
-            return Err(Error::Shape { what: "bias", expected: format!("[{}]", size[0]), got: format!("{:?}", b.size()) });
+            return Err(Error::Shape {
+                what: "bias",
+                expected: format!("[{}]", size[0]),
+                got: format!("{:?}", b.size()),
+            });
         }
         Ok(Self { weight, bias, lora: None })
     }
@@ -51,7 +55,11 @@ impl LinearLayer {
     /// [`Error::Value`] when `r` exceeds the smaller side of the weight, where an adapter saves nothing.
     pub fn with_adapter(mut self, spec: LoraSpec, init: Init, seed: u64) -> Result<Self> {
         if spec.r() > self.in_features().min(self.out_features()) {
-            return Err(Error::Value { what: "r", value: spec.r().to_string(), expected: "at most the smaller side of the weight" });
+            return Err(Error::Value {
+                what: "r",
+                value: spec.r().to_string(),
+                expected: "at most the smaller side of the weight",
+            });
         }
         self.lora = Some(init_linear(self.in_features(), self.out_features(), spec, init, seed, self.weight.device())?);
         Ok(self)

@@ -20,7 +20,11 @@ impl LoraSpec {
             return Err(Error::Value { what: "r", value: r.to_string(), expected: "at least 1" });
         }
         if !lora_alpha.is_finite() {
-            return Err(Error::Value { what: "lora_alpha", value: lora_alpha.to_string(), expected: "a finite number" });
+            return Err(Error::Value {
+                what: "lora_alpha",
+                value: lora_alpha.to_string(),
+                expected: "a finite number",
+            });
         }
         Ok(Self { r, lora_alpha, use_rslora })
     }

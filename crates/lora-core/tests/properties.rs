@@ -1,8 +1,8 @@
 //! What must hold for every adapter, in float64.
 
 use lora_core::{
-    EmbeddingLayer, Init, LinearLayer, Lora, LoraSpec, ParameterCount, delta, init_embedding, init_linear, merge_embedding, merge_into,
-    unmerge_from,
+    EmbeddingLayer, Init, LinearLayer, Lora, LoraSpec, ParameterCount, delta, init_embedding, init_linear,
+    merge_embedding, merge_into, unmerge_from,
 };
 use proptest::prelude::*;
 use tch::{Device, Kind, Tensor};
@@ -13,7 +13,8 @@ const F: (Kind, Device) = (Kind::Double, Device::Cpu);
 
 /// Values of order one that depend on `salt` only, not on a generator shared with other threads.
 fn values(rows: i64, columns: i64, salt: f64) -> Tensor {
-    ((Tensor::arange(rows * columns, F) * 12.9898 + salt * 78.233).sin() * 43758.5453).frac().view([rows, columns]) * 1.7
+    ((Tensor::arange(rows * columns, F) * 12.9898 + salt * 78.233).sin() * 43758.5453).frac().view([rows, columns])
+        * 1.7
 }
 
 fn distance(a: &Tensor, b: &Tensor) -> f64 {

@@ -95,7 +95,10 @@ impl Decoder {
             for start in (0..n).step_by(chunk as usize) {
                 let rows = chunk.min(n - start);
                 let best = self.logits(&hidden.f_narrow(0, start, rows)?)?.f_argmax(-1, false)?;
-                right += best.f_eq_tensor(&batch.targets.f_narrow(0, start, rows)?)?.f_sum(Kind::Int64)?.f_int64_value(&[])?;
+                right += best
+                    .f_eq_tensor(&batch.targets.f_narrow(0, start, rows)?)?
+                    .f_sum(Kind::Int64)?
+                    .f_int64_value(&[])?;
             }
             Ok((loss, right))
         })

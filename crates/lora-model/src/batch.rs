@@ -43,7 +43,11 @@ impl TokenBatch {
             return outside("targets", format!("{} ids", target_rows.len()), targets.len().to_string());
         }
         if let Some(id) = input_ids.iter().chain(targets).find(|id| !(0..config.vocab_size).contains(id)) {
-            return outside("token id", format!("in the model's vocabulary [0, {})", config.vocab_size), id.to_string());
+            return outside(
+                "token id",
+                format!("in the model's vocabulary [0, {})", config.vocab_size),
+                id.to_string(),
+            );
         }
         if let Some(row) = target_rows.iter().find(|row| !(0..tokens).contains(row)) {
             return outside("target row", format!("in [0, {tokens})"), row.to_string());

@@ -64,7 +64,13 @@ impl Block {
     ///
     /// # Errors
     /// What an operation reports.
-    pub fn forward_cached(&self, c: &ModelConfig, x: &Tensor, table: &RotaryTable, cache: &mut LayerCache) -> Result<Tensor> {
+    pub fn forward_cached(
+        &self,
+        c: &ModelConfig,
+        x: &Tensor,
+        table: &RotaryTable,
+        cache: &mut LayerCache,
+    ) -> Result<Tensor> {
         let (q, k, v) = self.qkv(c, x, table, 0.0)?;
         let scale = 1.0 / (c.head_dim as f64).sqrt();
         let mixed = cache.attend(&q, &k, &v, scale, self.window)?;

@@ -20,11 +20,22 @@ impl LayerCache {
 
     /// Appends `k` and `v` `[new, kv_heads, head_dim]` and lets `q` `[new, heads, head_dim]` attend to all that it may see.
     /// The result is `[new, heads · head_dim]`.
-    pub(crate) fn attend(&mut self, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, window: Option<i64>) -> Result<Tensor> {
+    pub(crate) fn attend(
+        &mut self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        scale: f64,
+        window: Option<i64>,
+    ) -> Result<Tensor> {
         let new = q.size()[0];
         let end = self.len + new;
         if end > self.k.size()[0] {
-            return Err(Error::Input { what: "position", expected: format!("below {}", self.k.size()[0]), got: end.to_string() });
+            return Err(Error::Input {
+                what: "position",
+                expected: format!("below {}", self.k.size()[0]),
+                got: end.to_string(),
+            });
         }
         self.k.f_narrow(0, self.len, new)?.f_copy_(k)?;
         self.v.f_narrow(0, self.len, new)?.f_copy_(v)?;
@@ -52,8 +63,9 @@ impl LayerCache {
 /// `[new, keys]` bool: query at `past + i` sees keys up to itself, within the window.
 fn mask(past: i64, new: i64, first: i64, end: i64, window: Option<i64>, like: &Tensor) -> Result<Tensor> {
     let on = (Kind::Int64, like.device());
-    let distance =
-        Tensor::f_arange_start(past, past + new, on)?.f_unsqueeze(1)?.f_sub(&Tensor::f_arange_start(first, end, on)?.f_unsqueeze(0)?)?;
+    let distance = Tensor::f_arange_start(past, past + new, on)?
+        .f_unsqueeze(1)?
+        .f_sub(&Tensor::f_arange_start(first, end, on)?.f_unsqueeze(0)?)?;
     let seen = distance.f_ge(0)?;
     Ok(match window {
         Some(w) => seen.f_logical_and(&distance.f_lt(w)?)?,
@@ -73,7 +85,9 @@ impl KvCache {
     /// # Errors
     /// What the allocator reports.
     pub fn new(c: &ModelConfig, capacity: i64, kind: Kind, device: Device) -> Result<Self> {
-        Ok(Self { layers: c.windows.iter().map(|_| LayerCache::new(c, capacity, kind, device)).collect::<Result<_>>()? })
+        Ok(Self {
+            layers: c.windows.iter().map(|_| LayerCache::new(c, capacity, kind, device)).collect::<Result<_>>()?,
+        })
     }
 
     /// Tokens in the cache.

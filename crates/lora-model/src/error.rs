@@ -10,7 +10,9 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[non_exhaustive]
 pub enum Error {
     /// The family of the checkpoint is not one of ours.
-    #[error("{file}: model_type = {model_type:?} is not supported; supported are {supported}. A family is added in lora-model's config.rs")]
+    #[error(
+        "{file}: model_type = {model_type:?} is not supported; supported are {supported}. A family is added in lora-model's config.rs"
+    )]
     Family {
         /// The config file.
         file: PathBuf,

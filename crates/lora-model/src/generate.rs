@@ -22,7 +22,12 @@ impl Decoder {
     ///
     /// # Errors
     /// [`Error::Input`] for an empty prompt, an id outside the vocabulary, or sampling out of range.
-    pub fn generate(&self, prompt: &[i64], options: &GenerateOptions, mut on_token: impl FnMut(i64) -> bool) -> Result<Vec<i64>> {
+    pub fn generate(
+        &self,
+        prompt: &[i64],
+        options: &GenerateOptions,
+        mut on_token: impl FnMut(i64) -> bool,
+    ) -> Result<Vec<i64>> {
         options.sampling.check()?;
         if prompt.is_empty() {
             return Err(Error::Input { what: "prompt", expected: "at least one token".into(), got: "none".into() });

@@ -72,17 +72,23 @@ impl Decoder {
                 self.train_module(path, Some(tensors))?;
                 continue;
             }
-            let spec = lora_core::LoraSpec::new(folder.config.rank_of(path)?, folder.config.alpha_of(path)?, folder.config.use_rslora)?;
+            let spec = lora_core::LoraSpec::new(
+                folder.config.rank_of(path)?,
+                folder.config.alpha_of(path)?,
+                folder.config.use_rslora,
+            )?;
             let found = self.modules_mut().into_iter().find(|(p, _)| p == path);
             match (found, content) {
                 (None, _) => return Err(fault("is not in this model".into())),
                 (Some((_, ModuleMut::Linear(l))), AdapterModule::Linear { a, b, base_weight }) => {
                     replace(&l.weight, base_weight.as_ref()).map_err(&fault)?;
-                    l.set_adapter(Lora::from_parts(leaf(a)?, leaf(b)?, spec.scale())?).map_err(|e| fault(e.to_string()))?;
+                    l.set_adapter(Lora::from_parts(leaf(a)?, leaf(b)?, spec.scale())?)
+                        .map_err(|e| fault(e.to_string()))?;
                 }
                 (Some((_, ModuleMut::Embedding(e))), AdapterModule::Embedding { a, b, base_weight }) => {
                     replace(&e.weight, base_weight.as_ref()).map_err(&fault)?;
-                    e.set_adapter(Lora::from_parts(leaf(a)?, leaf(b)?, spec.scale())?).map_err(|e| fault(e.to_string()))?;
+                    e.set_adapter(Lora::from_parts(leaf(a)?, leaf(b)?, spec.scale())?)
+                        .map_err(|e| fault(e.to_string()))?;
                 }
                 (Some(_), _) => return Err(fault("is of another kind in this model".into())),
             }
@@ -142,8 +148,8 @@ impl Decoder {
 
     /// Every trained leaf once, in the order of the forward pass.
     pub fn parameters(&self) -> Vec<Parameter> {
-        let tied = self.config.tie_word_embeddings
-            && self.lm_head.weight.data_ptr() == self.embed_tokens.weight.data_ptr();
+        let tied =
+            self.config.tie_word_embeddings && self.lm_head.weight.data_ptr() == self.embed_tokens.weight.data_ptr();
         let mut list = Vec::new();
         for (path, module) in self.modules() {
             let mut add = |suffix: &str, t: &Tensor| {
@@ -189,7 +195,11 @@ impl Decoder {
                 ModuleRef::Linear(l) => match &l.lora {
                     Some(lora) => {
                         let base_weight = (path == LM_HEAD).then(|| l.weight.shallow_clone());
-                        Some(AdapterModule::Linear { a: lora.a.shallow_clone(), b: lora.b.shallow_clone(), base_weight })
+                        Some(AdapterModule::Linear {
+                            a: lora.a.shallow_clone(),
+                            b: lora.b.shallow_clone(),
+                            base_weight,
+                        })
                     }
                     None if l.weight.requires_grad() => {
                         let bias = l.bias.as_ref().map(|b| ("bias", b));

@@ -66,7 +66,13 @@ pub fn modules(c: &ModelConfig) -> Vec<ModuleSpec> {
     use ModuleKind::{Embedding, Linear, Norm};
     let (h, inner) = (c.hidden_size, c.intermediate_size);
     let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
-    let spec = |path: String, kind, in_features, out_features, bias| ModuleSpec { path, kind, in_features, out_features, bias };
+    let spec = |path: String, kind, in_features, out_features, bias| ModuleSpec {
+        path,
+        kind,
+        in_features,
+        out_features,
+        bias,
+    };
     let mut list = vec![spec(EMBED_TOKENS.into(), Embedding, c.vocab_size, h, false)];
     for i in 0..c.windows.len() {
         list.push(spec(in_block(i, "input_layernorm"), Norm, 0, h, false));

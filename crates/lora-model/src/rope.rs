@@ -20,7 +20,8 @@ pub fn frequencies(c: &ModelConfig, longest: i64) -> Frequencies {
     let p = &c.rope;
     let dim = (c.head_dim as f64 * p.partial_rotary_factor) as i64;
     let factor = p.factor.unwrap_or(1.0);
-    let plain = |base: f64| -> Vec<f64> { (0..dim / 2).map(|i| 1.0 / base.powf(2.0 * i as f64 / dim as f64)).collect() };
+    let plain =
+        |base: f64| -> Vec<f64> { (0..dim / 2).map(|i| 1.0 / base.powf(2.0 * i as f64 / dim as f64)).collect() };
     let (inv, scaling) = match p.rope_type.as_str() {
         "linear" => (plain(p.rope_theta).into_iter().map(|f| f / factor).collect(), 1.0),
         "dynamic" => (plain(dynamic_base(p, dim, factor, c.max_position_embeddings, longest)), 1.0),

@@ -30,7 +30,10 @@ pub struct InjectionPlan {
 impl InjectionPlan {
     /// Trained parameters of the adapters against the weights that they stand beside.
     pub fn count(&self) -> ParameterCount {
-        self.adapters.iter().map(|a| ParameterCount::of_linear(a.module.in_features, a.module.out_features, a.spec.r())).sum()
+        self.adapters
+            .iter()
+            .map(|a| ParameterCount::of_linear(a.module.in_features, a.module.out_features, a.spec.r()))
+            .sum()
     }
 
     /// All trained parameters, modules that are saved in full included.
@@ -62,13 +65,18 @@ pub fn plan_injection(model: &ModelConfig, config: &AdapterConfig) -> Result<Inj
     let mut adapters = Vec::new();
     for module in all.iter().filter(|m| m.kind != ModuleKind::Norm) {
         let excluded = config.exclude_modules.as_ref().map_or(Ok(false), |e| e.matches(&module.path))?;
-        if excluded || saved.iter().any(|s| s.path == module.path) || !targets.matches(&module.path)? || !layers.keeps(&module.path) {
+        if excluded
+            || saved.iter().any(|s| s.path == module.path)
+            || !targets.matches(&module.path)?
+            || !layers.keeps(&module.path)
+        {
             continue;
         }
         let (r, alpha) = (config.rank_of(&module.path)?, config.alpha_of(&module.path)?);
         let most = module.in_features.min(module.out_features);
         if r > most {
-            let reason = format!("`{}` is {} wide on its smaller side, where a higher rank saves nothing", module.path, most);
+            let reason =
+                format!("`{}` is {} wide on its smaller side, where a higher rank saves nothing", module.path, most);
             return Err(Error::Adapter { field: "r", value: r.to_string(), reason });
         }
         adapters.push(PlannedAdapter { module: module.clone(), spec: LoraSpec::new(r, alpha, config.use_rslora)? });
@@ -129,7 +137,8 @@ fn check_names(field: &'static str, all: &[ModuleSpec], targets: &TargetModules)
         match (found, norm) {
             (true, _) => {}
             (false, Some(path)) => {
-                let reason = format!("`{path}` is a norm, which has no low-rank form; put it into modules_to_save to train it");
+                let reason =
+                    format!("`{path}` is a norm, which has no low-rank form; put it into modules_to_save to train it");
                 return Err(Error::Adapter { field, value, reason });
             }
             (false, None) => {
@@ -157,7 +166,11 @@ fn ends_with(path: &str, name: &str) -> bool {
 }
 
 /// Each key of a pattern table must say something about an adapter.
-fn check_patterns<'a>(field: &'static str, keys: impl Iterator<Item = &'a String>, adapters: &[PlannedAdapter]) -> Result<()> {
+fn check_patterns<'a>(
+    field: &'static str,
+    keys: impl Iterator<Item = &'a String>,
+    adapters: &[PlannedAdapter],
+) -> Result<()> {
     for key in keys {
         let table = AdapterConfig { rank_pattern: vec![(key.clone(), -1)], ..AdapterConfig::default() };
         let mut hit = false;
@@ -192,7 +205,8 @@ impl LayerFilter {
         let layers = config.layers_to_transform.clone();
         if layers.is_some() && matches!(targets, TargetModules::Pattern(_)) {
             let value = format!("{:?}", config.layers_to_transform);
-            let reason = "it cannot be combined with a regex in target_modules; put the layers into the regex".to_string();
+            let reason =
+                "it cannot be combined with a regex in target_modules; put the layers into the regex".to_string();
             return Err(Error::Adapter { field: "layers_to_transform", value, reason });
         }
         // The index is the whole number after one of the names, or the first in the path where none is given.
@@ -203,7 +217,11 @@ impl LayerFilter {
             names.iter().map(|n| format!(r"^.*\.{}\.(\d+)\.", fancy_regex::escape(n))).collect()
         };
         let compile = |p: &String| {
-            Regex::new(p).map_err(|e| Error::Adapter { field: "layers_pattern", value: p.clone(), reason: e.to_string() })
+            Regex::new(p).map_err(|e| Error::Adapter {
+                field: "layers_pattern",
+                value: p.clone(),
+                reason: e.to_string(),
+            })
         };
         Ok(Self { layers, index: patterns.iter().map(compile).collect::<Result<_>>()? })
     }

@@ -41,8 +41,11 @@ impl Decoder {
     /// What libtorch reports.
     pub fn fresh(config: ModelConfig, seed: u64, device: Device) -> Result<Self> {
         let std = config.initializer_range;
-        let norms: BTreeSet<String> =
-            modules(&config).into_iter().filter(|m| m.kind == ModuleKind::Norm).map(|m| format!("{}.weight", m.path)).collect();
+        let norms: BTreeSet<String> = modules(&config)
+            .into_iter()
+            .filter(|m| m.kind == ModuleKind::Norm)
+            .map(|m| format!("{}.weight", m.path))
+            .collect();
         Self::assemble(config, |name, shape| {
             let on = (Kind::Float, Device::Cpu);
             let t = if norms.contains(name) {
@@ -59,9 +62,8 @@ impl Decoder {
 
     fn assemble(config: ModelConfig, mut get: impl FnMut(&str, &[i64]) -> Result<Tensor>) -> Result<Self> {
         let shapes: BTreeMap<String, Vec<i64>> = modules(&config).iter().flat_map(|m| m.tensors()).collect();
-        let mut tensor = |name: String| -> Result<Option<Tensor>> {
-            shapes.get(&name).map(|shape| get(&name, shape)).transpose()
-        };
+        let mut tensor =
+            |name: String| -> Result<Option<Tensor>> { shapes.get(&name).map(|shape| get(&name, shape)).transpose() };
         let absent = |name: &str| Error::Module { module: name.into(), reason: "is not in the module table".into() };
         let mut weight = |path: &str| tensor(format!("{path}.weight"))?.ok_or_else(|| absent(path));
         let embed_tokens = EmbeddingLayer::frozen(weight(EMBED_TOKENS)?);
@@ -72,9 +74,11 @@ impl Decoder {
                 let weight = tensor(format!("{path}.weight"))?.ok_or_else(|| absent(&path))?;
                 Ok(LinearLayer::frozen(weight, tensor(format!("{path}.bias"))?)?)
             };
-            let (q_proj, k_proj, v_proj) = (linear("self_attn.q_proj")?, linear("self_attn.k_proj")?, linear("self_attn.v_proj")?);
+            let (q_proj, k_proj, v_proj) =
+                (linear("self_attn.q_proj")?, linear("self_attn.k_proj")?, linear("self_attn.v_proj")?);
             let o_proj = linear("self_attn.o_proj")?;
-            let (gate_proj, up_proj, down_proj) = (linear("mlp.gate_proj")?, linear("mlp.up_proj")?, linear("mlp.down_proj")?);
+            let (gate_proj, up_proj, down_proj) =
+                (linear("mlp.gate_proj")?, linear("mlp.up_proj")?, linear("mlp.down_proj")?);
             let mut norm = |name: &str| tensor(format!("{}.weight", in_block(i, name)));
             let (q_norm, k_norm) = (norm("self_attn.q_norm")?, norm("self_attn.k_norm")?);
             let input_layernorm = norm("input_layernorm")?.ok_or_else(|| absent("input_layernorm"))?;
@@ -151,9 +155,14 @@ fn check_fit(dir: &Path, config: &ModelConfig, checkpoint: &Checkpoint) -> Resul
     let known: BTreeSet<&str> = wanted.iter().map(|(n, _)| n.as_str()).collect();
     for name in checkpoint.names() {
         // Tables that old checkpoints carry and everyone computes, and the stored copy of a tied head.
-        let harmless = name.ends_with("rotary_emb.inv_freq") || (config.tie_word_embeddings && name == "lm_head.weight");
+        let harmless =
+            name.ends_with("rotary_emb.inv_freq") || (config.tie_word_embeddings && name == "lm_head.weight");
         if !known.contains(name) && !harmless {
-            faults.push(format!("`{name}` {:?} is not part of a {} model of this config", checkpoint.info(name)?.shape, config.family));
+            faults.push(format!(
+                "`{name}` {:?} is not part of a {} model of this config",
+                checkpoint.info(name)?.shape,
+                config.family
+            ));
         }
     }
     const SHOWN: usize = 12;

@@ -127,7 +127,8 @@ fn adapters_give_the_logits_losses_and_every_gradient_of_peft() {
             check_logits(&model, &batch, &places, &reference, &name);
 
             let _loss = model.loss_and_backward(&batch, 0, 1.0 / batch.trained() as f64, checkpointing).unwrap();
-            let mut wanted: Vec<String> = reference.names().filter(|n| n.starts_with("grad.")).map(String::from).collect();
+            let mut wanted: Vec<String> =
+                reference.names().filter(|n| n.starts_with("grad.")).map(String::from).collect();
             let parameters = model.parameters();
             assert!(!parameters.is_empty());
             for p in &parameters {
@@ -157,12 +158,26 @@ fn ten_steps_of_adamw_follow_peft() {
         for (i, (wanted_loss, wanted_norm)) in losses.iter().zip(&norms).enumerate() {
             let trained = batch.trained() as f64;
             let loss = model.loss_and_backward(&batch, 0, 1.0 / trained, false).unwrap().double_value(&[]) / trained;
-            let norm = parameters.iter().map(|p| p.grad().square().sum(Kind::Double).double_value(&[])).sum::<f64>().sqrt();
-            assert!((loss - wanted_loss).abs() < TRAINING_TOLERANCE * wanted_loss, "{name} step {i}: {loss} against {wanted_loss}");
-            assert!((norm - wanted_norm).abs() < 10.0 * TRAINING_TOLERANCE * wanted_norm, "{name} step {i}: norm {norm} against {wanted_norm}");
+            let norm =
+                parameters.iter().map(|p| p.grad().square().sum(Kind::Double).double_value(&[])).sum::<f64>().sqrt();
+            assert!(
+                (loss - wanted_loss).abs() < TRAINING_TOLERANCE * wanted_loss,
+                "{name} step {i}: {loss} against {wanted_loss}"
+            );
+            assert!(
+                (norm - wanted_norm).abs() < 10.0 * TRAINING_TOLERANCE * wanted_norm,
+                "{name} step {i}: norm {norm} against {wanted_norm}"
+            );
             let clip = (1.0 / (norm + 1e-6)).min(1.0);
             for (p, (m, v)) in parameters.iter().zip(&moments) {
-                let h = AdamWScalars { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, step: i as i64 + 1 };
+                let h = AdamWScalars {
+                    lr: 1e-2,
+                    beta1: 0.9,
+                    beta2: 0.999,
+                    eps: 1e-8,
+                    weight_decay: 0.1,
+                    step: i as i64 + 1,
+                };
                 adamw_step(p, &(p.grad() * clip), m, v, &h).unwrap();
                 let _ = p.grad().zero_();
             }

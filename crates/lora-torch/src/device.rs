@@ -62,7 +62,8 @@ pub fn cuda_status() -> &'static CudaStatus {
 
 fn load_cuda() -> CudaStatus {
     if !ffi::cuda_registered() {
-        let folder = loaded_library("libtorch_cpu.so").and_then(|p| p.parent().map(Path::to_path_buf)).unwrap_or_default();
+        let folder =
+            loaded_library("libtorch_cpu.so").and_then(|p| p.parent().map(Path::to_path_buf)).unwrap_or_default();
         let library = folder.join("libtorch_cuda.so");
         if !library.is_file() {
             return CudaStatus::Absent { looked_for: library };
@@ -73,7 +74,9 @@ fn load_cuda() -> CudaStatus {
     }
     match tch::Cuda::device_count() {
         n if n > 0 => CudaStatus::Loaded { devices: n as usize },
-        _ => CudaStatus::Failed { reason: "the CUDA backend is loaded and finds no device (is the driver there?)".into() },
+        _ => CudaStatus::Failed {
+            reason: "the CUDA backend is loaded and finds no device (is the driver there?)".into(),
+        },
     }
 }
 
@@ -81,7 +84,9 @@ fn load_cuda() -> CudaStatus {
 /// link is found).
 fn loaded_library(name: &str) -> Option<PathBuf> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
-    maps.lines().filter_map(|l| l.split_once('/').map(|(_, p)| PathBuf::from(format!("/{p}")))).find(|p| p.ends_with(name))
+    maps.lines()
+        .filter_map(|l| l.split_once('/').map(|(_, p)| PathBuf::from(format!("/{p}"))))
+        .find(|p| p.ends_with(name))
 }
 
 /// The device for a choice.

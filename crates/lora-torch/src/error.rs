@@ -72,7 +72,12 @@ impl Error {
         }
     }
 
-    pub(crate) fn shape(op: &'static str, what: &'static str, expected: impl Into<String>, got: impl std::fmt::Debug) -> Self {
+    pub(crate) fn shape(
+        op: &'static str,
+        what: &'static str,
+        expected: impl Into<String>,
+        got: impl std::fmt::Debug,
+    ) -> Self {
         Error::Shape { op, what, expected: expected.into(), got: format!("{got:?}") }
     }
 }

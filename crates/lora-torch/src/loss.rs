@@ -38,7 +38,12 @@ pub fn cross_entropy(hidden: &Tensor, head: HeadPart<'_>, targets: &Tensor, chun
     if let Some(l) = head.adapter {
         let r = l.a.size().first().copied().unwrap_or(0);
         if l.a.size() != [r, w[1]] || l.b.size() != [w[0], r] {
-            return Err(Error::shape(OP, "lora_A, lora_B", format!("[r, {}], [{}, r]", w[1], w[0]), (l.a.size(), l.b.size())));
+            return Err(Error::shape(
+                OP,
+                "lora_A, lora_B",
+                format!("[r, {}], [{}, r]", w[1], w[0]),
+                (l.a.size(), l.b.size()),
+            ));
         }
     }
     let raw = ffi::raw_projection(head.weight, head.bias, head.adapter.map(|l| (l.a, l.b, l.scale)));

@@ -28,7 +28,13 @@ pub struct AdamWScalars {
 ///
 /// # Errors
 /// [`Error::Shape`] when they differ in shape, or the step number is below 1.
-pub fn adamw_step(param: &Tensor, grad: &Tensor, exp_avg: &Tensor, exp_avg_sq: &Tensor, h: &AdamWScalars) -> Result<()> {
+pub fn adamw_step(
+    param: &Tensor,
+    grad: &Tensor,
+    exp_avg: &Tensor,
+    exp_avg_sq: &Tensor,
+    h: &AdamWScalars,
+) -> Result<()> {
     for (what, t) in [("grad", grad), ("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)] {
         if t.size() != param.size() {
             return Err(Error::shape("adamw", what, format!("{:?}", param.size()), t.size()));

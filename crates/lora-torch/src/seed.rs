@@ -22,7 +22,8 @@ mod tests {
 
     #[test]
     fn order_and_every_part_matter() {
-        let all = [mix_seed(&[1, 2, 3]), mix_seed(&[1, 3, 2]), mix_seed(&[1, 2]), mix_seed(&[1, 2, 4]), mix_seed(&[0, 2, 3])];
+        let all =
+            [mix_seed(&[1, 2, 3]), mix_seed(&[1, 3, 2]), mix_seed(&[1, 2]), mix_seed(&[1, 2, 4]), mix_seed(&[0, 2, 3])];
         for (i, a) in all.iter().enumerate() {
             assert!(all[i + 1..].iter().all(|b| a != b), "{all:?}");
         }

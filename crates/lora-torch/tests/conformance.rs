@@ -4,8 +4,8 @@
 //! `LORA_REQUIRE_CUDA=1` turns an absent CUDA device into a failure, so that a machine with a GPU cannot pass by skipping.
 
 use lora_torch::{
-    CudaStatus, HeadPart, LoraPart, Projection, Segments, attention, cross_entropy, cuda_status, lora_linear, rms_norm, rotary,
-    swiglu,
+    CudaStatus, HeadPart, LoraPart, Projection, Segments, attention, cross_entropy, cuda_status, lora_linear, rms_norm,
+    rotary, swiglu,
 };
 use proptest::prelude::*;
 use tch::{Device, Kind, Tensor};
@@ -183,7 +183,8 @@ fn devices() -> Vec<Device> {
 fn leaves(case: &Case, kind: Kind, device: Device) -> Vec<Tensor> {
     // Scattered values in (-1.7, 1.7), of variance one, without the generator that tests in other threads draw from.
     let make = |(j, s): (usize, &Vec<i64>)| {
-        let at = Tensor::arange(s.iter().product::<i64>(), (Kind::Double, Device::Cpu)) * 12.9898 + (j as f64 + 1.0) * 78.233;
+        let at = Tensor::arange(s.iter().product::<i64>(), (Kind::Double, Device::Cpu)) * 12.9898
+            + (j as f64 + 1.0) * 78.233;
         let t = ((at.sin() * 43758.5453).frac() * 2.0 - at.cos()).clamp(-1.7, 1.7).view(s.as_slice());
         t.to_kind(kind).to(device).set_requires_grad(true)
     };
@@ -250,7 +251,11 @@ fn gradients_equal_finite_differences() {
                 let numeric = (value(1.0) - value(-1.0)) / (2.0 * DIFFERENCE_STEP);
                 let exact = grad.view(-1).double_value(&[entry]);
                 let error = (numeric - exact).abs() / exact.abs().max(1.0);
-                assert!(error < DIFFERENCE_TOLERANCE, "{} input {j} entry {entry}: {exact} against {numeric}", case.name);
+                assert!(
+                    error < DIFFERENCE_TOLERANCE,
+                    "{} input {j} entry {entry}: {exact} against {numeric}",
+                    case.name
+                );
             }
         }
     }

@@ -25,7 +25,12 @@ fn adamw_follows_algorithm_2() {
         }
     }
     for (i, x) in twin.iter().enumerate() {
-        assert!((p.double_value(&[i as i64]) - x[0]).abs() < F32_TOLERANCE, "{i}: {} {}", p.double_value(&[i as i64]), x[0]);
+        assert!(
+            (p.double_value(&[i as i64]) - x[0]).abs() < F32_TOLERANCE,
+            "{i}: {} {}",
+            p.double_value(&[i as i64]),
+            x[0]
+        );
     }
     let h = AdamWScalars { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, step: 0 };
     assert!(adamw_step(&p, &m, &m, &v, &h).is_err());

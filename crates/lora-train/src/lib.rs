@@ -1,1 +1,36 @@
 //! Training: configuration, objective, optimizer, schedule, the step, checkpoints, metrics.
+//!
+//! A run is [`RunConfig`] (what the user wrote) -> [`RunPlan`] (files opened, data checked, counts known) -> [`train`] (the
+//! loop) -> [`Trainer::step`] (the step). A program that wants to own the loop calls [`Trainer`] itself.
+
+mod bench;
+pub mod checkpoint;
+pub mod config;
+mod digest;
+mod error;
+mod eval;
+mod events;
+mod lock;
+mod metrics;
+mod overrides;
+mod params;
+mod plan;
+mod run;
+mod schedule;
+mod suggest;
+mod trainer;
+
+pub use bench::{BenchOptions, BenchReport, bench_step};
+pub use config::{ConfigErrors, RunConfig};
+pub use error::{Error, Result};
+pub use eval::{EvalReport, evaluate};
+pub use events::{Event, EventSink, NoEvents};
+pub use lock::{Holder, RunLock};
+pub use metrics::{EvalRecord, METRICS_FILE, MetricsWriter, StepRecord};
+pub use overrides::Override;
+pub use params::FlatParams;
+pub use plan::{RunPlan, Trained, data_options, data_sources};
+pub use run::{RunReport, TrainOptions, train};
+pub use schedule::{Schedule, ScheduleKind};
+pub use suggest::nearest;
+pub use trainer::{StepOutcome, Trainer};

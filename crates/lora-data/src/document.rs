@@ -1,0 +1,129 @@
+//! A record as it is meant, whatever file and format it came from.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::{Serialize, Serializer};
+use serde_json::{Map, Value};
+
+/// Where a record stands: file, record number and line, both counted from 1.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// The file.
+    pub file: Arc<Path>,
+    /// The number of the record in the file.
+    pub record: usize,
+    /// The line on which the record begins.
+    pub line: usize,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.file.display(), self.line)?;
+        if self.record != self.line { write!(f, " (record {})", self.record) } else { Ok(()) }
+    }
+}
+
+impl Serialize for Origin {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// One record.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Document {
+    /// Where it was read.
+    pub origin: Origin,
+    /// What it says.
+    pub body: Body,
+}
+
+/// What a record says.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Body {
+    /// An instruction and its answer.
+    Instruction(Instruction),
+    /// A conversation.
+    Conversation(Conversation),
+    /// A prompt and what comes after it, both verbatim.
+    PromptCompletion {
+        /// Not trained.
+        prompt: String,
+        /// Trained, with the end token.
+        completion: String,
+    },
+    /// Running text.
+    Text(String),
+    /// Tokens made elsewhere.
+    Tokenized {
+        /// The tokens.
+        input_ids: Vec<i64>,
+        /// For each token itself, or -100 where it is not trained; all are trained when absent.
+        labels: Option<Vec<i64>>,
+    },
+}
+
+/// An instruction in the layout of the Alpaca dataset.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Instruction {
+    /// A system prompt.
+    pub system: Option<String>,
+    /// Earlier turns: what the user said and what was answered; the answers are trained.
+    pub history: Vec<(String, String)>,
+    /// What is to be done.
+    pub instruction: String,
+    /// What it is to be done with; may be empty.
+    pub input: String,
+    /// The answer.
+    pub output: String,
+}
+
+/// A conversation and the tools that it may use.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Conversation {
+    /// The messages in order.
+    pub messages: Vec<Message>,
+    /// Tool descriptions, handed to the template as they are.
+    pub tools: Option<Value>,
+}
+
+/// One message: an object with `role` and `content`, and whatever else the template reads.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Message {
+    /// The message's fields without the training flag.
+    pub fields: Map<String, Value>,
+    /// Whether it is trained; assistant messages are when this is absent.
+    pub train: Option<bool>,
+}
+
+impl Message {
+    /// A message of a role with plain content.
+    pub fn new(role: &str, content: impl Into<String>) -> Self {
+        let mut fields = Map::new();
+        fields.insert("role".to_owned(), Value::from(role));
+        fields.insert("content".to_owned(), Value::from(content.into()));
+        Self { fields, train: None }
+    }
+
+    /// The message's role.
+    pub fn role(&self) -> &str {
+        self.fields.get("role").and_then(Value::as_str).unwrap_or_default()
+    }
+
+    /// Whether this is an assistant message that is trained.
+    pub fn is_trained(&self) -> bool {
+        self.role() == "assistant" && self.train.unwrap_or(true)
+    }
+
+    /// Whether an assistant said nothing: no content, no reasoning, no tool call.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.fields.iter().filter(|(name, _)| *name != "role" && *name != "name").all(|(_, value)| match value {
+            Value::Null => true,
+            Value::String(text) => text.is_empty(),
+            Value::Array(items) => items.is_empty(),
+            _ => false,
+        })
+    }
+}

@@ -1,0 +1,100 @@
+//! The record formats and how one is told from a record's fields.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::DataError;
+
+/// How a record of a dataset is laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Format {
+    /// `instruction`, `input`, `output`, and optionally `system` and `history`.
+    Alpaca,
+    /// `messages` (or `conversations`): a list of role and content; optionally `tools`.
+    Messages,
+    /// `prompt` and `completion`: two strings, or two lists of messages.
+    PromptCompletion,
+    /// `text`, all of it trained.
+    Text,
+    /// `input_ids`, and optionally `labels` (-100 is not trained).
+    Tokenized,
+}
+
+impl Format {
+    /// Every format, in the order of their names in messages.
+    pub const ALL: [Self; 5] = [Self::Alpaca, Self::Messages, Self::PromptCompletion, Self::Text, Self::Tokenized];
+
+    /// The format's name in configuration files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Alpaca => "alpaca",
+            Self::Messages => "messages",
+            Self::PromptCompletion => "prompt_completion",
+            Self::Text => "text",
+            Self::Tokenized => "tokenized",
+        }
+    }
+
+    /// The fields a record of this format may have.
+    pub fn fields(self) -> &'static [&'static str] {
+        match self {
+            Self::Alpaca => &["instruction", "input", "output", "system", "history"],
+            Self::Messages => &["messages", "tools", "system"],
+            Self::PromptCompletion => &["prompt", "completion", "tools"],
+            Self::Text => &["text"],
+            Self::Tokenized => &["input_ids", "labels"],
+        }
+    }
+
+    /// The fields that tell this format from the others.
+    fn required(self) -> &'static [&'static str] {
+        match self {
+            Self::Alpaca => &["instruction", "output"],
+            Self::Messages => &["messages"],
+            Self::PromptCompletion => &["prompt", "completion"],
+            Self::Text => &["text"],
+            Self::Tokenized => &["input_ids"],
+        }
+    }
+
+    /// The formats whose required fields are all among `present`.
+    pub(crate) fn candidates(present: &BTreeSet<&str>) -> Vec<Self> {
+        Self::ALL.into_iter().filter(|format| format.required().iter().all(|field| present.contains(field))).collect()
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Format {
+    type Err = DataError;
+
+    fn from_str(name: &str) -> Result<Self, DataError> {
+        Self::ALL.into_iter().find(|format| format.name() == name).ok_or_else(|| DataError::UnknownFormat {
+            name: name.to_owned(),
+            known: Self::ALL.map(Self::name).join(", "),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_round_trip_and_agree_with_serde() {
+        for format in Format::ALL {
+            assert_eq!(format.to_string().parse::<Format>().unwrap(), format);
+            assert_eq!(serde_json::to_value(format).unwrap(), format.name());
+        }
+        let message = "alpacca".parse::<Format>().unwrap_err().to_string();
+        assert!(message.contains("alpacca") && message.contains("prompt_completion"), "{message}");
+    }
+}

@@ -1,0 +1,281 @@
+//! What chat templates expect of Python: `json.dumps`, and string methods that the engine's own set lacks.
+
+use std::fmt::Write;
+
+use minijinja::value::{Kwargs, Value, ValueKind, from_args};
+use minijinja::{Error, ErrorKind, State};
+use minijinja_contrib::pycompat;
+
+/// Values nested deeper than this are refused.
+const MAX_DEPTH: usize = 128;
+/// The longest indent or separator.
+const MAX_LAYOUT: usize = 64;
+
+fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    Error::new(ErrorKind::InvalidOperation, message)
+}
+
+/// The filter `tojson` as chat templates know it: `json.dumps` without HTML escaping and with non-ASCII text kept.
+pub(crate) fn tojson(state: &State<'_, '_>, value: Value, kwargs: Kwargs) -> Result<String, Error> {
+    let indent = match kwargs.get::<Option<Value>>("indent")? {
+        None => None,
+        Some(value) if value.is_none() => None,
+        Some(value) => match (value.as_str(), value.as_i64()) {
+            (Some(text), _) => Some(text.to_owned()),
+            (_, Some(width)) if width <= MAX_LAYOUT as i64 => Some(" ".repeat(usize::try_from(width).unwrap_or(0))),
+            _ => return Err(invalid("tojson: indent must be a small number or a string")),
+        },
+    };
+    let (mut item, mut key) = if indent.is_some() { (",", ": ") } else { (", ", ": ") };
+    let separators = kwargs.get::<Option<Vec<Value>>>("separators")?;
+    match separators.as_deref() {
+        None => {}
+        Some([a, b]) => match (a.as_str(), b.as_str()) {
+            (Some(a), Some(b)) => (item, key) = (a, b),
+            _ => return Err(invalid("tojson: separators must be strings")),
+        },
+        Some(_) => return Err(invalid("tojson: separators must be a pair")),
+    }
+    if item.len().max(key.len()).max(indent.as_ref().map_or(0, String::len)) > MAX_LAYOUT {
+        return Err(invalid("tojson: indent or separator is too long"));
+    }
+    let mut json = Json {
+        state,
+        out: String::new(),
+        charged: 0,
+        indent: indent.as_deref(),
+        item,
+        key,
+        sort_keys: kwargs.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
+        ensure_ascii: kwargs.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
+    };
+    kwargs.assert_all_used()?;
+    json.value(&value, 0)?;
+    Ok(json.out)
+}
+
+/// Pays for writing out a value before that is done: lists that hold themselves over and over are small in memory, but
+/// as text they are endless.
+pub(crate) fn charge_nested(state: &State<'_, '_>, value: &Value, depth: usize) -> Result<(), Error> {
+    if depth > MAX_DEPTH {
+        return Err(invalid("a value is nested too deep"));
+    }
+    match value.kind() {
+        ValueKind::Seq => value.try_iter()?.try_for_each(|item| {
+            state.consume_fuel(1)?;
+            charge_nested(state, &item, depth + 1)
+        }),
+        ValueKind::Map => value.try_iter()?.try_for_each(|key| {
+            state.consume_fuel(1)?;
+            charge_nested(state, &value.get_item(&key)?, depth + 1)
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// The filter `string`.
+pub(crate) fn string(state: &State<'_, '_>, value: &Value) -> Result<Value, Error> {
+    charge_nested(state, value, 0)?;
+    minijinja::filters::string(state, value)
+}
+
+/// The test `iterable`: whether Python could loop over the value, which it cannot over `None`.
+pub(crate) fn is_iterable(value: &Value) -> bool {
+    matches!(
+        value.kind(),
+        ValueKind::String | ValueKind::Seq | ValueKind::Iterable | ValueKind::Map | ValueKind::Undefined
+    )
+}
+
+struct Json<'a, 'b, 'c> {
+    state: &'a State<'b, 'c>,
+    out: String,
+    /// Bytes of `out` that were paid for in fuel.
+    charged: usize,
+    indent: Option<&'a str>,
+    item: &'a str,
+    key: &'a str,
+    sort_keys: bool,
+    ensure_ascii: bool,
+}
+
+impl Json<'_, '_, '_> {
+    fn value(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
+        // A value may hold another many times over, so pay while writing and not at the end.
+        self.state.consume_fuel(1 + (self.out.len() - self.charged) as u64 / 16)?;
+        self.charged = self.out.len();
+        if depth > MAX_DEPTH {
+            return Err(invalid("tojson: nested too deep"));
+        }
+        match value.kind() {
+            ValueKind::None => self.out.push_str("null"),
+            ValueKind::Bool => self.out.push_str(if value.is_true() { "true" } else { "false" }),
+            ValueKind::Number if value.is_integer() => self.out.push_str(&value.to_string()),
+            ValueKind::Number => {
+                let number = f64::try_from(value.clone())?;
+                self.out.push_str(&float(number));
+            }
+            ValueKind::String => self.string(value.as_str().unwrap_or_default()),
+            ValueKind::Seq | ValueKind::Iterable => {
+                self.out.push('[');
+                let mut empty = true;
+                for item in value.try_iter()? {
+                    self.separate(&mut empty, depth + 1);
+                    self.value(&item, depth + 1)?;
+                }
+                self.close(empty, depth, ']');
+            }
+            ValueKind::Map => {
+                self.out.push('{');
+                let mut keys: Vec<Value> = value.try_iter()?.collect();
+                if self.sort_keys {
+                    keys.sort();
+                }
+                let mut empty = true;
+                for name in keys {
+                    self.separate(&mut empty, depth + 1);
+                    match name.as_str() {
+                        Some(text) => self.string(text),
+                        None => {
+                            let text = name.to_string();
+                            self.string(&text);
+                        }
+                    }
+                    self.out.push_str(self.key);
+                    self.value(&value.get_item(&name)?, depth + 1)?;
+                }
+                self.close(empty, depth, '}');
+            }
+            other => return Err(invalid(format!("tojson: {other} has no JSON form"))),
+        }
+        Ok(())
+    }
+
+    fn separate(&mut self, empty: &mut bool, depth: usize) {
+        if !std::mem::replace(empty, false) {
+            self.out.push_str(self.item);
+        }
+        self.new_line(depth);
+    }
+
+    fn close(&mut self, empty: bool, depth: usize, bracket: char) {
+        if !empty {
+            self.new_line(depth);
+        }
+        self.out.push(bracket);
+    }
+
+    fn new_line(&mut self, depth: usize) {
+        if let Some(indent) = self.indent {
+            self.out.push('\n');
+            for _ in 0..depth {
+                self.out.push_str(indent);
+            }
+        }
+    }
+
+    fn string(&mut self, text: &str) {
+        self.out.push('"');
+        for c in text.chars() {
+            match c {
+                '"' => self.out.push_str("\\\""),
+                '\\' => self.out.push_str("\\\\"),
+                '\n' => self.out.push_str("\\n"),
+                '\r' => self.out.push_str("\\r"),
+                '\t' => self.out.push_str("\\t"),
+                '\u{8}' => self.out.push_str("\\b"),
+                '\u{c}' => self.out.push_str("\\f"),
+                c if c < ' ' || (self.ensure_ascii && !c.is_ascii()) => {
+                    for unit in c.encode_utf16(&mut [0; 2]) {
+                        let _ = write!(self.out, "\\u{unit:04x}");
+                    }
+                }
+                c => self.out.push(c),
+            }
+        }
+        self.out.push('"');
+    }
+}
+
+/// A float as Python writes it: shortest digits, exponent below 1e-4 and from 1e16.
+fn float(number: f64) -> String {
+    if number.is_nan() {
+        return "NaN".to_owned();
+    }
+    if number.is_infinite() {
+        return if number > 0.0 { "Infinity" } else { "-Infinity" }.to_owned();
+    }
+    let size = number.abs();
+    if size != 0.0 && !(1e-4..1e16).contains(&size) {
+        let text = format!("{number:e}");
+        let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
+        let (sign, exponent) = exponent.strip_prefix('-').map_or(('+', exponent), |exponent| ('-', exponent));
+        return format!("{digits}e{sign}{exponent:0>2}");
+    }
+    let text = number.to_string();
+    if text.contains('.') { text } else { text + ".0" }
+}
+
+/// Methods of Python's strings, lists and dictionaries.
+pub(crate) fn method(state: &mut State<'_, '_>, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
+    // `join` and `format` write out what they are given.
+    args.iter().try_for_each(|arg| charge_nested(state, arg, 0))?;
+    let Some(text) = value.as_str() else { return pycompat::unknown_method_callback(state, value, name, args) };
+    match name {
+        // The engine makes the padded text before it pays for it.
+        "format" if text.split(|c: char| !c.is_ascii_digit()).any(|digits| digits.len() > 4) => {
+            Err(invalid("format: a width is too large"))
+        }
+        "removeprefix" => {
+            let (prefix,): (&str,) = from_args(args)?;
+            Ok(Value::from(text.strip_prefix(prefix).unwrap_or(text)))
+        }
+        "removesuffix" => {
+            let (suffix,): (&str,) = from_args(args)?;
+            Ok(Value::from(text.strip_suffix(suffix).unwrap_or(text)))
+        }
+        "partition" | "rpartition" => {
+            let (separator,): (&str,) = from_args(args)?;
+            let parts = if name == "partition" { text.split_once(separator) } else { text.rsplit_once(separator) };
+            let parts = match (parts, name) {
+                (Some((before, after)), _) => [before, separator, after],
+                (None, "partition") => [text, "", ""],
+                (None, _) => ["", "", text],
+            };
+            Ok(parts.into_iter().map(Value::from).collect())
+        }
+        "rsplit" => {
+            let (separator, limit): (&str, Option<i64>) = from_args(args)?;
+            let mut parts: Vec<&str> = match limit.and_then(|limit| usize::try_from(limit).ok()) {
+                Some(limit) => text.rsplitn(limit.saturating_add(1), separator).collect(),
+                None => text.rsplit(separator).collect(),
+            };
+            parts.reverse();
+            Ok(parts.into_iter().map(Value::from).collect())
+        }
+        _ => pycompat::unknown_method_callback(state, value, name, args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn floats_are_written_as_python_does() {
+        let pairs = [
+            (0.5, "0.5"),
+            (1.0, "1.0"),
+            (-0.0, "-0.0"),
+            (1e-5, "1e-05"),
+            (1.5e-7, "1.5e-07"),
+            (0.0001, "0.0001"),
+            (1e16, "1e+16"),
+            (1e15, "1000000000000000.0"),
+            (1.25e100, "1.25e+100"),
+        ];
+        for (number, text) in pairs {
+            assert_eq!(float(number), text);
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! Chat templates: the generation tag, Python's ways, and what an evil template cannot do.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use common::chain;
+use lora_data::{ChatTemplate, Clock, DataError};
+use proptest::prelude::*;
+use serde_json::{Map, Value, json};
+
+fn template(source: &str) -> ChatTemplate {
+    ChatTemplate::new(source, "test", [("eos_token".to_owned(), json!("</s>"))].into()).unwrap()
+}
+
+fn render(source: &str, variables: Value) -> Result<String, DataError> {
+    let Value::Object(extra) = variables else { panic!() };
+    template(source).render(&[json!({"role": "user", "content": "hi"})], None, true, &extra)
+}
+
+#[test]
+fn python_ways() {
+    let table = [
+        ("{{ eos_token }}{{ messages[0].content }}{{ add_generation_prompt }}{{ none }}", "</s>hiTrueNone"),
+        (
+            "{{ {'b': 1, 'a': '<é\"\\n>', 'c': [1.0, true, none]} | tojson }}",
+            r#"{"b": 1, "a": "<é\"\n>", "c": [1.0, true, null]}"#,
+        ),
+        ("{{ {'b': 1, 'a': []} | tojson(sort_keys=true, indent=2) }}", "{\n  \"a\": [],\n  \"b\": 1\n}"),
+        ("{{ [1, {'a': 2}] | tojson(separators=(',', ':')) }}", r#"[1,{"a":2}]"#),
+        ("{{ 'é🦀' | tojson(ensure_ascii=true) }}", r#""\u00e9\ud83e\udd80""#),
+        ("{{ 'a-b-c'.split('-')[-1] }}{{ ' x '.strip() }}{{ 'abc'[::-1] }}", "cxcba"),
+        ("{{ 'pre-x'.removeprefix('pre-') }}{{ 'a.b.c'.rsplit('.', 1)[0] }}{{ 'k=v=w'.partition('=')[2] }}", "xa.bv=w"),
+        (
+            "{% set ns = namespace(n=0) %}{% for i in range(5) %}{% if i == 3 %}{% break %}{% endif %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}",
+            "3",
+        ),
+        ("a\r\n  {% if true %}\r\nb\r\n  {% endif %}\nc\n", "a\nb\nc"),
+        ("{% for k, v in {'x': 1}.items() %}{{ k }}{{ v }}{% endfor %}", "x1"),
+        ("{{ none is iterable }}{{ 'a' is iterable }}{{ missing is defined }}", "FalseTrueFalse"),
+    ];
+    for (source, wanted) in table {
+        assert_eq!(render(source, json!({})).unwrap(), wanted, "{source}");
+    }
+    let dated = template("{{ strftime_now('%d %b %Y') }}").with_clock(Clock::Fixed(1_709_210_096));
+    assert_eq!(dated.render(&[], None, false, &Map::new()).unwrap(), "29 Feb 2024");
+    let error = render("{{ raise_exception('no tools here') }}", json!({})).unwrap_err();
+    assert!(chain(&error).contains("no tools here"), "{}", chain(&error));
+}
+
+#[test]
+fn generation_blocks_become_spans() {
+    let source = "{% set x = 1 %}{% for m in messages %}<{{ m.role }}>\n  {%- if m.role == 'assistant' %}\n  {% generation %}\n{% set x = 2 %}{{ m.content }}</s>\n  {%- endgeneration %}\n\n{% else %}{{ m.content }}{% endif %}{% endfor %}{{ x }}";
+    let messages = [
+        json!({"role": "user", "content": "é"}),
+        json!({"role": "assistant", "content": "one"}),
+        json!({"role": "assistant", "content": "zwei"}),
+    ];
+    let rendered = template(source).render_spans(&messages, None, false, &Map::new()).unwrap();
+    let spans: Vec<&str> = rendered.spans.iter().map(|span| &rendered.text[span.clone()]).collect();
+    assert_eq!(spans, ["one</s>", "zwei</s>"]);
+    // What a block sets stays in the block, and no mark is left in the text.
+    assert!(rendered.text.ends_with('1') && rendered.text.starts_with("<user>"), "{:?}", rendered.text);
+    assert!(rendered.text.chars().all(|c| c < '\u{10FFFC}'));
+
+    let sly = [json!({"role": "assistant", "content": "a\u{10FFFD}b"})];
+    let error = template(source).render(&sly, None, false, &Map::new()).unwrap_err();
+    assert!(error.to_string().contains("U+10FFFD"), "{error}");
+    assert!(ChatTemplate::new("{% generation %}", "test", BTreeMap::new()).is_err());
+}
+
+#[test]
+fn evil_templates_end_soon() {
+    let doubling = "{% set ns = namespace(s='xxxxxxxxxxxxxxxx') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s }}";
+    let nested_lists = "{% set ns = namespace(l=[1]) %}{% for i in range(60) %}{% set ns.l = [ns.l, ns.l] %}{% endfor %}{{ ns.l | tojson }}";
+    let table = [
+        doubling.to_owned(),
+        doubling.replace("ns.s ~ ns.s", "ns.s + ns.s"),
+        doubling.replace("ns.s ~ ns.s", "(ns.s ~ '').replace('x', 'xxxxxxxx')"),
+        doubling.replace("ns.s ~ ns.s", "ns.s * 1000"),
+        nested_lists.to_owned(),
+        nested_lists.replace("| tojson", "| string"),
+        nested_lists.replace("| tojson", ""),
+        nested_lists.replace("ns.l | tojson", "', '.join(ns.l)"),
+        "{% for a in range(100000) %}{% for b in range(100000) %}{% for c in range(100000) %}{% endfor %}{% endfor %}{% endfor %}".to_owned(),
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}".to_owned(),
+        "{% include '/etc/passwd' %}".to_owned(),
+        "{{ range(1000000000) | list }}".to_owned(),
+        "{{ 'x' * 100000000000 }}".to_owned(),
+        "{{ [1] | tojson(indent=1000000000) }}".to_owned(),
+        "{% set ns = namespace(l=[]) %}{% for i in range(300) %}{% set ns.l = [ns.l] %}{% endfor %}{{ ns.l | tojson }}".to_owned(),
+        "{{ '%1000000000d' % 1 }}".to_owned(),
+        "{{ '{:1000000000}'.format(1) }}".to_owned(),
+        "{{ '{:{}}'.format(1, 1000000000) }}".to_owned(),
+        "{{ 'x'.center(1000000000) }}".to_owned(),
+        "{{ ('x' * 1000) | indent(1000000000) }}".to_owned(),
+    ];
+    for source in table {
+        let start = Instant::now();
+        let result = render(&source, json!({}));
+        assert!(result.is_err(), "{source} gave {} bytes", result.map_or(0, |text| text.len()));
+        assert!(start.elapsed().as_secs_f64() < 2.0, "{source} took {:?}", start.elapsed());
+    }
+    let deep = format!("{{{{ {}1{} }}}}", "(".repeat(10_000), ")".repeat(10_000));
+    for source in [deep, "{% if true %}".repeat(10_000), "x".repeat(10 << 20), "{% for".to_owned()] {
+        assert!(ChatTemplate::new(&source, "test", BTreeMap::new()).is_err());
+    }
+    assert_eq!(render("{{ ''.__class__.__mro__ }}", json!({})).unwrap_or_default(), "");
+}
+
+/// A long but honest conversation stays far below the limits.
+#[test]
+fn a_megabyte_of_talk_renders() {
+    let source =
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}";
+    let messages: Vec<Value> = (0..2000).map(|_| json!({"role": "user", "content": "word ".repeat(1000)})).collect();
+    assert!(template(source).render(&messages, None, false, &Map::new()).unwrap().len() > 10_000_000);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2048))]
+
+    /// Whatever stands in a template, compiling and rendering it ends with text or an error.
+    #[test]
+    fn mutated_templates_never_panic(edits in prop::collection::vec((any::<prop::sample::Index>(), 0..128_u8, 0..3_u8), 1..6)) {
+        let seed = "{%- for m in messages -%}{% generation %}{{ m['content'] | trim }}{% endgeneration %}{% endfor %}{{ eos_token if x is defined }}";
+        let mut text: Vec<char> = seed.chars().collect();
+        for (place, byte, edit) in edits {
+            let at = place.index(text.len());
+            match edit {
+                0 => text[at] = char::from(byte),
+                1 => { text.remove(at); }
+                _ => text.insert(at, char::from(byte)),
+            }
+        }
+        let source: String = text.into_iter().collect();
+        if let Ok(template) = ChatTemplate::new(&source, "test", BTreeMap::new()) {
+            let _ = template.render(&[json!({"role": "user", "content": "a"})], None, false, &Map::new());
+        }
+    }
+
+    /// `tojson` writes what JSON readers read back.
+    #[test]
+    fn tojson_round_trips(text in "\\PC*", number: f64, integer: i64) {
+        prop_assume!(number.is_finite());
+        let value = json!({"t": text, "n": number, "i": integer, "l": [text, {"x": null}]});
+        let written = render("{{ v | tojson }}", json!({"v": value})).unwrap();
+        prop_assert_eq!(serde_json::from_str::<Value>(&written).unwrap(), value);
+    }
+}

@@ -1,0 +1,253 @@
+//! Reading a PEFT adapter folder, every tensor accounted for.
+
+use crate::adapter_config::AdapterConfig;
+use crate::error::{Error, Result, TensorFault};
+use crate::tensor_file::TensorFile;
+use std::collections::BTreeMap;
+use std::path::Path;
+use tch::{Kind, Tensor};
+
+/// The name of an adapter's configuration in its folder.
+pub const ADAPTER_CONFIG: &str = "adapter_config.json";
+/// The name of an adapter's weights in its folder.
+pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
+/// What PEFT puts before each module path.
+pub(crate) const PREFIX: &str = "base_model.model.";
+
+/// An adapter as PEFT saves it.
+#[derive(Debug)]
+pub struct AdapterFolder {
+    /// `adapter_config.json`.
+    pub config: AdapterConfig,
+    /// Module path in the base model (`model.layers.0.self_attn.q_proj`) to what the adapter has for it.
+    pub modules: BTreeMap<String, AdapterModule>,
+}
+
+/// What an adapter has for one module; all tensors are float32 on the CPU.
+#[derive(Debug)]
+pub enum AdapterModule {
+    /// A low-rank update of a linear layer: `W + scale * B A`.
+    Linear {
+        /// `[r, in]`.
+        a: Tensor,
+        /// `[out, r]`.
+        b: Tensor,
+        /// The frozen weight `[out, in]`, which PEFT saves along when the head is a target.
+        base_weight: Option<Tensor>,
+    },
+    /// A low-rank update of an embedding: `W + scale * (B A)^T`.
+    Embedding {
+        /// `[r, vocab]`.
+        a: Tensor,
+        /// `[dim, r]`.
+        b: Tensor,
+        /// The frozen weight `[vocab, dim]`, which PEFT saves along when the embedding is a target.
+        base_weight: Option<Tensor>,
+    },
+    /// A module of `modules_to_save`: its tensors replace the base's.
+    Saved {
+        /// `weight`, `bias`.
+        tensors: BTreeMap<String, Tensor>,
+    },
+}
+
+/// Reads an adapter folder; the adapter must be one that is computed here exactly as PEFT computes it.
+///
+/// # Errors
+/// As [`AdapterConfig::read`] and [`AdapterConfig::check_supported`]; [`Error::Pickle`] for `adapter_model.bin`;
+/// [`Error::Tensor`] for a tensor that is missing, unexpected, not finite, or whose dtype, shape or rank is not what
+/// the configuration says.
+pub fn read_adapter(dir: &Path) -> Result<AdapterFolder> {
+    let config_path = dir.join(ADAPTER_CONFIG);
+    let config = AdapterConfig::read(&config_path)?;
+    config.check_supported(&config_path)?;
+    let path = dir.join(ADAPTER_WEIGHTS);
+    let pickle = dir.join("adapter_model.bin");
+    if !path.exists() && pickle.exists() {
+        return Err(Error::Pickle { path: pickle });
+    }
+    let file = TensorFile::open(&path)?;
+    let mut parts: BTreeMap<&str, Parts> = BTreeMap::new();
+    for name in file.names() {
+        let (module, part) = split_name(name, &config).map_err(|why| unexpected(&path, name, why))?;
+        let tensor = read_float(&file, name)?;
+        let parts = parts.entry(module).or_default();
+        match part {
+            Part::A => parts.a = Some(tensor),
+            Part::B => parts.b = Some(tensor),
+            Part::EmbeddingA => parts.embedding_a = Some(tensor),
+            Part::EmbeddingB => parts.embedding_b = Some(tensor),
+            Part::BaseWeight => parts.base_weight = Some(tensor),
+            Part::Saved(name) => {
+                parts.saved.insert(name.to_string(), tensor);
+            }
+        }
+    }
+    if parts.is_empty() {
+        return Err(Error::EmptyAdapter { path });
+    }
+    let mut modules = BTreeMap::new();
+    for (module, parts) in parts {
+        let read = parts.join(module, &config, &path)?;
+        check_module(&path, &config, module, &read)?;
+        modules.insert(module.to_string(), read);
+    }
+    Ok(AdapterFolder { config, modules })
+}
+
+/// What a tensor is to its module.
+enum Part<'a> {
+    A,
+    B,
+    EmbeddingA,
+    EmbeddingB,
+    BaseWeight,
+    Saved(&'a str),
+}
+
+/// The suffixes of PEFT's keys.
+pub(crate) const LORA_A: &str = ".lora_A.weight";
+pub(crate) const LORA_B: &str = ".lora_B.weight";
+pub(crate) const LORA_EMBEDDING_A: &str = ".lora_embedding_A";
+pub(crate) const LORA_EMBEDDING_B: &str = ".lora_embedding_B";
+pub(crate) const BASE_WEIGHT: &str = ".base_layer.weight";
+
+fn split_name<'a>(name: &'a str, config: &AdapterConfig) -> std::result::Result<(&'a str, Part<'a>), &'static str> {
+    let path = name.strip_prefix(PREFIX).ok_or("the name does not begin with `base_model.model.`")?;
+    let suffixes = [
+        (LORA_A, Part::A),
+        (LORA_B, Part::B),
+        (LORA_EMBEDDING_A, Part::EmbeddingA),
+        (LORA_EMBEDDING_B, Part::EmbeddingB),
+        (BASE_WEIGHT, Part::BaseWeight),
+    ];
+    for (suffix, part) in suffixes {
+        if let Some(module) = path.strip_suffix(suffix) {
+            return Ok((module, part));
+        }
+    }
+    if path.contains(".lora_") {
+        return Err("no known tensor of a LoRA adapter has this name");
+    }
+    let (module, tensor) = path.rsplit_once('.').ok_or("the name has no module")?;
+    if !["weight", "bias"].contains(&tensor) || !is_saved(module, config) {
+        return Err("it is neither of a LoRA adapter nor of modules_to_save");
+    }
+    Ok((module, Part::Saved(tensor)))
+}
+
+/// Whether a module, or one that contains it, has a name of `modules_to_save` at its end.
+fn is_saved(module: &str, config: &AdapterConfig) -> bool {
+    let names = config.modules_to_save.as_deref().unwrap_or_default();
+    let ends = module.match_indices('.').map(|(at, _)| at).chain([module.len()]);
+    ends.map(|end| &module[..end]).any(|path| names.iter().any(|name| path.ends_with(name.as_str())))
+}
+
+#[derive(Default)]
+struct Parts {
+    a: Option<Tensor>,
+    b: Option<Tensor>,
+    embedding_a: Option<Tensor>,
+    embedding_b: Option<Tensor>,
+    base_weight: Option<Tensor>,
+    saved: BTreeMap<String, Tensor>,
+}
+
+impl Parts {
+    fn join(self, module: &str, config: &AdapterConfig, path: &Path) -> Result<AdapterModule> {
+        let missing =
+            |suffix: &str| Err(Error::tensor(path, format!("{PREFIX}{module}{suffix}"), TensorFault::Missing));
+        let extra = |suffix: &str, why| Err(unexpected(path, &format!("{PREFIX}{module}{suffix}"), why));
+        let has_embedding = self.embedding_a.is_some() || self.embedding_b.is_some();
+        let has_linear = self.a.is_some() || self.b.is_some() || (self.base_weight.is_some() && !has_embedding);
+        if has_linear && has_embedding {
+            return extra(LORA_EMBEDDING_A, "the module has tensors of a linear layer, too");
+        }
+        if let (Some((name, _)), true) = (self.saved.first_key_value(), has_linear || has_embedding) {
+            return extra(&format!(".{name}"), "the module has LoRA tensors, too");
+        }
+        if !has_linear && !has_embedding {
+            return Ok(AdapterModule::Saved { tensors: self.saved });
+        }
+        let first = if has_linear { LORA_A } else { LORA_EMBEDDING_A };
+        let targeted = match &config.target_modules {
+            Some(targets) if !targets.is_all_linear() => targets.matches(module)?,
+            _ => true,
+        };
+        if !targeted {
+            return extra(first, "the module is not among target_modules");
+        }
+        let base_weight = self.base_weight;
+        if has_linear {
+            match (self.a, self.b) {
+                (Some(a), Some(b)) => Ok(AdapterModule::Linear { a, b, base_weight }),
+                (None, _) => missing(LORA_A),
+                (_, None) => missing(LORA_B),
+            }
+        } else {
+            match (self.embedding_a, self.embedding_b) {
+                (Some(a), Some(b)) => Ok(AdapterModule::Embedding { a, b, base_weight }),
+                (None, _) => missing(LORA_EMBEDDING_A),
+                (_, None) => missing(LORA_EMBEDDING_B),
+            }
+        }
+    }
+}
+
+/// Checks shapes, ranks and values of one module; used before writing as well as after reading.
+pub(crate) fn check_module(path: &Path, config: &AdapterConfig, module: &str, content: &AdapterModule) -> Result<()> {
+    let (a, b, base, suffix_a, suffix_b) = match content {
+        AdapterModule::Linear { a, b, base_weight } => (a, b, base_weight, LORA_A, LORA_B),
+        AdapterModule::Embedding { a, b, base_weight } => (a, b, base_weight, LORA_EMBEDDING_A, LORA_EMBEDDING_B),
+        AdapterModule::Saved { tensors } => {
+            for (name, tensor) in tensors {
+                check_finite(path, &format!("{PREFIX}{module}.{name}"), tensor)?;
+            }
+            return Ok(());
+        }
+    };
+    let name = |suffix: &str| format!("{PREFIX}{module}{suffix}");
+    let r = config.rank_of(module)?;
+    let (size_a, size_b) = (a.size(), b.size());
+    if size_a.len() != 2 || size_a[0] != r || size_a[1] < 1 {
+        return Err(wrong_shape(path, name(suffix_a), size_a, format!("[{r}, inputs] for the rank in the config")));
+    }
+    if size_b.len() != 2 || size_b[1] != r || size_b[0] < 1 {
+        return Err(wrong_shape(path, name(suffix_b), size_b, format!("[outputs, {r}] for the rank in the config")));
+    }
+    check_finite(path, &name(suffix_a), a)?;
+    check_finite(path, &name(suffix_b), b)?;
+    if let Some(base) = base {
+        let linear = matches!(content, AdapterModule::Linear { .. });
+        let wanted = if linear { [size_b[0], size_a[1]] } else { [size_a[1], size_b[0]] };
+        if base.size() != wanted {
+            return Err(wrong_shape(path, name(BASE_WEIGHT), base.size(), format!("{wanted:?}, as A and B say")));
+        }
+        check_finite(path, &name(BASE_WEIGHT), base)?;
+    }
+    Ok(())
+}
+
+fn check_finite(path: &Path, name: &str, tensor: &Tensor) -> Result<()> {
+    let count = tensor.f_isfinite().and_then(|t| t.f_logical_not()).and_then(|t| t.f_sum(Kind::Int64));
+    let count = count.and_then(|t| i64::try_from(&t)).map_err(|e| Error::tch(path, e))?;
+    if count == 0 { Ok(()) } else { Err(Error::tensor(path, name, TensorFault::NonFinite { count })) }
+}
+
+fn read_float(file: &TensorFile, name: &str) -> Result<Tensor> {
+    let kind = file.info(name)?.kind;
+    if ![Kind::Float, Kind::BFloat16, Kind::Half].contains(&kind) {
+        let fault =
+            TensorFault::Dtype { got: lora_torch::kind_name(kind).into(), wanted: "float32, bfloat16 or float16" };
+        return Err(Error::tensor(file.path(), name, fault));
+    }
+    file.read(name)?.f_to_kind(Kind::Float).map_err(|e| Error::tch(file.path(), e))
+}
+
+fn unexpected(path: &Path, name: &str, why: &'static str) -> Error {
+    Error::tensor(path, name, TensorFault::Unexpected { why })
+}
+
+fn wrong_shape(path: &Path, name: String, got: Vec<i64>, wanted: String) -> Error {
+    Error::tensor(path, name, TensorFault::Shape { got, wanted })
+}

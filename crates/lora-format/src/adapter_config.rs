@@ -1,0 +1,419 @@
+//! `adapter_config.json`: every key of PEFT's `LoraConfig`.
+
+use crate::error::{Error, Result};
+use crate::fields::{Fields, finite, int_within};
+use crate::json::{read_json_object, shorten};
+use crate::pattern::{ending, first_match, whole};
+use crate::target::TargetModules;
+use serde_json::{Map, Value, json};
+use std::path::Path;
+
+/// No matrix of a model is wider, so no rank is larger.
+const MAX_RANK: i64 = 65_536;
+/// The version of PEFT whose files are written.
+const PEFT_VERSION: &str = "0.21.2";
+/// What `bias` may be.
+const BIASES: [&str; 3] = ["none", "all", "lora_only"];
+/// What `init_lora_weights` may be as a string; `pissa_niter_N` besides.
+const INITS: [&str; 9] = ["gaussian", "eva", "olora", "pissa", "corda", "loftq", "orthogonal", "mica", "lora_ga"];
+
+/// How the adapter's weights begin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum InitLoraWeights {
+    /// `true`: Kaiming-uniform A, zero B.
+    Default,
+    /// `false`: A and B random, so that the output changes at once.
+    Random,
+    /// A named scheme: `gaussian`, `pissa`, ...
+    Named(String),
+}
+
+/// A LoRA configuration as PEFT reads and writes it.
+///
+/// [`Default`] gives PEFT's own defaults.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdapterConfig {
+    /// The base model's name, for information only: it is never opened.
+    pub base_model_name_or_path: Option<String>,
+    /// `CAUSAL_LM`, ...
+    pub task_type: Option<String>,
+    /// The version of PEFT that wrote the file.
+    pub peft_version: Option<String>,
+    /// The rank, where `rank_pattern` does not say otherwise.
+    pub r: i64,
+    /// The numerator of the scale, where `alpha_pattern` does not say otherwise.
+    pub lora_alpha: f64,
+    /// The share of inputs dropped in training, in [0, 1).
+    pub lora_dropout: f64,
+    /// The modules that have adapters.
+    pub target_modules: Option<TargetModules>,
+    /// The modules that have none though they are targets.
+    pub exclude_modules: Option<TargetModules>,
+    /// `none`, `all` or `lora_only`.
+    pub bias: String,
+    /// Whether the base weights are stored as `[in, out]` (GPT-2).
+    pub fan_in_fan_out: bool,
+    /// Whether the scale is alpha / sqrt(r) and not alpha / r.
+    pub use_rslora: bool,
+    /// Whether the adapter also learns a magnitude per output (DoRA).
+    pub use_dora: bool,
+    /// Whether B has a bias.
+    pub lora_bias: bool,
+    /// How the adapter's weights began.
+    pub init_lora_weights: InitLoraWeights,
+    /// Regex over the end of a module path to its rank; the first that matches counts.
+    pub rank_pattern: Vec<(String, i64)>,
+    /// Regex over the end of a module path to its alpha; the first that matches counts.
+    pub alpha_pattern: Vec<(String, f64)>,
+    /// The layers that have adapters; all if absent.
+    pub layers_to_transform: Option<Vec<i64>>,
+    /// The names before a layer's number.
+    pub layers_pattern: Option<Vec<String>>,
+    /// Modules trained and saved in full.
+    pub modules_to_save: Option<Vec<String>>,
+    /// The other known keys that are not at their default, as they were written.
+    pub other: Map<String, Value>,
+}
+
+impl Default for AdapterConfig {
+    fn default() -> Self {
+        AdapterConfig {
+            base_model_name_or_path: None,
+            task_type: None,
+            peft_version: Some(PEFT_VERSION.into()),
+            r: 8,
+            lora_alpha: 8.0,
+            lora_dropout: 0.0,
+            target_modules: None,
+            exclude_modules: None,
+            bias: "none".into(),
+            fan_in_fan_out: false,
+            use_rslora: false,
+            use_dora: false,
+            lora_bias: false,
+            init_lora_weights: InitLoraWeights::Default,
+            rank_pattern: Vec::new(),
+            alpha_pattern: Vec::new(),
+            layers_to_transform: None,
+            layers_pattern: None,
+            modules_to_save: None,
+            other: Map::new(),
+        }
+    }
+}
+
+/// Keys with a field of their own in [`AdapterConfig`].
+const TYPED: [&str; 21] = [
+    "alpha_pattern",
+    "base_model_name_or_path",
+    "bias",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "inference_mode",
+    "init_lora_weights",
+    "layers_pattern",
+    "layers_to_transform",
+    "lora_alpha",
+    "lora_bias",
+    "lora_dropout",
+    "modules_to_save",
+    "peft_type",
+    "peft_version",
+    "r",
+    "rank_pattern",
+    "target_modules",
+    "task_type",
+    "use_dora",
+    "use_rslora",
+];
+
+/// Every other key of `LoraConfig`, its default as JSON, and why a value that differs cannot be honoured.
+/// No reason: the key has no effect on a saved adapter.
+const OTHER: [(&str, &str, Option<&str>); 20] = [
+    ("alora_invocation_tokens", "null", Some("activated LoRA is not implemented; use a plain LoRA adapter")),
+    ("arrow_config", "null", Some("Arrow routing is not implemented; use a plain LoRA adapter")),
+    ("auto_mapping", "null", None),
+    ("corda_config", "null", None),
+    ("ensure_weight_tying", "false", Some("tied adapters are not implemented; save embedding and head apart")),
+    ("eva_config", "null", None),
+    ("kasa_config", "null", Some("KaSA is not implemented; use a plain LoRA adapter")),
+    ("layer_replication", "null", Some("replicated layers are not implemented; save the expanded model as the base")),
+    ("loftq_config", "{}", None),
+    ("lora_ga_config", "null", None),
+    ("megatron_config", "null", Some("Megatron layers are not implemented; use a plain LoRA adapter")),
+    ("megatron_core", "\"megatron.core\"", None),
+    ("monteclora_config", "null", Some("MonteCLoRA is not implemented; use a plain LoRA adapter")),
+    ("qalora_group_size", "16", None),
+    ("revision", "null", None),
+    ("target_parameters", "null", Some("adapters of bare parameters are not implemented; target modules")),
+    ("trainable_token_indices", "null", Some("single trainable tokens are not implemented; save embed_tokens in full")),
+    ("use_bdlora", "null", Some("block-diagonal LoRA is not implemented; use a plain LoRA adapter")),
+    ("use_qalora", "false", Some("QA-LoRA is not implemented; use a plain LoRA adapter")),
+    ("velora_config", "null", Some("VeLoRA is not implemented; use a plain LoRA adapter")),
+];
+
+/// Keys of older versions that never had an effect on a saved adapter.
+const HARMLESS: [&str; 1] = ["runtime_config"];
+
+impl AdapterConfig {
+    /// Reads and checks `adapter_config.json`.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Json`]; [`Error::Field`] for an impossible value; [`Error::UnknownKeys`];
+    /// [`Error::Unsupported`] when it is not a LoRA adapter.
+    pub fn read(path: &Path) -> Result<Self> {
+        Self::from_json(path, &read_json_object(path)?)
+    }
+
+    pub(crate) fn from_json(path: &Path, map: &Map<String, Value>) -> Result<Self> {
+        let f = Fields::new(path, "", map);
+        match f.string("peft_type")?.as_deref() {
+            Some("LORA") => {}
+            Some(_) => return Err(unsupported(path, "peft_type", &map["peft_type"], "only LORA adapters are read")),
+            None => return Err(f.wrong("peft_type", "\"LORA\"")),
+        }
+        refuse_unknown(path, map)?;
+        let default = AdapterConfig::default();
+        let rank_of_value = |v: &Value| int_within(v, 1, MAX_RANK);
+        let config = AdapterConfig {
+            base_model_name_or_path: f.string("base_model_name_or_path")?,
+            task_type: f.string("task_type")?,
+            peft_version: f.string("peft_version")?,
+            r: f.int("r", 1, MAX_RANK)?.ok_or_else(|| f.wrong("r", "the rank, a whole number of at least 1"))?,
+            lora_alpha: f.float("lora_alpha")?.ok_or_else(|| f.wrong("lora_alpha", "a finite number"))?,
+            lora_dropout: f.float("lora_dropout")?.unwrap_or(default.lora_dropout),
+            target_modules: targets(f, "target_modules")?,
+            exclude_modules: targets(f, "exclude_modules")?,
+            bias: f.string("bias")?.unwrap_or(default.bias),
+            fan_in_fan_out: f.bool("fan_in_fan_out")?.unwrap_or(false),
+            use_rslora: f.bool("use_rslora")?.unwrap_or(false),
+            use_dora: f.bool("use_dora")?.unwrap_or(false),
+            lora_bias: f.bool("lora_bias")?.unwrap_or(false),
+            init_lora_weights: init(f)?,
+            rank_pattern: f.table("rank_pattern", &format!("a whole number from 1 to {MAX_RANK}"), rank_of_value)?,
+            alpha_pattern: f.table("alpha_pattern", "a finite number", finite)?,
+            layers_to_transform: f.ints("layers_to_transform", 0, i32::MAX.into())?,
+            layers_pattern: f.strings("layers_pattern")?,
+            modules_to_save: f.strings("modules_to_save")?,
+            other: changed_others(map),
+        };
+        f.bool("inference_mode")?;
+        config.check(path)?;
+        Ok(config)
+    }
+
+    /// Checks what the types cannot say; `path` is the file that errors name.
+    ///
+    /// # Errors
+    /// [`Error::Field`].
+    pub fn check(&self, path: &Path) -> Result<()> {
+        let map = self.to_json();
+        let wrong = |field: &str, wanted: &str| Err(Fields::new(path, "", &map).wrong(field, wanted));
+        if !(1..=MAX_RANK).contains(&self.r) {
+            return wrong("r", "a whole number of at least 1");
+        }
+        if !self.lora_alpha.is_finite() {
+            return wrong("lora_alpha", "a finite number");
+        }
+        if !(0.0..1.0).contains(&self.lora_dropout) {
+            return wrong("lora_dropout", "at least 0 and below 1");
+        }
+        if !BIASES.contains(&self.bias.as_str()) {
+            return wrong("bias", "none, all or lora_only");
+        }
+        if self.rank_pattern.iter().any(|(_, r)| !(1..=MAX_RANK).contains(r)) {
+            return wrong("rank_pattern", "a table of whole numbers of at least 1");
+        }
+        if self.alpha_pattern.iter().any(|(_, alpha)| !alpha.is_finite()) {
+            return wrong("alpha_pattern", "a table of finite numbers");
+        }
+        if matches!(self.target_modules, Some(TargetModules::Pattern(_))) {
+            for (field, given) in [
+                ("layers_to_transform", self.layers_to_transform.is_some()),
+                ("layers_pattern", self.layers_pattern.is_some()),
+            ] {
+                if given {
+                    return wrong(field, "absent when target_modules is a regex: put the layers into the regex");
+                }
+            }
+        }
+        if self.layers_pattern.as_ref().is_some_and(|p| !p.is_empty()) && self.layers_to_transform.is_none() {
+            return wrong("layers_to_transform", "given when layers_pattern is");
+        }
+        let keys = self.rank_pattern.iter().map(|(key, _)| ("rank_pattern", key));
+        for (field, key) in keys.chain(self.alpha_pattern.iter().map(|(key, _)| ("alpha_pattern", key))) {
+            if let Err(Error::Pattern { source, .. }) = ending(key) {
+                return wrong(field, &format!("a table whose keys are regular expressions; `{key}`: {source}"));
+            }
+        }
+        for (field, targets) in [("target_modules", &self.target_modules), ("exclude_modules", &self.exclude_modules)] {
+            if let Some(TargetModules::Pattern(pattern)) = targets
+                && let Err(Error::Pattern { source, .. }) = whole(pattern)
+            {
+                return wrong(field, &format!("a list of names or a regular expression: {source}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses what is a valid configuration but would be computed wrongly here; `path` is the file that errors name.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] with the field.
+    pub fn check_supported(&self, path: &Path) -> Result<()> {
+        let refuse = |field: &str, value: Value, reason| Err(unsupported(path, field, &value, reason));
+        if self.use_dora {
+            return refuse("use_dora", json!(true), "DoRA is not implemented; train with use_dora = false");
+        }
+        if self.lora_bias {
+            return refuse("lora_bias", json!(true), "biases on B are not implemented; train with lora_bias = false");
+        }
+        if self.bias != "none" {
+            return refuse("bias", json!(self.bias), "trained biases are not implemented; train with bias = \"none\"");
+        }
+        if let InitLoraWeights::Named(name) = &self.init_lora_weights
+            && (name.starts_with("pissa") || ["olora", "corda", "loftq", "lora_ga"].contains(&name.as_str()))
+        {
+            let reason = "this initialisation changed the base weights, so the adapter is valid only with the changed base; \
+                          save it again in PEFT with path_initial_model_for_weight_conversion";
+            return refuse("init_lora_weights", json!(name), reason);
+        }
+        for (key, _, reason) in OTHER {
+            if let (Some(value), Some(reason)) = (self.other.get(key), reason)
+                && !is_empty(value)
+            {
+                return refuse(key, value.clone(), reason);
+            }
+        }
+        Ok(())
+    }
+
+    /// The rank of a module: the first key of `rank_pattern` that matches its path to the end, else `r`.
+    ///
+    /// # Errors
+    /// [`Error::Pattern`].
+    pub fn rank_of(&self, module_path: &str) -> Result<i64> {
+        Ok(*first_match(&self.rank_pattern, module_path)?.unwrap_or(&self.r))
+    }
+
+    /// The alpha of a module: the first key of `alpha_pattern` that matches its path to the end, else `lora_alpha`.
+    ///
+    /// # Errors
+    /// [`Error::Pattern`].
+    pub fn alpha_of(&self, module_path: &str) -> Result<f64> {
+        Ok(*first_match(&self.alpha_pattern, module_path)?.unwrap_or(&self.lora_alpha))
+    }
+
+    /// The file's content as PEFT writes it: every key, sorted, `inference_mode` true.
+    pub fn to_json(&self) -> Map<String, Value> {
+        let mut map = Map::new();
+        for (key, default, _) in OTHER {
+            let default = serde_json::from_str(default).unwrap_or_default();
+            map.insert(key.into(), self.other.get(key).cloned().unwrap_or(default));
+        }
+        let typed = [
+            ("alpha_pattern", Value::Object(self.alpha_pattern.iter().map(|(k, v)| (k.clone(), number(*v))).collect())),
+            ("base_model_name_or_path", json!(self.base_model_name_or_path)),
+            ("bias", json!(self.bias)),
+            ("exclude_modules", json!(self.exclude_modules.as_ref().map(TargetModules::to_json))),
+            ("fan_in_fan_out", json!(self.fan_in_fan_out)),
+            ("inference_mode", json!(true)),
+            (
+                "init_lora_weights",
+                match &self.init_lora_weights {
+                    InitLoraWeights::Default => json!(true),
+                    InitLoraWeights::Random => json!(false),
+                    InitLoraWeights::Named(name) => json!(name),
+                },
+            ),
+            ("layers_pattern", one_or_list(self.layers_pattern.as_deref())),
+            ("layers_to_transform", json!(self.layers_to_transform)),
+            ("lora_alpha", number(self.lora_alpha)),
+            ("lora_bias", json!(self.lora_bias)),
+            ("lora_dropout", json!(self.lora_dropout)),
+            ("modules_to_save", json!(self.modules_to_save)),
+            ("peft_type", json!("LORA")),
+            ("peft_version", json!(PEFT_VERSION)),
+            ("r", json!(self.r)),
+            // The order of the patterns decides which one counts, so it is kept and not sorted.
+            ("rank_pattern", Value::Object(self.rank_pattern.iter().map(|(k, v)| (k.clone(), json!(v))).collect())),
+            ("target_modules", json!(self.target_modules.as_ref().map(TargetModules::to_json))),
+            ("task_type", json!(self.task_type)),
+            ("use_dora", json!(self.use_dora)),
+            ("use_rslora", json!(self.use_rslora)),
+        ];
+        map.extend(typed.map(|(key, value)| (key.to_string(), value)));
+        map.sort_keys();
+        map
+    }
+}
+
+fn unsupported(path: &Path, field: &str, value: &Value, reason: &'static str) -> Error {
+    Error::Unsupported { path: path.into(), field: field.into(), value: shorten(&value.to_string()), reason }
+}
+
+/// The form that people write: a single name as it is, several as a list.
+fn one_or_list(names: Option<&[String]>) -> Value {
+    match names {
+        Some([name]) => json!(name),
+        names => json!(names),
+    }
+}
+
+/// A number as Python would write it after reading it: whole ones without a point.
+fn number(x: f64) -> Value {
+    let whole = x as i64;
+    if whole as f64 == x { json!(whole) } else { json!(x) }
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::String(s) => s.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        _ => false,
+    }
+}
+
+fn refuse_unknown(path: &Path, map: &Map<String, Value>) -> Result<()> {
+    let known = |key: &str| TYPED.contains(&key) || HARMLESS.contains(&key) || OTHER.iter().any(|(k, ..)| *k == key);
+    let keys: Vec<String> = map
+        .iter()
+        .filter(|(key, value)| !known(key) && !is_empty(value))
+        .map(|(key, value)| format!("`{}` = {}", shorten(key), shorten(&value.to_string())))
+        .take(20)
+        .collect();
+    if keys.is_empty() { Ok(()) } else { Err(Error::UnknownKeys { path: path.into(), keys }) }
+}
+
+fn changed_others(map: &Map<String, Value>) -> Map<String, Value> {
+    let is_default = |value: &Value, default: &str| serde_json::from_str::<Value>(default).ok().as_ref() == Some(value);
+    let given = OTHER.iter().filter_map(|(key, default, _)| map.get(*key).map(|value| (key, default, value)));
+    given
+        .filter(|(_, default, value)| !value.is_null() && !is_default(value, default))
+        .map(|(key, _, value)| ((*key).to_string(), value.clone()))
+        .collect()
+}
+
+fn targets(f: Fields<'_>, key: &str) -> Result<Option<TargetModules>> {
+    match f.get(key) {
+        Some(Value::String(pattern)) => Ok(Some(TargetModules::Pattern(pattern.clone()))),
+        _ => Ok(f.strings(key)?.map(TargetModules::List)),
+    }
+}
+
+fn init(f: Fields<'_>) -> Result<InitLoraWeights> {
+    let key = "init_lora_weights";
+    match f.get(key) {
+        None | Some(Value::Bool(true)) => Ok(InitLoraWeights::Default),
+        Some(Value::Bool(false)) => Ok(InitLoraWeights::Random),
+        Some(Value::String(name)) if INITS.contains(&name.as_str()) || name.starts_with("pissa_niter_") => {
+            Ok(InitLoraWeights::Named(name.clone()))
+        }
+        Some(_) => Err(f.wrong(key, format!("true, false, pissa_niter_N or one of {}", INITS.join(", ")))),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,63 @@
+//! Writing a PEFT adapter folder.
+
+use crate::adapter::{
+    ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterModule, BASE_WEIGHT, LORA_A, LORA_B, LORA_EMBEDDING_A, LORA_EMBEDDING_B,
+    PREFIX, check_module,
+};
+use crate::adapter_config::AdapterConfig;
+use crate::atomic::write_atomic;
+use crate::error::{Error, Result};
+use crate::writer::write_tensors;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::Path;
+use tch::{Kind, Tensor};
+
+/// Writes `adapter_model.safetensors` and then `adapter_config.json`, as PEFT's `save_pretrained` lays them out; the
+/// folder is made if it is not there. Tensors are saved as float32.
+///
+/// PEFT saves the frozen weight of an embedding or head that is a target; it is written when the module carries it.
+///
+/// # Errors
+/// [`Error::Field`] for an impossible configuration; [`Error::Tensor`] for a shape that disagrees with it or a value
+/// that is not finite: such an adapter is never saved. [`Error::Io`].
+pub fn write_adapter(dir: &Path, config: &AdapterConfig, modules: &BTreeMap<String, AdapterModule>) -> Result<()> {
+    let config_path = dir.join(ADAPTER_CONFIG);
+    let path = dir.join(ADAPTER_WEIGHTS);
+    config.check(&config_path)?;
+    let mut tensors = Vec::new();
+    for (module, content) in modules {
+        check_module(&path, config, module, content)?;
+        let mut add = |suffix: &str, tensor: &Tensor| -> Result<()> {
+            let tensor = tensor.f_detach().and_then(|t| t.f_to_kind(Kind::Float)).map_err(|e| Error::tch(&path, e))?;
+            tensors.push((format!("{PREFIX}{module}{suffix}"), tensor));
+            Ok(())
+        };
+        match content {
+            AdapterModule::Linear { a, b, base_weight } => {
+                add(LORA_A, a)?;
+                add(LORA_B, b)?;
+                base_weight.iter().try_for_each(|w| add(BASE_WEIGHT, w))?;
+            }
+            AdapterModule::Embedding { a, b, base_weight } => {
+                add(LORA_EMBEDDING_A, a)?;
+                add(LORA_EMBEDDING_B, b)?;
+                base_weight.iter().try_for_each(|w| add(BASE_WEIGHT, w))?;
+            }
+            AdapterModule::Saved { tensors } => {
+                tensors.iter().try_for_each(|(name, tensor)| add(&format!(".{name}"), tensor))?;
+            }
+        }
+    }
+    if tensors.is_empty() {
+        return Err(Error::EmptyAdapter { path });
+    }
+    std::fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
+    write_tensors(&path, &tensors, &BTreeMap::from([("format".to_string(), "pt".to_string())]))?;
+    let text = serde_json::to_string_pretty(&Value::Object(config.to_json())).map_err(|source| Error::Json {
+        path: config_path.clone(),
+        excerpt: String::new(),
+        source,
+    })?;
+    write_atomic(&config_path, text.as_bytes())
+}

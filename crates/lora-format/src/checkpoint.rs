@@ -1,0 +1,179 @@
+//! The weights of a Hugging Face model folder: one safetensors file, or shards with an index.
+
+use crate::error::{Error, Result, ShardFault, TensorFault};
+use crate::fields::Fields;
+use crate::header::TensorInfo;
+use crate::json::read_json_object;
+use crate::pickle::has_pickle_name;
+use crate::tensor_file::TensorFile;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use tch::Tensor;
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// The tensors of a checkpoint folder, wherever they lie.
+#[derive(Debug)]
+pub struct Checkpoint {
+    dir: PathBuf,
+    index: Option<PathBuf>,
+    shards: Vec<TensorFile>,
+    /// Tensor name to the number of its shard.
+    places: BTreeMap<String, usize>,
+}
+
+impl Checkpoint {
+    /// Opens a folder with `model.safetensors`, or with `model.safetensors.index.json` and its shards.
+    ///
+    /// # Errors
+    /// [`Error::Pickle`] when only pickled weights are there; [`Error::NoWeights`]; [`Error::Shard`] for a faulty index;
+    /// and as [`TensorFile::open`].
+    pub fn open(dir: &Path) -> Result<Self> {
+        let single = dir.join(SINGLE);
+        let index = dir.join(INDEX);
+        let (index, shards) = if single.is_file() {
+            (None, vec![TensorFile::open(&single)?])
+        } else if index.is_file() {
+            let shards = open_shards(dir, &index)?;
+            (Some(index), shards)
+        } else {
+            return Err(explain_absence(dir));
+        };
+        let mut places: BTreeMap<String, usize> = BTreeMap::new();
+        for (number, shard) in shards.iter().enumerate() {
+            for name in shard.names() {
+                if let Some(other) = places.insert(name.to_string(), number) {
+                    let fault = ShardFault::Twice { tensor: name.into(), other: file_name(&shards[other]) };
+                    return Err(Error::Shard { path: dir.join(INDEX), shard: file_name(shard), fault });
+                }
+            }
+        }
+        Ok(Checkpoint { dir: dir.into(), index, shards, places })
+    }
+
+    /// The names of all tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.places.keys().map(String::as_str)
+    }
+
+    /// Whether there is a tensor of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.places.contains_key(name)
+    }
+
+    /// The file that holds a tensor.
+    ///
+    /// # Errors
+    /// [`TensorFault::Missing`].
+    pub fn shard_of(&self, name: &str) -> Result<&TensorFile> {
+        match self.places.get(name) {
+            Some(&number) => Ok(&self.shards[number]),
+            None => Err(Error::tensor(&self.dir, name, TensorFault::Missing)),
+        }
+    }
+
+    /// What the file says of a tensor.
+    ///
+    /// # Errors
+    /// [`TensorFault::Missing`].
+    pub fn info(&self, name: &str) -> Result<&TensorInfo> {
+        self.shard_of(name)?.info(name)
+    }
+
+    /// A copy of a tensor on the CPU in its own dtype.
+    ///
+    /// # Errors
+    /// As [`TensorFile::read`].
+    pub fn read(&self, name: &str) -> Result<Tensor> {
+        self.shard_of(name)?.read(name)
+    }
+
+    /// A copy of some rows of a tensor on the CPU in its own dtype.
+    ///
+    /// # Errors
+    /// As [`TensorFile::read_rows`].
+    pub fn read_rows(&self, name: &str, first: i64, count: i64) -> Result<Tensor> {
+        self.shard_of(name)?.read_rows(name, first, count)
+    }
+
+    /// The files, in the order of their names.
+    pub fn shards(&self) -> &[TensorFile] {
+        &self.shards
+    }
+
+    /// The index file, if the checkpoint is sharded.
+    pub fn index_path(&self) -> Option<&Path> {
+        self.index.as_deref()
+    }
+
+    /// The folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The bytes of all tensors together.
+    pub fn total_bytes(&self) -> u64 {
+        self.shards.iter().map(TensorFile::data_bytes).sum()
+    }
+
+    /// The number of elements of all tensors together.
+    pub fn total_elements(&self) -> u64 {
+        let infos = self.shards.iter().flat_map(TensorFile::tensors).map(|(_, info)| info);
+        infos.map(|info| info.shape.iter().product::<i64>() as u64).sum()
+    }
+}
+
+fn open_shards(dir: &Path, index: &Path) -> Result<Vec<TensorFile>> {
+    let map = read_json_object(index)?;
+    let weight_map = Fields::new(index, "", &map).object("weight_map")?;
+    let fail = |shard: &str, fault| Error::Shard { path: index.into(), shard: shard.into(), fault };
+    let mut holds: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (tensor, shard) in weight_map {
+        let Some(shard) = shard.as_str() else {
+            return Err(fail(&shard.to_string(), ShardFault::Name));
+        };
+        holds.entry(shard).or_default().push(tensor);
+    }
+    if holds.is_empty() {
+        return Err(Error::NoWeights { path: dir.into() });
+    }
+    for shard in holds.keys() {
+        if has_pickle_name(Path::new(shard)) {
+            return Err(Error::Pickle { path: dir.join(shard) });
+        }
+        let plain =
+            shard.ends_with(".safetensors") && !shard.contains(['/', '\\', '\0', ':']) && !shard.starts_with('.');
+        if !plain {
+            return Err(fail(shard, ShardFault::Name));
+        }
+        if !dir.join(shard).is_file() {
+            return Err(fail(shard, ShardFault::Missing));
+        }
+    }
+    let mut shards = Vec::with_capacity(holds.len());
+    for (shard, tensors) in holds {
+        let file = TensorFile::open(&dir.join(shard))?;
+        if let Some(tensor) = tensors.into_iter().find(|t| !file.contains(t)) {
+            return Err(fail(shard, ShardFault::NoSuchTensor { tensor: tensor.into() }));
+        }
+        shards.push(file);
+    }
+    Ok(shards)
+}
+
+fn explain_absence(dir: &Path) -> Error {
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) => return Error::io("read", dir, e),
+    };
+    let files: BTreeSet<PathBuf> = entries.flatten().map(|e| e.path()).collect();
+    match files.into_iter().find(|p| has_pickle_name(p)) {
+        Some(path) => Error::Pickle { path },
+        None => Error::NoWeights { path: dir.into() },
+    }
+}
+
+fn file_name(file: &TensorFile) -> String {
+    file.path().file_name().unwrap_or_default().to_string_lossy().into_owned()
+}

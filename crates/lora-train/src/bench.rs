@@ -1,0 +1,180 @@
+//! The step on fixed shapes and random tokens, measured: what `perf/peft_step.py` measures of PEFT, by the same count.
+
+use crate::error::{Error, Result};
+use crate::params::FlatParams;
+use lora_format::{AdapterFolder, TargetModules, read_adapter};
+use lora_model::{Decoder, ModelConfig, TokenBatch, all_linear, plan_injection};
+use lora_torch::{AdamWScalars, device_memory, peak_rss_bytes, synchronize};
+use serde::Serialize;
+use std::path::PathBuf;
+use std::time::Instant;
+use tch::{Device, Kind, Tensor};
+
+/// What to measure.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BenchOptions {
+    /// Checkpoint folder.
+    pub model: PathBuf,
+    /// Rows of a step.
+    pub batch: i64,
+    /// Tokens of a row.
+    pub seq: i64,
+    /// Rank; alpha is twice that.
+    pub r: i64,
+    /// Target modules; `None` is every linear layer.
+    pub targets: Option<Vec<String>>,
+    /// Start from this adapter instead of a fresh one.
+    pub init_adapter: Option<PathBuf>,
+    /// Train every weight instead of adapters.
+    pub full: bool,
+    /// Keep block inputs only.
+    pub checkpointing: bool,
+    /// Steps measured, after two that warm up.
+    pub steps: usize,
+    /// What the model computes in.
+    pub kind: Kind,
+    /// Where.
+    pub device: Device,
+    /// Token ids `[batch, seq]` to use instead of random ones.
+    pub input_ids: Option<Vec<i64>>,
+}
+
+/// What was measured.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct BenchReport {
+    /// Median seconds of a step.
+    pub step_s: f64,
+    /// Tokens per second.
+    pub tok_s: f64,
+    /// Share of the machine's rate of matrix products: operations that a LoRA step needs, over the step's time, over
+    /// `matmul_gflops`.
+    pub of_matmul_rate: f64,
+    /// Rate of a large matrix product here and now, in 10⁹ operations a second.
+    pub matmul_gflops: f64,
+    /// Peak resident memory of the process, in MiB.
+    pub rss_mb: u64,
+    /// Peak memory of the device, in MiB.
+    pub cuda_mb: Option<u64>,
+    /// Loss of each step, warm-up included.
+    pub losses: Vec<f64>,
+    /// Trained parameters.
+    pub trainable: i64,
+}
+
+/// Runs the measurement.
+///
+/// # Errors
+/// What loading the model or a step reports.
+pub fn bench_step(o: &BenchOptions) -> Result<BenchReport> {
+    let mut model = Decoder::load(&o.model, o.kind, o.device, &mut |_, _| {})?;
+    if o.full {
+        model.train_everything()?;
+    } else if let Some(dir) = &o.init_adapter {
+        let folder: AdapterFolder = read_adapter(dir)?;
+        model.load_adapter(&folder)?;
+    } else {
+        let mut config = all_linear(o.r, 2.0 * o.r as f64);
+        if let Some(names) = &o.targets {
+            config.target_modules = Some(TargetModules::List(names.clone()));
+        }
+        model.inject(&plan_injection(&model.config, &config)?, 0)?;
+    }
+    let params = FlatParams::new(model.parameters())?;
+    let batch = batch(&model.config, o)?;
+    let trained = batch.trained() as f64;
+
+    let mut number = 0;
+    let mut step = || -> Result<f64> {
+        number += 1;
+        params.zero_grad()?;
+        let loss = model.loss_and_backward(&batch, number as u64, 1.0 / trained, o.checkpointing)?;
+        params.clip_grad_norm(1.0)?;
+        params.adamw(&AdamWScalars {
+            lr: 2e-4,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.01,
+            step: number,
+        })?;
+        Ok(loss.f_double_value(&[]).map_err(lora_torch::Error::from)? / trained)
+    };
+    let (mut losses, mut times) = (vec![step()?, step()?], Vec::new());
+    for _ in 0..o.steps.max(1) {
+        synchronize(o.device)?;
+        let start = Instant::now();
+        losses.push(step()?);
+        synchronize(o.device)?;
+        times.push(start.elapsed().as_secs_f64());
+    }
+    let cuda_mb = device_memory(o.device)?.map(|m| m.peak >> 20);
+    let rss_mb = peak_rss_bytes() >> 20;
+    let rate = matmul_rate(o.device)?;
+    let (step_s, tokens) = (median(times), (o.batch * o.seq) as f64);
+    let trainable = params.len();
+    Ok(BenchReport {
+        step_s: round(step_s, 4),
+        tok_s: round(tokens / step_s, 1),
+        of_matmul_rate: round(operations(&model.config, o, trainable) / step_s / rate, 3),
+        matmul_gflops: round(rate / 1e9, 1),
+        rss_mb,
+        cuda_mb,
+        losses: losses.into_iter().map(|x| round(x, 5)).collect(),
+        trainable,
+    })
+}
+
+/// Every token of a row predicts the next, as `labels = input_ids` has it.
+fn batch(config: &ModelConfig, o: &BenchOptions) -> Result<TokenBatch> {
+    let count = (o.batch * o.seq) as usize;
+    let ids = match &o.input_ids {
+        Some(ids) if ids.len() == count => ids.clone(),
+        Some(ids) => return Err(Error::BenchInput { expected: count, found: ids.len() }),
+        None => (0..count as u64)
+            .map(|i| 10 + (lora_torch::mix_seed(&[1, i]) % (config.vocab_size as u64 - 10)) as i64)
+            .collect(),
+    };
+    let rows: Vec<i64> = (0..o.batch).flat_map(|b| (0..o.seq - 1).map(move |t| b * o.seq + t)).collect();
+    let targets: Vec<i64> = rows.iter().map(|&r| ids[r as usize + 1]).collect();
+    Ok(TokenBatch::new(config, &ids, &vec![o.seq; o.batch as usize], &rows, &targets, o.device)?)
+}
+
+/// Floating-point operations of a step: two products of the size of each weight forward and backward (three for full
+/// training), causal attention at half the square, and the adapters.
+fn operations(c: &ModelConfig, o: &BenchOptions, trainable: i64) -> f64 {
+    let (h, hd, l) = (c.hidden_size as f64, c.head_dim as f64, c.num_hidden_layers as f64);
+    let (nh, kv, ff) = (c.num_attention_heads as f64, c.num_key_value_heads as f64, c.intermediate_size as f64);
+    let per_token = l * (h * nh * hd * 2.0 + 2.0 * h * kv * hd + 3.0 * h * ff) + h * c.vocab_size as f64;
+    let attention = l * 2.0 * nh * hd * (o.seq as f64 / 2.0);
+    let (passes, lora) = if o.full { (6.0, 0.0) } else { (4.0, trainable as f64) };
+    (o.batch * o.seq) as f64 * (passes * per_token + 6.0 * attention + 6.0 * lora)
+}
+
+/// Operations a second of a square product: fp32 on the CPU, bf16 on a GPU.
+fn matmul_rate(device: Device) -> Result<f64> {
+    let (n, kind) = if device == Device::Cpu { (2048, Kind::Float) } else { (8192, Kind::BFloat16) };
+    let random = || Tensor::f_randn([n, n], (kind, device)).map_err(lora_torch::Error::from);
+    let (x, y) = (random()?, random()?);
+    let product = || x.f_matmul(&y).map_err(lora_torch::Error::from);
+    let mut times = Vec::new();
+    for i in 0..7 {
+        synchronize(device)?;
+        let start = Instant::now();
+        let _z = product()?;
+        synchronize(device)?;
+        if i >= 2 {
+            times.push(start.elapsed().as_secs_f64());
+        }
+    }
+    Ok(2.0 * (n as f64).powi(3) / median(times))
+}
+
+fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+fn round(x: f64, digits: i32) -> f64 {
+    let unit = 10f64.powi(digits);
+    (x * unit).round() / unit
+}

@@ -1,0 +1,115 @@
+//! `[lora]`: the adapters. Names and meaning of the keys are those of PEFT's `LoraConfig`.
+
+use super::keys::{Kind, Range, choice, section};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+choice! {
+    /// Which biases of the base model are trained beside the adapters.
+    Bias {
+        /// None of them.
+        None = "none",
+    }
+}
+
+choice! {
+    /// What the adapted model is for.
+    TaskType {
+        /// Predicting the next token.
+        CausalLm = "CAUSAL_LM",
+    }
+}
+
+/// How the matrix A is drawn. B starts at zero unless this is [`InitLoraWeights::Random`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InitLoraWeights {
+    /// `true`: Kaiming uniform with a = sqrt(5), as PEFT's default.
+    Kaiming,
+    /// `"gaussian"`: normal with a standard deviation of 1/r.
+    Gaussian,
+    /// `false`: as `true`, and B is drawn too, so the adapted model differs from the base from the start. For tests.
+    Random,
+}
+
+impl Serialize for InitLoraWeights {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Kaiming => serializer.serialize_bool(true),
+            Self::Gaussian => serializer.serialize_str("gaussian"),
+            Self::Random => serializer.serialize_bool(false),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for InitLoraWeights {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match toml::Value::deserialize(deserializer)? {
+            toml::Value::Boolean(true) => Ok(Self::Kaiming),
+            toml::Value::Boolean(false) => Ok(Self::Random),
+            toml::Value::String(s) if s == "gaussian" => Ok(Self::Gaussian),
+            other => Err(de::Error::custom(format!("must be true, false or \"gaussian\", got {other}"))),
+        }
+    }
+}
+
+/// Modules by name or by pattern, as PEFT matches them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Modules {
+    /// A regular expression for the whole path of a module, or the word `all-linear`.
+    Pattern(String),
+    /// Names: a module is meant when its path is one of them or ends with a dot and one of them.
+    Names(Vec<String>),
+}
+
+impl Modules {
+    /// Whether this is the word `all-linear`: every linear layer except the output head.
+    pub fn is_all_linear(&self) -> bool {
+        matches!(self, Modules::Pattern(word) if word == "all-linear")
+    }
+}
+
+section! {
+    /// The adapters.
+    LoraConfig {
+        /// Rank of the adapters.
+        r: u32 = 8, Kind::Integer { min: 1, max: 65536 };
+        /// The product B A is scaled by `lora_alpha / r`, or by `lora_alpha / sqrt(r)` with `use_rslora`.
+        lora_alpha: f64 = 16.0, Kind::Number(Range::Positive);
+        /// Probability with which an element of an adapter's input is dropped while training.
+        lora_dropout: f64 = 0.0, Kind::Number(Range::ZeroToBelowOne);
+        /// Which modules get an adapter: a list of names, a regular expression for the whole module path, or `all-linear`
+        /// (every linear layer except the output head).
+        target_modules: Modules = Modules::Pattern("all-linear".into()), Kind::Modules;
+        /// Modules that get no adapter although they are targets: a list of names or a regular expression.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        exclude_modules: Option<Modules> = None, Kind::Modules;
+        /// Which biases are trained; only `none`.
+        bias: Bias = Bias::None, Kind::Choice(Bias::NAMES);
+        /// Scale by `lora_alpha / sqrt(r)` (rank-stabilised LoRA), which suits high ranks.
+        use_rslora: bool = false, Kind::Bool;
+        /// How A is drawn: `true` (Kaiming uniform) or `gaussian`, both with B at zero; `false` draws B too, for tests.
+        init_lora_weights: InitLoraWeights = InitLoraWeights::Kaiming, Kind::BoolOr(&["gaussian"]);
+        /// Ranks that differ from `r`: a table from module name or regular expression to rank. The first entry that matches
+        /// counts.
+        #[serde(with = "super::ordered", skip_serializing_if = "Vec::is_empty")]
+        rank_pattern: Vec<(String, u32)> = Vec::new(), Kind::Map(&Kind::Integer { min: 1, max: 65536 });
+        /// Values of `lora_alpha` that differ: a table from module name or regular expression to number. The first entry
+        /// that matches counts.
+        #[serde(with = "super::ordered", skip_serializing_if = "Vec::is_empty")]
+        alpha_pattern: Vec<(String, f64)> = Vec::new(), Kind::Map(&Kind::Number(Range::Positive));
+        /// Indices of the layers whose modules get adapters, from 0; all layers when absent.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        layers_to_transform: Option<Vec<u32>> = None, Kind::Indices;
+        /// Name of the list of layers, where it is not one of the usual ones; needs `layers_to_transform`.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        layers_pattern: Option<Vec<String>> = None, Kind::Texts;
+        /// Modules that are trained in full and saved beside the adapters, as `lm_head`.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        modules_to_save: Vec<String> = Vec::new(), Kind::Texts;
+        /// What the adapted model is for; written to `adapter_config.json`.
+        task_type: TaskType = TaskType::CausalLm, Kind::Choice(TaskType::NAMES);
+        /// Folder of an adapter to start from. Its own ranks, scales and targets count.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        init_adapter: Option<std::path::PathBuf> = None, Kind::Text;
+    }
+}

@@ -1,0 +1,35 @@
+//! The reference of keys, made from the same table that checks them.
+
+use super::keys::Key;
+use super::{RunConfig, SECTIONS, SourceConfig, TOP_KEYS};
+use toml::{Table, Value};
+
+const REQUIRED: &[&str] = &["output_dir", "model.path", "data.train", "path"];
+
+pub(crate) fn reference() -> String {
+    let defaults = Table::try_from(RunConfig::default()).unwrap_or_default();
+    let mut text = String::from(
+        "Relative paths are relative to the current folder. A key without a default may be left out unless it is required.\n",
+    );
+    table(&mut text, "Top level", "", TOP_KEYS, Some(&defaults));
+    for (section, keys) in SECTIONS {
+        let defaults = defaults.get(*section).and_then(Value::as_table);
+        table(&mut text, &format!("`[{section}]`"), &format!("{section}."), keys, defaults);
+    }
+    table(&mut text, "A table of `data.train` and `data.eval`", "", SourceConfig::KEYS, None);
+    text
+}
+
+fn table(text: &mut String, title: &str, prefix: &str, keys: &[Key], defaults: Option<&Table>) {
+    text.push_str(&format!("\n## {title}\n\n| key | default | allowed | meaning |\n| --- | --- | --- | --- |\n"));
+    for Key { name, kind, doc } in keys {
+        let key = format!("{prefix}{name}");
+        let default = match defaults.and_then(|d| d.get(*name)) {
+            _ if REQUIRED.contains(&key.as_str()) => "required".to_string(),
+            Some(value) => format!("`{value}`"),
+            None => String::new(),
+        };
+        let doc = doc.trim().replace('|', "\\|");
+        text.push_str(&format!("| `{key}` | {default} | {} | {doc} |\n", kind.allowed().replace('|', "\\|")));
+    }
+}

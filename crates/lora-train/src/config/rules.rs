@@ -1,0 +1,107 @@
+//! Rules that take more than one key, and the keys that must be given.
+
+use super::faults::{Fault, FaultKind, shown};
+use super::source::Places;
+use super::{FinetuningType, Modules, RunConfig};
+use crate::schedule::ScheduleKind;
+use toml::{Table, Value};
+
+/// Adds what is wrong with a configuration whose values are each allowed. `tree` is what was written, without the values
+/// that were reported already.
+pub(crate) fn check(config: &RunConfig, tree: &Table, places: &Places, faults: &mut Vec<Fault>) {
+    let mut rules = Rules { tree, places, faults };
+    rules.required(
+        config.output_dir.as_os_str().is_empty(),
+        "output_dir",
+        "give --output DIR, or output_dir = \"runs/NAME\"",
+    );
+    rules.required(config.model.path.is_empty(), "model.path", "give --model DIR, or path = \"DIR\" under [model]");
+    rules.required(config.data.train.is_empty(), "data.train", "give --data FILE, or train = \"FILE\" under [data]");
+    for (list, name) in [(&config.data.train, "data.train"), (&config.data.eval, "data.eval")] {
+        for (i, source) in list.iter().enumerate() {
+            let empty = source.path.as_os_str().is_empty();
+            rules.required(empty, &format!("{name}[{i}].path"), "give the path of the file");
+        }
+    }
+    lengths(config, &mut rules);
+    targets(config, &mut rules);
+    if config.data.eval_split > 0.0 {
+        rules.exclude("data.eval_split", "data.eval", "keep the one that says where evaluation data comes from");
+    }
+    if config.train.finetuning_type == FinetuningType::Full {
+        rules.exclude(
+            "lora.init_adapter",
+            "train.finetuning_type",
+            "full training has no adapter; remove init_adapter",
+        );
+    }
+}
+
+fn lengths(config: &RunConfig, rules: &mut Rules<'_>) {
+    let train = &config.train;
+    rules.exclude("train.max_steps", "train.num_train_epochs", "keep one of them");
+    rules.exclude("train.warmup_steps", "train.warmup_ratio", "keep one of them");
+    if let (Some(warmup), Some(total)) = (train.warmup_steps, train.max_steps)
+        && warmup > total
+    {
+        rules.exclude("train.warmup_steps", "train.max_steps", "the warm-up must end within the run");
+    }
+    if train.lr_scheduler_type == ScheduleKind::Constant {
+        let remedy = "a constant schedule has no warm-up; use lr_scheduler_type = \"constant_with_warmup\"";
+        if train.warmup_steps.is_some_and(|steps| steps > 0) {
+            rules.exclude("train.warmup_steps", "train.lr_scheduler_type", remedy);
+        }
+        if train.warmup_ratio.is_some_and(|ratio| ratio > 0.0) {
+            rules.exclude("train.warmup_ratio", "train.lr_scheduler_type", remedy);
+        }
+    }
+}
+
+fn targets(config: &RunConfig, rules: &mut Rules<'_>) {
+    let lora = &config.lora;
+    if matches!(&lora.target_modules, Modules::Pattern(_)) && !lora.target_modules.is_all_linear() {
+        let remedy = "a regular expression picks the layers itself; use a list of names or drop this key";
+        rules.exclude("lora.layers_to_transform", "lora.target_modules", remedy);
+        rules.exclude("lora.layers_pattern", "lora.target_modules", remedy);
+    }
+    if lora.layers_pattern.is_some() {
+        let missing = lora.layers_to_transform.is_none();
+        rules.required(missing, "lora.layers_to_transform", "layers_pattern needs the indices of the layers");
+    }
+    let empty_list = matches!(&lora.target_modules, Modules::Names(names) if names.is_empty());
+    if config.train.finetuning_type == FinetuningType::Lora && empty_list {
+        rules.required(true, "lora.target_modules", "name the modules, or use \"all-linear\"");
+    }
+}
+
+struct Rules<'a> {
+    tree: &'a Table,
+    places: &'a Places,
+    faults: &'a mut Vec<Fault>,
+}
+
+impl Rules<'_> {
+    /// A key that must be given, unless its value was given and reported already.
+    fn required(&mut self, missing: bool, key: &str, remedy: &'static str) {
+        let reported = self.faults.iter().any(|fault| fault.key == key || fault.key.starts_with(&format!("{key}[")));
+        if missing && !reported {
+            self.faults.push(self.places.fault(key, None, FaultKind::Missing { remedy }));
+        }
+    }
+
+    /// Two keys that were both given, or of which the other has a default, and that exclude each other.
+    fn exclude(&mut self, key: &str, other: &str, remedy: &'static str) {
+        if let (Some(value), Some(with)) = (get(self.tree, key), get(self.tree, other)) {
+            let with = format!("{other} = {}", shown(with));
+            self.faults.push(self.places.fault(key, Some(value), FaultKind::Contradiction { with, remedy }));
+        }
+    }
+}
+
+/// The value that was written for a dotted key.
+fn get<'a>(tree: &'a Table, key: &str) -> Option<&'a Value> {
+    match key.split_once('.') {
+        Some((section, name)) => tree.get(section)?.get(name),
+        None => tree.get(key),
+    }
+}

@@ -1,0 +1,467 @@
+use super::*;
+use crate::schedule::ScheduleKind;
+use proptest::prelude::*;
+use std::collections::BTreeSet;
+
+const MINIMAL: &str = "output_dir = \"runs/x\"\n[model]\npath = \"base\"\n[data]\ntrain = \"train.jsonl\"\n";
+
+fn load_text(text: &str, extension: &str, settings: &[&str]) -> Result<RunConfig, ConfigErrors> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(format!("run.{extension}"));
+    std::fs::write(&path, text).unwrap();
+    let settings: Vec<Override> = settings.iter().map(|s| s.parse().unwrap()).collect();
+    RunConfig::load(Some(&path), &settings)
+}
+
+fn toml_faults(text: &str, settings: &[&str]) -> String {
+    load_text(text, "toml", settings).unwrap_err().to_string()
+}
+
+/// A configuration with a value for every key: without `..`, so that a new key must be put here.
+fn full() -> RunConfig {
+    let source = SourceConfig {
+        path: "a.jsonl".into(),
+        format: Some("alpaca".into()),
+        columns: vec![("prompt".into(), "q".into())],
+        max_samples: Some(5),
+    };
+    RunConfig {
+        output_dir: "runs/x".into(),
+        seed: 7,
+        model: ModelConfig { path: "base".into(), dtype: DType::BFloat16, device: "cuda:1".into(), threads: 3 },
+        lora: LoraConfig {
+            r: 16,
+            lora_alpha: 32.5,
+            lora_dropout: 0.1,
+            target_modules: Modules::Names(vec!["q_proj".into(), "v_proj".into()]),
+            exclude_modules: Some(Modules::Pattern(".*lm_head".into())),
+            bias: Bias::None,
+            use_rslora: true,
+            init_lora_weights: InitLoraWeights::Gaussian,
+            rank_pattern: vec![("z.q_proj".into(), 4), ("a".into(), 2)],
+            alpha_pattern: vec![("z.q_proj".into(), 4.5), ("a".into(), 2.0)],
+            layers_to_transform: Some(vec![1, 0]),
+            layers_pattern: Some(vec!["layers".into()]),
+            modules_to_save: vec!["lm_head".into()],
+            task_type: TaskType::CausalLm,
+            init_adapter: Some("old".into()),
+        },
+        data: DataConfig {
+            train: vec![source.clone()],
+            eval: vec![source],
+            eval_split: 0.0,
+            max_length: 512,
+            packing: true,
+            truncation: Truncation::Drop,
+            template: Some("chat.jinja".into()),
+            train_on_prompt: true,
+            max_affected_share: 0.5,
+            shuffle: false,
+        },
+        train: TrainConfig {
+            finetuning_type: FinetuningType::Lora,
+            num_train_epochs: Some(1.5),
+            max_steps: None,
+            per_device_train_batch_size: 2,
+            per_device_eval_batch_size: 3,
+            gradient_accumulation_steps: 4,
+            learning_rate: 1e-3,
+            lr_scheduler_type: ScheduleKind::Cosine,
+            warmup_steps: None,
+            warmup_ratio: Some(0.03),
+            weight_decay: 0.01,
+            max_grad_norm: 0.0,
+            adam_beta1: 0.8,
+            adam_beta2: 0.99,
+            adam_epsilon: 1e-6,
+            gradient_checkpointing: true,
+            eval_steps: 10,
+            save_steps: 20,
+            save_total_limit: 3,
+            logging_steps: 5,
+        },
+    }
+}
+
+#[test]
+fn a_minimal_configuration_takes_the_defaults() {
+    let config = load_text(MINIMAL, "toml", &[]).unwrap();
+    let mut expected = RunConfig { output_dir: "runs/x".into(), ..RunConfig::default() };
+    expected.model.path = "base".into();
+    expected.data.train = vec![SourceConfig { path: "train.jsonl".into(), ..SourceConfig::default() }];
+    expected.train.num_train_epochs = Some(3.0);
+    assert_eq!(config, expected);
+    assert_eq!((config.lora.r, config.lora.lora_alpha, config.train.learning_rate), (8, 16.0, 2e-4));
+    assert!(config.lora.target_modules.is_all_linear());
+    let settings = ["output_dir=runs/x", "model.path=base", "data.train=train.jsonl"].map(|s| s.parse().unwrap());
+    assert_eq!(RunConfig::load(None, &settings).unwrap(), expected);
+}
+
+#[test]
+fn yaml_reads_into_the_same_configuration() {
+    let yaml = r"
+output_dir: runs/x
+seed: 7
+model: {path: base, dtype: bfloat16, device: 'cuda:1', threads: 3}
+lora:
+  r: 16
+  lora_alpha: 32.5
+  lora_dropout: 0.1
+  target_modules: [q_proj, v_proj]
+  exclude_modules: .*lm_head
+  use_rslora: true
+  init_lora_weights: gaussian
+  rank_pattern: {z.q_proj: 4, a: 2}
+  alpha_pattern: {z.q_proj: 4.5, a: 2}
+  layers_to_transform: [1, 0]
+  layers_pattern: layers
+  modules_to_save: lm_head
+  task_type: CAUSAL_LM
+  init_adapter: old
+data:
+  train: {path: a.jsonl, format: alpaca, columns: {prompt: q}, max_samples: 5}
+  eval: [{path: a.jsonl, format: alpaca, columns: {prompt: q}, max_samples: 5}]
+  max_length: 512
+  packing: true
+  truncation: drop
+  template: chat.jinja
+  train_on_prompt: true
+  max_affected_share: 0.5
+  shuffle: false
+train:
+  num_train_epochs: 1.5
+  max_steps: null
+  per_device_train_batch_size: 2
+  per_device_eval_batch_size: 3
+  gradient_accumulation_steps: 4
+  learning_rate: 1e-3
+  lr_scheduler_type: cosine
+  warmup_ratio: 0.03
+  weight_decay: 0.01
+  max_grad_norm: 0
+  adam_beta1: 0.8
+  adam_beta2: 0.99
+  adam_epsilon: 1e-6
+  gradient_checkpointing: true
+  eval_steps: 10
+  save_steps: 20
+  save_total_limit: 3
+  logging_steps: 5
+";
+    assert_eq!(load_text(yaml, "yaml", &[]).unwrap(), full());
+    assert_eq!(load_text(yaml, "YML", &[]).unwrap(), full());
+    assert_eq!(load_text(&full().to_toml().unwrap(), "toml", &[]).unwrap(), full());
+}
+
+#[test]
+fn short_forms_of_the_data() {
+    let with = |train: &str| {
+        let text = MINIMAL.replace("\"train.jsonl\"", train);
+        load_text(&text, "toml", &[]).unwrap().data.train
+    };
+    let source = |path: &str| SourceConfig { path: path.into(), ..SourceConfig::default() };
+    assert_eq!(with("\"a\""), [source("a")]);
+    assert_eq!(with("[\"a\", { path = \"b\" }]"), [source("a"), source("b")]);
+    assert_eq!(with("{ path = \"b\", max_samples = 3 }"), [SourceConfig { max_samples: Some(3), ..source("b") }]);
+    let layers = load_text(&format!("{MINIMAL}[lora]\nlayers_to_transform = 3\n"), "toml", &[]).unwrap();
+    assert_eq!(layers.lora.layers_to_transform, Some(vec![3]));
+}
+
+/// Every fault of one file in one message, each with its line.
+#[test]
+fn all_faults_are_reported_at_once() {
+    let text = r#"output_dir = 3
+seed = -1
+lerning_rate = 1e-4
+
+[model]
+dtype = "int8"
+device = "gpu"
+r = 4
+
+[lora]
+r = "16"
+lora_alpha = nan
+lora_dropout = 1.0
+lora_alhpa = 3
+use_dora = true
+target_modules = "q_proj,v_proj"
+rank_pattern = { q_proj = 0 }
+
+[data]
+train = [{ path = "a", fromat = "alpaca" }, { max_samples = 0 }]
+eval_split = 1.5
+
+[train]
+max_steps = 5
+num_train_epochs = 2
+lr = 1e-4
+fp16 = true
+learning_rate = -1e-4
+save_total_limit = 1
+lr_scheduler_type = "polynomial"
+warmup_steps = 0.1
+
+[trian]
+"#;
+    let shown = toml_faults(text, &["train.max_grad_norm=-1", "train.adam_beta1=true"]);
+    let expected = [
+        ":1: output_dir = 3: must be a text that is not empty",
+        ":2: seed = -1: must be an integer of at least 0",
+        ":3: unknown key `lerning_rate`; did you mean `train.learning_rate`?",
+        ":6: model.dtype = \"int8\": must be one of \"auto\", \"float32\", \"bfloat16\", \"float16\"",
+        ":7: model.device = \"gpu\": must be one of \"auto\", \"cpu\", \"cuda\", \"cuda:N\"",
+        ":8: unknown key `model.r`; did you mean `lora.r`?",
+        ":11: lora.r = \"16\": must be an integer from 1 to 65536",
+        ":12: lora.lora_alpha = nan: must be a finite number above 0",
+        ":13: lora.lora_dropout = 1.0: must be a number from 0 to below 1",
+        ":14: unknown key `lora.lora_alhpa`; did you mean `lora.lora_alpha`?",
+        ":15: lora.use_dora = true: is not supported yet; remove it",
+        ":16: lora.target_modules = \"q_proj,v_proj\": must be a list of names",
+        ":17: lora.rank_pattern = { q_proj = 0 }: must be a table whose values are each an integer from 1 to 65536",
+        ":20: unknown key `data.train[0].fromat`; did you mean `data.train[0].format`?",
+        ":20: data.train[1].max_samples = 0: must be an integer of at least 1",
+        ":20: data.train[1].path is missing",
+        ":21: data.eval_split = 1.5: must be 0, a fraction below 1, or a whole number of examples",
+        ":24: train.max_steps = 5 contradicts train.num_train_epochs = 2: keep one of them",
+        ":26: unknown key `train.lr`; did you mean `train.learning_rate`?",
+        ":27: train.fp16 = true: is not needed: set model.dtype = \"float16\"",
+        ":28: train.learning_rate = -0.0001: must be a finite number above 0",
+        ":29: train.save_total_limit = 1: must be an integer from 2 to 1000000",
+        ":30: train.lr_scheduler_type = \"polynomial\": must be one of \"constant\", \"linear\", \"cosine\", \"constant_with_warmup\"",
+        ":31: train.warmup_steps = 0.1: must be an integer of at least 0",
+        ":33: unknown key `trian`; did you mean `[train]`?",
+        ":5: model.path is missing: give --model DIR",
+        "--set: train.max_grad_norm = -1: must be a finite number of at least 0",
+        "--set: train.adam_beta1 = true: must be a number from 0 to below 1",
+    ];
+    for part in expected {
+        assert!(shown.contains(part), "not in the message: {part}\n{shown}");
+    }
+    assert!(shown.starts_with(&format!("the configuration has {} faults:\n", expected.len())), "{shown}");
+}
+
+#[test]
+fn every_contradiction_is_refused() {
+    for (section, lines, key) in [
+        ("train", "max_steps = 5\nnum_train_epochs = 1.0", "train.max_steps"),
+        ("train", "warmup_steps = 5\nwarmup_ratio = 0.1", "train.warmup_steps"),
+        ("train", "warmup_steps = 6\nmax_steps = 5", "train.warmup_steps"),
+        ("train", "warmup_steps = 6\nlr_scheduler_type = \"constant\"", "train.warmup_steps"),
+        ("train", "warmup_ratio = 0.1\nlr_scheduler_type = \"constant\"", "train.warmup_ratio"),
+        ("lora", "target_modules = \".*q\"\nlayers_to_transform = [0]", "lora.layers_to_transform"),
+        ("lora", "target_modules = [\"q\"]\nlayers_pattern = [\"h\"]", "lora.layers_to_transform"),
+        ("lora", "target_modules = []", "lora.target_modules"),
+        ("lora", "init_adapter = \"a\"\n[train]\nfinetuning_type = \"full\"", "lora.init_adapter"),
+    ] {
+        let e = load_text(&format!("{MINIMAL}[{section}]\n{lines}\n"), "toml", &[]).unwrap_err();
+        assert_eq!(e.faults().iter().map(|f| f.key.as_str()).collect::<Vec<_>>(), [key], "{lines}: {e}");
+    }
+    let e = toml_faults(&format!("{MINIMAL}eval = \"e\"\neval_split = 0.1\n"), &[]);
+    assert!(e.contains("data.eval_split = 0.1 contradicts data.eval"), "{e}");
+    // What excludes nothing is allowed.
+    for lines in ["warmup_steps = 0\nlr_scheduler_type = \"constant\"", "warmup_steps = 5\nmax_steps = 5"] {
+        load_text(&format!("{MINIMAL}[train]\n{lines}\n"), "toml", &[]).unwrap();
+    }
+    load_text(&format!("{MINIMAL}[lora]\nlayers_to_transform = [0, 2]\n"), "toml", &[]).unwrap();
+}
+
+#[test]
+fn foreign_keys_pass_only_when_they_ask_for_nothing() {
+    let harmless = "use_dora = false\nlora_bias = false\nloftq_config = {}\npeft_type = \"LORA\"\nlayer_replication = []\n[train]\noptim = \"adamw_torch\"\nfp16 = false\nreport_to = \"none\"\n";
+    load_text(&format!("{MINIMAL}[lora]\n{harmless}"), "toml", &[]).unwrap();
+    for (section, line, part) in [
+        ("lora", "loftq_config = { loftq_bits = 4 }", "not supported yet"),
+        ("lora", "init_lora_weights = \"pissa\"", "must be true, false or \"gaussian\""),
+        ("lora", "bias = \"all\"", "must be \"none\""),
+        ("train", "optim = \"adafactor\"", "only AdamW"),
+        ("model", "trust_remote_code = true", "never run"),
+        ("train", "max_seq_length = 9", "did you mean `data.max_length`"),
+        ("lora", "lora_rank = 9", "did you mean `lora.r`"),
+        ("train", "seed = 9", "did you mean `seed`"),
+    ] {
+        let text = format!("{}[{section}]\n{line}\n", if section == "model" { "" } else { MINIMAL });
+        let e = toml_faults(&text, &[]);
+        assert!(e.contains(part), "{line}: {e}");
+    }
+}
+
+#[test]
+fn overrides_go_first() {
+    let text = format!("{MINIMAL}[train]\nlearning_rate = 1.0\nnum_train_epochs = 4\nwarmup_ratio = 0.5\n");
+    let settings = [
+        "train.learning_rate=1e-4",
+        "train.max_steps=9",
+        "train.warmup_steps=2",
+        "output_dir=2024",
+        "lora.r=4",
+        "lora.r=5",
+    ];
+    let config = load_text(&text, "toml", &settings).unwrap();
+    assert_eq!((config.train.learning_rate, config.lora.r), (1e-4, 5));
+    assert_eq!((config.train.length(), config.train.num_train_epochs), (Length::Steps(9), None));
+    assert_eq!((config.train.warmup(100), config.train.warmup_ratio), (2, None));
+    assert_eq!(config.output_dir, Path::new("2024"));
+    let both = toml_faults(&text, &["train.max_steps=9", "train.num_train_epochs=1"]);
+    assert!(both.contains("--set: train.max_steps = 9 contradicts train.num_train_epochs = 1"), "{both}");
+    let inside = toml_faults(&text, &["output_dir.x=9"]);
+    assert!(inside.contains("`output_dir` is not a section"), "{inside}");
+    let pattern = load_text(&text, "toml", &["lora.rank_pattern.\"layers.0\"=4"]).unwrap();
+    assert_eq!(pattern.lora.rank_pattern, [("layers.0".to_string(), 4)]);
+    let flag = Override::text("model.path", "1e-4");
+    assert_eq!(
+        RunConfig::load(None, &[flag]).unwrap_err().faults().iter().filter(|f| f.key == "model.path").count(),
+        0
+    );
+}
+
+#[test]
+fn files_that_are_not_configurations_are_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("run.toml");
+    let missing = RunConfig::load(Some(&path), &[]).unwrap_err();
+    assert!(missing.to_string().contains("run.toml: cannot be read"), "{missing}");
+    assert!(std::error::Error::source(&missing).unwrap().is::<std::io::Error>());
+    for (bytes, part) in [
+        (b"a = 1\nb = = 2\n".to_vec(), "run.toml:2: "),
+        (b"a = 1\na = 2\n".to_vec(), "run.toml:2: duplicate key"),
+        (b"\xff\xfe".to_vec(), "not UTF-8"),
+        (vec![b'#'; 2 << 20], "longer than 1 MiB"),
+        (b"seed = 99999999999999999999\n".to_vec(), "run.toml:1: "),
+    ] {
+        std::fs::write(&path, bytes).unwrap();
+        let e = RunConfig::load(Some(&path), &[]).unwrap_err().to_string();
+        assert!(e.contains(part), "{part}: {e}");
+    }
+    for (text, part) in [
+        ("- a\n- b\n", "must be a mapping"),
+        ("a: [1\n", "run.yaml:"),
+        ("seed: 18446744073709551615\n", "too large an integer"),
+        ("seed: 1\nseed: 2\n", "duplicate"),
+        ("1: 2\n", "is not a text"),
+        ("seed: !x 1\n", "tag"),
+        ("data: {train: [null]}\n", "a list holds a null"),
+    ] {
+        let e = load_text(text, "yaml", &[]).unwrap_err().to_string();
+        assert!(e.contains(part), "{text}: {e}");
+    }
+    let bom = format!("\u{feff}{MINIMAL}");
+    load_text(&bom, "toml", &[]).unwrap();
+}
+
+#[test]
+fn the_table_of_keys_is_that_of_the_structs() {
+    let full = full();
+    let with_steps = TrainConfig { max_steps: Some(1), warmup_steps: Some(1), ..full.train.clone() };
+    let full = RunConfig { train: with_steps, ..full };
+    let written: BTreeSet<String> = full.flat().unwrap().into_keys().collect();
+    let mut listed: BTreeSet<String> = TOP_KEYS.iter().map(|key| key.name.to_string()).collect();
+    for (section, keys) in SECTIONS {
+        listed.extend(keys.iter().map(|key| format!("{section}.{}", key.name)));
+    }
+    assert_eq!(written, listed);
+    let reference = RunConfig::reference();
+    for key in &listed {
+        assert!(reference.contains(&format!("| `{key}` |")), "{key}");
+    }
+    assert!(
+        reference.contains("| `model.path` | required |") && reference.contains("| `lora.r` | `8` |"),
+        "{reference}"
+    );
+    let cells = |line: &str| line.replace("\\|", "").matches('|').count();
+    assert!(reference.lines().filter(|l| l.starts_with('|')).all(|l| cells(l) == 5), "{reference}");
+}
+
+/// Each default is a value that its key allows.
+#[test]
+fn the_defaults_are_allowed() {
+    let mut config = full();
+    config.lora = LoraConfig::default();
+    config.train = TrainConfig::default();
+    config.data = DataConfig { train: config.data.train, ..DataConfig::default() };
+    config.model = ModelConfig { path: "base".into(), ..ModelConfig::default() };
+    config.validate().unwrap();
+    config.seed = u64::MAX;
+    assert!(config.validate().is_err());
+    config.seed = 0;
+    config.lora.lora_alpha = f64::INFINITY;
+    assert_eq!(config.validate().unwrap_err().faults()[0].key, "lora.lora_alpha");
+}
+
+fn any_config() -> impl Strategy<Value = RunConfig> {
+    let text = "[^\0]{0,6}[a-z\"\\\\]";
+    let modules = prop_oneof![
+        proptest::collection::vec(text, 1..4).prop_map(Modules::Names),
+        Just(Modules::Pattern("all-linear".into())),
+        "[a-z.*()|]{1,9}".prop_map(Modules::Pattern),
+    ];
+    let source = (text, proptest::option::of("alpaca|messages|text"), proptest::option::of(1..=i64::MAX as u64))
+        .prop_map(|(path, format, max_samples)| SourceConfig {
+            path: path.into(),
+            format,
+            max_samples,
+            ..SourceConfig::default()
+        });
+    let train = (
+        prop_oneof![(1e-9f64..1e9).prop_map(|e| (Some(e), None)), (1..=i64::MAX as u64).prop_map(|s| (None, Some(s)))],
+        prop_oneof![Just((None, None)), (0f64..=1.0).prop_map(|r| (None, Some(r))), Just((Some(0), None))],
+        proptest::sample::select(&ScheduleKind::ALL[1..]),
+        1e-12f64..1e6,
+        any::<bool>(),
+        0..=i64::MAX as u64,
+        2u32..1_000_000,
+    );
+    (
+        text,
+        0..=i64::MAX as u64,
+        (text, proptest::sample::select(DType::ALL), "auto|cpu|cuda|cuda:[0-7]"),
+        (1u32..=65536, 1e-9f64..1e9, 0f64..1.0, modules),
+        proptest::collection::btree_map(text, (1u32..=65536, 1e-3f64..1e3), 0..4),
+        proptest::collection::vec(source, 1..4),
+        proptest::sample::select(Truncation::ALL),
+        train,
+    )
+        .prop_map(|(output, seed, model, lora, patterns, sources, truncation, train)| {
+            let mut config = full();
+            (config.output_dir, config.seed) = (output.into(), seed);
+            (config.model.path, config.model.dtype, config.model.device) = model;
+            (config.lora.r, config.lora.lora_alpha, config.lora.lora_dropout, config.lora.target_modules) = lora;
+            config.lora.rank_pattern = patterns.iter().rev().map(|(k, (r, _))| (k.clone(), *r)).collect();
+            config.lora.alpha_pattern = patterns.iter().rev().map(|(k, (_, a))| (k.clone(), *a)).collect();
+            if matches!(config.lora.target_modules, Modules::Pattern(_)) {
+                (config.lora.layers_to_transform, config.lora.layers_pattern) = (None, None);
+            }
+            (config.data.train, config.data.truncation) = (sources, truncation);
+            let t = &mut config.train;
+            (t.num_train_epochs, t.max_steps) = train.0;
+            (t.warmup_steps, t.warmup_ratio) = train.1;
+            (t.lr_scheduler_type, t.learning_rate, t.gradient_checkpointing, t.save_steps, t.save_total_limit) =
+                (train.2, train.3, train.4, train.5, train.6);
+            config
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn what_is_written_reads_back_equal(config in any_config()) {
+        config.validate().unwrap();
+        let text = config.to_toml().unwrap();
+        prop_assert_eq!(load_text(&text, "toml", &[]).unwrap(), config);
+    }
+
+    /// Any text is an error or a configuration, and never a panic; so is any change of a good one.
+    #[test]
+    fn any_text_is_read_without_a_panic(noise in "\\PC{0,40}", at in any::<proptest::sample::Index>(), yaml in any::<bool>()) {
+        let good = full().to_toml().unwrap();
+        let places: Vec<usize> = good.char_indices().map(|(i, _)| i).collect();
+        let (head, tail) = good.split_at(places[at.index(places.len())]);
+        let extension = if yaml { "yaml" } else { "toml" };
+        for text in [noise.clone(), format!("{head}{noise}{tail}")] {
+            if let Err(e) = load_text(&text, extension, &[]) {
+                prop_assert!(!e.faults().is_empty() && !e.to_string().is_empty());
+            }
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! `[train]`: the optimizer, its schedule, and when to evaluate and save. Names are those of `TrainingArguments`.
+
+use super::keys::{Kind, Range, choice, section};
+use crate::schedule::ScheduleKind;
+
+choice! {
+    /// What is trained.
+    FinetuningType {
+        /// Adapters; the base model is frozen.
+        Lora = "lora",
+        /// Every weight of the base model.
+        Full = "full",
+    }
+}
+
+const COUNT: Kind = Kind::Integer { min: 1, max: i64::MAX };
+const COUNT_OR_ZERO: Kind = Kind::Integer { min: 0, max: i64::MAX };
+const ROWS: Kind = Kind::Integer { min: 1, max: 1_048_576 };
+
+/// How long a run is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Length {
+    /// Passes over the data.
+    Epochs(f64),
+    /// Optimizer steps.
+    Steps(u64),
+}
+
+section! {
+    /// The training itself. A step is an optimizer step: `per_device_train_batch_size` times
+    /// `gradient_accumulation_steps` rows.
+    TrainConfig {
+        /// What is trained: `lora` trains adapters, `full` every weight.
+        finetuning_type: FinetuningType = FinetuningType::Lora, Kind::Choice(FinetuningType::NAMES);
+        /// Passes over the data; 3 when neither this nor `max_steps` is given.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        num_train_epochs: Option<f64> = None, Kind::Number(Range::Positive);
+        /// Optimizer steps of the run, instead of `num_train_epochs`.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        max_steps: Option<u64> = None, COUNT;
+        /// Rows (examples, or packed rows) of one forward pass of training.
+        per_device_train_batch_size: u32 = 8, ROWS;
+        /// Rows of one forward pass of evaluation.
+        per_device_eval_batch_size: u32 = 8, ROWS;
+        /// Forward passes whose gradients are summed for one optimizer step. The loss is the mean over all their trained
+        /// tokens, so the split does not change it.
+        gradient_accumulation_steps: u32 = 1, ROWS;
+        /// Highest learning rate of the schedule. The default suits adapters; full training wants about 1e-5.
+        learning_rate: f64 = 2e-4, Kind::Number(Range::Positive);
+        /// How the learning rate goes after the warm-up: `linear` and `cosine` fall to 0 at the last step; `constant` has no
+        /// warm-up.
+        lr_scheduler_type: ScheduleKind = ScheduleKind::Linear, Kind::Choice(ScheduleKind::NAMES);
+        /// Optimizer steps over which the learning rate rises from 0; none when neither this nor `warmup_ratio` is given.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        warmup_steps: Option<u64> = None, COUNT_OR_ZERO;
+        /// Part of all optimizer steps over which the learning rate rises, instead of `warmup_steps`; rounded up.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        warmup_ratio: Option<f64> = None, Kind::Number(Range::ZeroToOne);
+        /// Decay of the weights in a step, as a multiple of the learning rate (AdamW).
+        weight_decay: f64 = 0.0, Kind::Number(Range::NotNegative);
+        /// Gradients are scaled down so that their common 2-norm is at most this; 0 leaves them as they are.
+        max_grad_norm: f64 = 1.0, Kind::Number(Range::NotNegative);
+        /// Decay of AdamW's mean of the gradients.
+        adam_beta1: f64 = 0.9, Kind::Number(Range::ZeroToBelowOne);
+        /// Decay of AdamW's mean of the squared gradients.
+        adam_beta2: f64 = 0.999, Kind::Number(Range::ZeroToBelowOne);
+        /// Added to AdamW's denominator.
+        adam_epsilon: f64 = 1e-8, Kind::Number(Range::Positive);
+        /// Keeps the inputs of the blocks only and computes the rest again in the backward pass: less memory, about a third
+        /// more time.
+        gradient_checkpointing: bool = false, Kind::Bool;
+        /// Evaluates every so many optimizer steps; 0 evaluates at the start and at the end only.
+        eval_steps: u64 = 0, COUNT_OR_ZERO;
+        /// Saves a checkpoint every so many optimizer steps; 0 saves one at the end only.
+        save_steps: u64 = 500, COUNT_OR_ZERO;
+        /// Checkpoints that are kept, the newest ones; at least 2, so that a damaged one never costs the run.
+        save_total_limit: u32 = 2, Kind::Integer { min: 2, max: 1_000_000 };
+        /// Reads the loss back from the device, and writes the steps since, every so many optimizer steps.
+        logging_steps: u64 = 1, COUNT;
+    }
+}
+
+impl TrainConfig {
+    /// How long the run is.
+    pub fn length(&self) -> Length {
+        match (self.max_steps, self.num_train_epochs) {
+            (Some(steps), _) => Length::Steps(steps),
+            (None, epochs) => Length::Epochs(epochs.unwrap_or(3.0)),
+        }
+    }
+
+    /// Optimizer steps of warm-up in a run of so many optimizer steps. A ratio is rounded up, as transformers does.
+    pub fn warmup(&self, total_steps: u64) -> u64 {
+        match (self.warmup_steps, self.warmup_ratio) {
+            (Some(steps), _) => steps,
+            (None, ratio) => (total_steps as f64 * ratio.unwrap_or(0.0)).ceil() as u64,
+        }
+    }
+}

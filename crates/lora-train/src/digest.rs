@@ -1,0 +1,48 @@
+//! Fingerprints of what a run is made from.
+
+use crate::error::{Error, Result};
+use lora_data::Example;
+use lora_format::Checkpoint;
+use sha2::{Digest, Sha256};
+use std::path::Path;
+
+/// One block of this many bytes is read at every `STRIDE` of a weight file: any other checkpoint differs in them, and a
+/// large one is fingerprinted in a moment.
+const BLOCK: usize = 4096;
+const STRIDE: usize = 1 << 20;
+
+/// A fingerprint of a base checkpoint: its config, and of each tensor the name, shape, dtype and sampled bytes.
+pub(crate) fn of_checkpoint(dir: &Path) -> Result<String> {
+    let config = dir.join("config.json");
+    let mut hash = Sha256::new();
+    hash.update(std::fs::read(&config).map_err(Error::io("read", &config))?);
+    let checkpoint = Checkpoint::open(dir)?;
+    for name in checkpoint.names() {
+        let info = checkpoint.info(name)?;
+        hash.update(format!("{name} {:?} {:?}\n", info.shape, info.kind));
+        let bytes = checkpoint.shard_of(name)?.bytes(name)?;
+        for start in (0..bytes.len()).step_by(STRIDE) {
+            hash.update(&bytes[start..bytes.len().min(start + BLOCK)]);
+        }
+    }
+    Ok(hex(hash))
+}
+
+/// The sha256 of every token and mask of several sets.
+pub(crate) fn of_examples<'a>(sets: impl IntoIterator<Item = &'a Vec<Example>>) -> String {
+    let mut hash = Sha256::new();
+    for set in sets {
+        hash.update((set.len() as u64).to_le_bytes());
+        for example in set {
+            hash.update((example.input_ids.len() as u64).to_le_bytes());
+            for (id, trained) in example.input_ids.iter().zip(&example.trained) {
+                hash.update((u64::from(*id) << 1 | u64::from(*trained)).to_le_bytes());
+            }
+        }
+    }
+    hex(hash)
+}
+
+fn hex(hash: Sha256) -> String {
+    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+}

@@ -1,0 +1,258 @@
+//! What can go wrong in a run.
+
+use crate::checkpoint::{Damage, Difference};
+use crate::config::ConfigErrors;
+use crate::lock::Holder;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The result of every fallible function of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// An error of a run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The configuration is at fault.
+    #[error(transparent)]
+    Config(#[from] ConfigErrors),
+    /// The data is at fault.
+    #[error(transparent)]
+    Data(#[from] lora_data::DataError),
+    /// A file of a model or an adapter is at fault.
+    #[error(transparent)]
+    Format(#[from] lora_format::Error),
+    /// The model refused something.
+    #[error(transparent)]
+    Model(#[from] lora_model::Error),
+    /// An adapter refused something.
+    #[error(transparent)]
+    Core(#[from] lora_core::Error),
+    /// libtorch failed, or memory ran out.
+    #[error(transparent)]
+    Torch(#[from] lora_torch::Error),
+    /// The folder of the run cannot be made or written to.
+    #[error("output_dir {}: not a folder that can be written to: {source}; choose another output_dir", path.display())]
+    OutputDir {
+        /// The folder.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Another run works in the folder.
+    #[error("output_dir {}: another run is at work there ({holder}); wait for it or choose another output_dir", path.display())]
+    Locked {
+        /// The folder.
+        path: PathBuf,
+        /// Who has it.
+        holder: Holder,
+    },
+    /// A file or folder could not be read or written.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The disk has no room for one more checkpoint.
+    #[error(
+        "{}: a checkpoint needs {needed} bytes and only {free} are free; free some space or lower train.save_total_limit",
+        path.display()
+    )]
+    NoSpace {
+        /// The folder of the run.
+        path: PathBuf,
+        /// Bytes of a checkpoint, with a fifth to spare.
+        needed: u64,
+        /// Free bytes of the file system.
+        free: u64,
+    },
+    /// A checkpoint was to hold something that is not a plain file with a plain name.
+    #[error("checkpoint entry {}: must be a plain file with a UTF-8 name other than manifest.json", path.display())]
+    CheckpointEntry {
+        /// The entry.
+        path: PathBuf,
+    },
+    /// A checkpoint of the step is there already, and it is a different one.
+    #[error("{}: a different checkpoint of this step exists; resume from it or choose another output_dir", path.display())]
+    CheckpointExists {
+        /// The folder of the checkpoint.
+        path: PathBuf,
+    },
+    /// A checkpoint is not what was written.
+    #[error("checkpoint {}: {damage}", path.display())]
+    CheckpointDamaged {
+        /// The folder of the checkpoint.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        damage: Damage,
+    },
+    /// A checkpoint was written by a later version of this program.
+    #[error(
+        "checkpoint {}: format_version = {found}, and this version reads up to {supported}; use the version that wrote it",
+        path.display()
+    )]
+    CheckpointTooNew {
+        /// The folder of the checkpoint.
+        path: PathBuf,
+        /// The version in the manifest.
+        found: u64,
+        /// The newest version that can be read.
+        supported: u64,
+    },
+    /// Checkpoints are there and none can be used.
+    #[error(
+        "{}: no checkpoint can be used: {}; to start from the beginning choose another output_dir",
+        path.display(),
+        reasons.iter().map(|(path, reason)| format!("{}: {reason}", path.display())).collect::<Vec<_>>().join("; ")
+    )]
+    NoGoodCheckpoint {
+        /// The folder of the checkpoints.
+        path: PathBuf,
+        /// Every checkpoint that was there, and what is wrong with it.
+        reasons: Vec<(PathBuf, String)>,
+    },
+    /// The run to be resumed was another one.
+    #[error(
+        "this is not the run that the checkpoint belongs to: {}; set them back, or choose another output_dir{}",
+        differences.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
+        if differences.iter().any(|d| d.harmless) { " (those marked * are taken when given with --set)" } else { "" }
+    )]
+    ResumeMismatch {
+        /// Every field that differs.
+        differences: Vec<Difference>,
+    },
+    /// The metrics of an earlier part of the run cannot be continued.
+    #[error("{}:{line}: not the metrics of this run: {reason}; move the file away to go on without it", path.display())]
+    Metrics {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// There is no checkpoint to go on from.
+    #[error("output_dir {}: there is no checkpoint to resume from; start without --resume", path.display())]
+    NothingToResume {
+        /// The folder of the run.
+        path: PathBuf,
+    },
+    /// The folder holds another run, which would be written over.
+    #[error("output_dir {}: it holds the checkpoints of a run; go on with it by --resume, or choose another output_dir", path.display())]
+    OutputTaken {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// Nothing has a gradient.
+    #[error("there is nothing to train: no parameter has a gradient")]
+    NothingTrained,
+    /// The state of a checkpoint does not fit the run.
+    #[error("trainer_state.safetensors: `{name}` must be {expected}, found {found}; the checkpoint is of another run")]
+    StateMismatch {
+        /// The tensor.
+        name: String,
+        /// What the run has.
+        expected: String,
+        /// What the checkpoint has.
+        found: String,
+    },
+    /// Loss or gradient were not finite three times in a row.
+    #[error(
+        "step {step}: loss = {loss}, grad_norm = {grad_norm} at learning_rate = {learning_rate:e}, for the third time in a row; lower          train.learning_rate or set train.max_grad_norm, and resume from the last checkpoint"
+    )]
+    NotFinite {
+        /// The step.
+        step: u64,
+        /// Its loss.
+        loss: f64,
+        /// Its gradient norm.
+        grad_norm: f64,
+        /// Its learning rate.
+        learning_rate: f64,
+    },
+    /// A trained parameter is not finite, and such an adapter is never saved.
+    #[error(
+        "step {step}: a trained parameter is not finite, and nothing was saved; resume from the last checkpoint with a lower train.learning_rate"
+    )]
+    AdapterNotFinite {
+        /// The step.
+        step: u64,
+    },
+    /// More examples were to be held out than there are.
+    #[error("data.eval_split = {split} leaves none of the {examples} examples to train on; lower it")]
+    EvalSplit {
+        /// The setting.
+        split: f64,
+        /// Examples in all.
+        examples: usize,
+    },
+    /// The tokenizer makes ids that the model has no row for.
+    #[error(
+        "{origin}: token id {id} is outside the model's vocabulary of {vocab_size}; tokenizer and model do not belong together"
+    )]
+    TokenOutsideModel {
+        /// The id.
+        id: u32,
+        /// Rows of the model's embedding.
+        vocab_size: i64,
+        /// The record.
+        origin: String,
+    },
+    /// Token ids for a benchmark have another shape than the benchmark.
+    #[error("input_ids must be batch x seq = {expected} ids, got {found}")]
+    BenchInput {
+        /// Ids of the benchmark.
+        expected: usize,
+        /// Ids that were given.
+        found: usize,
+    },
+    /// Something could not be written as JSON.
+    #[error("cannot write {what} as JSON: {source}")]
+    Json {
+        /// What it is.
+        what: &'static str,
+        /// What the writer said.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+impl Error {
+    /// Whether the command line, the configuration or the data is at fault, and not the run (exit code 2 and not 1).
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Self::Model(e) => !matches!(e, lora_model::Error::Torch(_) | lora_model::Error::Core(_)),
+            Self::Torch(e) => matches!(e, lora_torch::Error::Device { .. }),
+            Self::Config(_)
+            | Self::Data(_)
+            | Self::Format(_)
+            | Self::OutputDir { .. }
+            | Self::OutputTaken { .. }
+            | Self::NothingToResume { .. }
+            | Self::ResumeMismatch { .. }
+            | Self::EvalSplit { .. }
+            | Self::TokenOutsideModel { .. }
+            | Self::BenchInput { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// Wraps an error of the system with what was tried on which path.
+    pub(crate) fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.as_ref().to_path_buf();
+        move |source| Self::Io { action, path, source }
+    }
+}
+
+impl From<tch::TchError> for Error {
+    fn from(e: tch::TchError) -> Self {
+        Self::Torch(e.into())
+    }
+}

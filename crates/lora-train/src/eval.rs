@@ -1,0 +1,53 @@
+//! Token-weighted evaluation.
+
+use crate::error::Result;
+use crate::events::{Event, EventSink};
+use lora_data::{Batch, Example};
+use lora_model::{Decoder, ModelConfig, TokenBatch};
+use serde::Serialize;
+use tch::Device;
+
+/// What an evaluation found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct EvalReport {
+    /// Sum of the loss over all trained tokens, over their number.
+    pub loss: f64,
+    /// `exp(loss)`
+    pub perplexity: f64,
+    /// Share of the trained tokens that the model ranks first.
+    pub accuracy: f64,
+    /// Trained tokens.
+    pub tokens: u64,
+    /// Examples.
+    pub examples: usize,
+}
+
+/// Evaluates the trained tokens of `examples`, `rows` of them at a time; every token weighs the same.
+///
+/// # Errors
+/// What the model reports.
+pub fn evaluate(model: &Decoder, examples: &[Example], rows: usize, sink: &mut dyn EventSink) -> Result<EvalReport> {
+    let (mut loss, mut right, mut tokens, mut done) = (0.0, 0, 0, 0);
+    for part in examples.chunks(rows.max(1)) {
+        let batch = on_device(&model.config, &Batch::from_examples(part), model.device())?;
+        let (sum, first) = model.evaluate(&batch)?;
+        loss += sum;
+        right += first;
+        tokens += batch.trained();
+        done += part.len();
+        sink.event(Event::Evaluating { done, of: examples.len() });
+    }
+    let mean = loss / tokens.max(1) as f64;
+    Ok(EvalReport {
+        loss: mean,
+        perplexity: mean.exp(),
+        accuracy: right as f64 / tokens.max(1) as f64,
+        tokens: tokens.unsigned_abs(),
+        examples: examples.len(),
+    })
+}
+
+/// Moves a batch of the data pipeline to the model's device.
+pub(crate) fn on_device(config: &ModelConfig, batch: &Batch, device: Device) -> Result<TokenBatch> {
+    Ok(TokenBatch::new(config, &batch.input_ids, &batch.segment_lens, &batch.target_rows, &batch.targets, device)?)
+}

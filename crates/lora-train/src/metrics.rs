@@ -1,0 +1,280 @@
+//! `metrics.jsonl`: a line of JSON for every optimizer step and every evaluation.
+
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+/// The name of the file in a run's folder.
+pub const METRICS_FILE: &str = "metrics.jsonl";
+
+/// The metrics of an optimizer step. Numbers that are not finite are written as `null`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct StepRecord {
+    /// Optimizer steps done, this one included.
+    pub step: u64,
+    /// Passes over the data, with the part of the present one.
+    pub epoch: f64,
+    /// Sum of the loss over the step's trained tokens, over their number.
+    pub loss: f64,
+    /// Common 2-norm of the gradients before they were clipped.
+    pub grad_norm: f64,
+    /// Learning rate of the step.
+    pub learning_rate: f64,
+    /// Tokens with a loss in this step.
+    pub trained_tokens: u64,
+    /// Tokens computed in this step.
+    pub tokens: u64,
+    /// Seconds since the run started, without the time between its parts.
+    pub seconds: f64,
+    /// Tokens computed per second in this step.
+    pub tokens_per_second: f64,
+    /// Most bytes in use so far, on the device that computes.
+    pub peak_memory_bytes: u64,
+}
+
+/// The metrics of an evaluation.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct EvalRecord {
+    /// Optimizer steps done before it.
+    pub step: u64,
+    /// Sum of the loss over the trained tokens of the evaluation data, over their number.
+    pub eval_loss: f64,
+    /// Tokens with a loss.
+    pub eval_tokens: u64,
+}
+
+/// What must be known of a line to tell whether it is kept.
+#[derive(Deserialize)]
+struct Line {
+    step: u64,
+}
+
+/// Appends to a run's `metrics.jsonl`. Every record reaches the system as one write, so a killed run leaves at most its last
+/// line torn.
+#[derive(Debug)]
+pub struct MetricsWriter {
+    file: File,
+    path: PathBuf,
+    length: u64,
+}
+
+impl MetricsWriter {
+    /// Starts an empty file.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it cannot be made.
+    pub fn create(run_dir: &Path) -> Result<Self> {
+        let path = run_dir.join(METRICS_FILE);
+        let file = File::create(&path).map_err(Error::io("create", &path))?;
+        Ok(Self { file, path, length: 0 })
+    }
+
+    /// Goes on with the file of a run whose checkpoint has done `step` optimizer steps: lines of later steps are cut off,
+    /// and so is a torn end. A missing file is started anew. Write the evaluation of a step before its checkpoint, so that
+    /// the checkpoint's own evaluation is among the lines that stay.
+    ///
+    /// # Errors
+    /// [`Error::Metrics`] when lines that should stay lie behind a broken or later one, [`Error::Io`] when the file cannot
+    /// be read or cut.
+    pub fn resume(run_dir: &Path, step: u64) -> Result<Self> {
+        let path = run_dir.join(METRICS_FILE);
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(Error::io("open", &path))?;
+        let length = kept_length(&file, &path, step)?;
+        file.set_len(length).and_then(|()| file.sync_all()).map_err(Error::io("cut back", &path))?;
+        file.seek(SeekFrom::Start(length)).map_err(Error::io("open", &path))?;
+        Ok(Self { file, path, length })
+    }
+
+    /// Appends the line of an optimizer step.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the line was not written; the file then ends with the line before, and later lines may be tried.
+    pub fn write_step(&mut self, record: &StepRecord) -> Result<()> {
+        self.write(record)
+    }
+
+    /// Appends the line of an evaluation.
+    ///
+    /// # Errors
+    /// As [`MetricsWriter::write_step`].
+    pub fn write_eval(&mut self, record: &EvalRecord) -> Result<()> {
+        self.write(record)
+    }
+
+    /// Brings the lines to the disk. To be called before a checkpoint is saved, so that no line of a saved step can be lost.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the system says they may not be there.
+    pub fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(Error::io("sync", &self.path))
+    }
+
+    fn write(&mut self, record: &impl Serialize) -> Result<()> {
+        // serde_json writes numbers that are not finite as null, which is what JSON has for them.
+        let mut line = serde_json::to_vec(record).map_err(|source| Error::Json { what: "a metrics line", source })?;
+        line.push(b'\n');
+        // An earlier failure may have left part of a line behind.
+        self.file.seek(SeekFrom::Start(self.length)).map_err(Error::io("write", &self.path))?;
+        if let Err(source) = self.file.write_all(&line) {
+            // Best effort: the next write starts at the same place.
+            let _ = self.file.set_len(self.length);
+            return Err(Error::Io { action: "write", path: self.path.clone(), source });
+        }
+        self.length += line.len() as u64;
+        Ok(())
+    }
+}
+
+/// Bytes of the lines up to `step`.
+fn kept_length(file: &File, path: &Path, step: u64) -> Result<u64> {
+    let mut reader = BufReader::new(file);
+    let (mut kept, mut offset, mut line) = (0, 0, Vec::new());
+    let mut cut: Option<(usize, &'static str)> = None;
+    for number in 1.. {
+        line.clear();
+        let read = reader.read_until(b'\n', &mut line).map_err(Error::io("read", path))?;
+        if read == 0 {
+            break;
+        }
+        offset += read as u64;
+        let parsed = line.ends_with(b"\n").then(|| serde_json::from_slice::<Line>(&line).ok()).flatten();
+        match (parsed, cut) {
+            (Some(parsed), None) if parsed.step <= step => kept = offset,
+            (Some(parsed), Some((line, reason))) if parsed.step <= step => {
+                return Err(Error::Metrics { path: path.to_path_buf(), line, reason });
+            }
+            (Some(_), None) => cut = Some((number, "a line of a later step comes before lines of earlier ones")),
+            (None, None) => cut = Some((number, "a line is not JSON with a step, and lines that count follow it")),
+            (_, Some(_)) => {}
+        }
+    }
+    Ok(kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::fs;
+
+    fn record(step: u64, loss: f64) -> StepRecord {
+        StepRecord {
+            step,
+            epoch: step as f64 / 8.0,
+            loss,
+            grad_norm: 1.5,
+            learning_rate: 2e-4,
+            trained_tokens: 10,
+            tokens: 20,
+            seconds: 0.25,
+            tokens_per_second: 80.0,
+            peak_memory_bytes: 1 << 20,
+        }
+    }
+
+    fn lines(dir: &Path) -> Vec<serde_json::Value> {
+        let text = fs::read_to_string(dir.join(METRICS_FILE)).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    #[test]
+    fn a_line_has_the_fields_of_the_contract_and_is_json_whatever_the_numbers() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = MetricsWriter::create(dir.path()).unwrap();
+        writer.write_step(&record(1, f64::NAN)).unwrap();
+        writer.write_eval(&EvalRecord { step: 1, eval_loss: f64::INFINITY, eval_tokens: 7 }).unwrap();
+        writer.write_step(&record(2, 0.1 + 0.2)).unwrap();
+        writer.sync().unwrap();
+        let lines = lines(dir.path());
+        let keys = |i: usize| lines[i].as_object().unwrap().keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+        assert_eq!(
+            keys(0),
+            "step, epoch, loss, grad_norm, learning_rate, trained_tokens, tokens, seconds, tokens_per_second, peak_memory_bytes"
+        );
+        assert_eq!(keys(1), "step, eval_loss, eval_tokens");
+        assert!(lines[0]["loss"].is_null() && lines[1]["eval_loss"].is_null());
+        assert_eq!(lines[2]["loss"].as_f64(), Some(0.1 + 0.2));
+    }
+
+    #[test]
+    fn a_missing_file_is_started_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        MetricsWriter::resume(dir.path(), 5).unwrap().write_step(&record(6, 1.0)).unwrap();
+        assert_eq!(lines(dir.path()).len(), 1);
+    }
+
+    #[test]
+    fn damage_before_lines_that_count_is_refused_and_the_file_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(METRICS_FILE);
+        for (text, line) in [("{\"step\":1}\n{\"st\n{\"step\":2}\n", 2), ("{\"step\":9}\n{\"step\":2}\n", 1)] {
+            fs::write(&path, text).unwrap();
+            let e = MetricsWriter::resume(dir.path(), 5).unwrap_err().to_string();
+            assert!(e.contains(&format!("metrics.jsonl:{line}:")), "{e}");
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn a_failed_write_leaves_no_torn_line_in_the_middle() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = MetricsWriter::create(dir.path()).unwrap();
+        writer.write_step(&record(1, 1.0)).unwrap();
+        // A full disk: part of a line got through, and cutting it off failed too.
+        fs::OpenOptions::new()
+            .append(true)
+            .open(dir.path().join(METRICS_FILE))
+            .unwrap()
+            .write_all(b"{\"step\":2,\"ep")
+            .unwrap();
+        writer.write_step(&record(3, 1.0)).unwrap();
+        assert_eq!(lines(dir.path()).iter().map(|l| l["step"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 3]);
+    }
+
+    #[test]
+    fn a_full_disk_is_an_error_that_names_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/dev/full", dir.path().join(METRICS_FILE)).unwrap();
+        let mut writer = MetricsWriter::create(dir.path()).unwrap();
+        for _ in 0..2 {
+            let e = writer.write_step(&record(1, 1.0)).unwrap_err().to_string();
+            assert!(e.contains(METRICS_FILE) && e.contains("os error 28"), "{e}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+        /// However a run of ten steps with an evaluation every third is cut off, resuming at a step gives the same file as
+        /// a run that was never cut off.
+        #[test]
+        fn resumed_equals_uninterrupted(step in 0u64..=10, cut in 0.0f64..1.0) {
+            fn write(writer: &mut MetricsWriter, from: u64) {
+                for step in from..=10 {
+                    writer.write_step(&record(step, 1.0 / step as f64)).unwrap();
+                    if step % 3 == 0 {
+                        writer.write_eval(&EvalRecord { step, eval_loss: 2.0, eval_tokens: 5 }).unwrap();
+                    }
+                }
+            }
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join(METRICS_FILE);
+            write(&mut MetricsWriter::create(dir.path()).unwrap(), 1);
+            let whole = fs::read(&path).unwrap();
+            // Lines up to the checkpoint are on the disk; what follows is lost from any byte on.
+            let saved: usize = String::from_utf8(whole.clone()).unwrap().split_inclusive('\n')
+                .filter(|l| serde_json::from_str::<Line>(l).unwrap().step <= step).map(str::len).sum();
+            let left = saved + ((whole.len() - saved) as f64 * cut) as usize;
+            fs::write(&path, &whole[..left]).unwrap();
+            write(&mut MetricsWriter::resume(dir.path(), step).unwrap(), step + 1);
+            prop_assert_eq!(fs::read(&path).unwrap(), whole);
+        }
+    }
+}

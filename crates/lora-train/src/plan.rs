@@ -1,0 +1,302 @@
+//! From what the user wrote to a run that can start: files opened, data tokenised and checked, counts known, and nothing
+//! expensive done yet.
+
+use crate::config::{
+    DType, DataConfig, FinetuningType, InitLoraWeights, Length, LoraConfig, Modules, RunConfig, SourceConfig,
+    Truncation,
+};
+use crate::digest;
+use crate::error::{Error, Result};
+use crate::events::{Event, EventSink};
+use crate::schedule::Schedule;
+use lora_data::{DataOptions, DataReport, Example, Format, Source, Tokenizer, build_dataset, epoch_order, pack};
+use lora_format::{AdapterConfig, AdapterFolder, InitLoraWeights as PeftInit, TargetModules, read_adapter};
+use lora_model::{InjectionPlan, ModelConfig, modules, plan_injection};
+use lora_torch::{DeviceChoice, resolve_device};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use tch::{Device, Kind};
+
+/// What is trained.
+#[derive(Debug)]
+pub enum Trained {
+    /// Fresh adapters.
+    Fresh(InjectionPlan),
+    /// An adapter that goes on.
+    Existing(Box<AdapterFolder>),
+    /// Every weight.
+    Everything,
+}
+
+/// A run whose every setting has been resolved.
+#[derive(Debug)]
+pub struct RunPlan {
+    /// The configuration.
+    pub config: RunConfig,
+    /// The base checkpoint's folder.
+    pub model_dir: PathBuf,
+    /// The model.
+    pub model: ModelConfig,
+    /// What is trained.
+    pub trained: Trained,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// Examples to train on.
+    pub train: Vec<Example>,
+    /// What became of the training data's records.
+    pub train_report: DataReport,
+    /// Examples to evaluate on.
+    pub eval: Vec<Example>,
+    /// Rows of the training data: indices into `train`, one for each row, or several where rows are packed.
+    pub rows: Vec<Vec<usize>>,
+    /// Optimizer steps of one pass over the rows.
+    pub steps_per_epoch: u64,
+    /// Optimizer steps of the run.
+    pub total_steps: u64,
+    /// The learning rate.
+    pub schedule: Schedule,
+    /// Where it runs.
+    pub device: Device,
+    /// What it computes in.
+    pub kind: Kind,
+    /// Fingerprints of what the configuration only names: `base`, `data`, `tokenizer`.
+    pub digests: BTreeMap<String, String>,
+}
+
+impl RunPlan {
+    /// Opens and checks everything that a run needs, in the order of what it costs.
+    ///
+    /// # Errors
+    /// What is wrong with the configuration, the checkpoint's config, the adapter or the data; each names file and field.
+    pub fn resolve(config: RunConfig, sink: &mut dyn EventSink) -> Result<Self> {
+        config.validate()?;
+        let device = resolve_device(config.model.device.parse::<DeviceChoice>()?)?;
+        if config.model.threads > 0 {
+            lora_torch::set_num_threads(config.model.threads as usize);
+        }
+        let model_dir = PathBuf::from(&config.model.path);
+        let model = ModelConfig::read(&model_dir)?;
+        let kind = compute_kind(&config, &model, device);
+        let trained = what_is_trained(&config, &model)?;
+        let tokenizer = Tokenizer::load(&model_dir)?;
+
+        let (train, train_report, eval) = datasets(&config, &tokenizer, sink)?;
+        check_vocabulary(&model, train.iter().chain(&eval))?;
+        let rows = if config.data.packing {
+            let lengths: Vec<usize> = train.iter().map(|e| e.input_ids.len()).collect();
+            pack(&lengths, config.data.max_length as usize)
+        } else {
+            (0..train.len()).map(|i| vec![i]).collect()
+        };
+        let per_step =
+            u64::from(config.train.per_device_train_batch_size) * u64::from(config.train.gradient_accumulation_steps);
+        let steps_per_epoch = (rows.len() as u64).div_ceil(per_step);
+        let total_steps = match config.train.length() {
+            Length::Steps(steps) => steps,
+            Length::Epochs(epochs) => (epochs * steps_per_epoch as f64).ceil() as u64,
+        };
+        let schedule = Schedule::new(&config.train, total_steps);
+        if i64::from(config.data.max_length) > model.max_position_embeddings {
+            sink.event(Event::Note(format!(
+                "data.max_length = {} is beyond the {} positions that the model was made for",
+                config.data.max_length, model.max_position_embeddings
+            )));
+        }
+        let digests = BTreeMap::from([
+            ("base".to_string(), digest::of_checkpoint(&model_dir)?),
+            ("data".to_string(), digest::of_examples([&train])),
+            ("tokenizer".to_string(), tokenizer.digest().to_string()),
+        ]);
+        Ok(Self {
+            config,
+            model_dir,
+            model,
+            trained,
+            tokenizer,
+            train,
+            train_report,
+            eval,
+            rows,
+            steps_per_epoch,
+            total_steps,
+            schedule,
+            device,
+            kind,
+            digests,
+        })
+    }
+
+    /// Trained parameters.
+    pub fn trained_parameters(&self) -> i64 {
+        match &self.trained {
+            Trained::Fresh(plan) => plan.trained(),
+            Trained::Existing(folder) => folder.modules.values().map(parameters_of).sum(),
+            Trained::Everything => self.base_parameters(),
+        }
+    }
+
+    /// Parameters of the base model.
+    pub fn base_parameters(&self) -> i64 {
+        lora_model::checkpoint_tensors(&self.model).iter().map(|(_, shape)| shape.iter().product::<i64>()).sum()
+    }
+
+    /// The adapter configuration that is saved; none for full training.
+    pub fn adapter_config(&self) -> Option<AdapterConfig> {
+        let base_model_name_or_path = Some(self.config.model.path.clone());
+        match &self.trained {
+            Trained::Fresh(plan) => Some(AdapterConfig { base_model_name_or_path, ..plan.config.clone() }),
+            Trained::Existing(folder) => Some(AdapterConfig {
+                base_model_name_or_path,
+                lora_dropout: self.config.lora.lora_dropout,
+                ..folder.config.clone()
+            }),
+            Trained::Everything => None,
+        }
+    }
+}
+
+fn parameters_of(module: &lora_format::AdapterModule) -> i64 {
+    use lora_format::AdapterModule::{Embedding, Linear, Saved};
+    match module {
+        Linear { a, b, .. } | Embedding { a, b, .. } => (a.numel() + b.numel()) as i64,
+        Saved { tensors } => tensors.values().map(|t| t.numel() as i64).sum(),
+    }
+}
+
+/// fp32 on the CPU, where half precision has no fast products; on a GPU what the checkpoint says, unless asked otherwise.
+fn compute_kind(config: &RunConfig, model: &ModelConfig, device: Device) -> Kind {
+    match (config.model.dtype, device) {
+        (DType::Float32, _) | (_, Device::Cpu) => Kind::Float,
+        (DType::BFloat16, _) => Kind::BFloat16,
+        (DType::Float16, _) => Kind::Half,
+        (DType::Auto, _) if config.train.finetuning_type == FinetuningType::Full => Kind::Float,
+        (DType::Auto, _) => model.dtype.as_deref().and_then(lora_torch::parse_kind).unwrap_or(Kind::Float),
+    }
+}
+
+fn what_is_trained(config: &RunConfig, model: &ModelConfig) -> Result<Trained> {
+    if config.train.finetuning_type == FinetuningType::Full {
+        return Ok(Trained::Everything);
+    }
+    let Some(dir) = &config.lora.init_adapter else {
+        return Ok(Trained::Fresh(plan_injection(model, &peft_config(&config.lora))?));
+    };
+    let folder = read_adapter(dir)?;
+    let known = modules(model);
+    if let Some(path) = folder.modules.keys().find(|path| !known.iter().any(|m| m.path == **path)) {
+        let reason = format!("is in {} and not in the base model", dir.display());
+        return Err(lora_model::Error::Module { module: path.clone(), reason }.into());
+    }
+    Ok(Trained::Existing(Box::new(folder)))
+}
+
+/// The configuration in PEFT's terms.
+fn peft_config(c: &LoraConfig) -> AdapterConfig {
+    let targets = |m: &Modules| match m {
+        Modules::Pattern(p) => TargetModules::Pattern(p.clone()),
+        Modules::Names(names) => TargetModules::List(names.clone()),
+    };
+    AdapterConfig {
+        r: c.r.into(),
+        lora_alpha: c.lora_alpha,
+        lora_dropout: c.lora_dropout,
+        target_modules: Some(targets(&c.target_modules)),
+        exclude_modules: c.exclude_modules.as_ref().map(targets),
+        use_rslora: c.use_rslora,
+        init_lora_weights: match c.init_lora_weights {
+            InitLoraWeights::Kaiming => PeftInit::Default,
+            InitLoraWeights::Gaussian => PeftInit::Named("gaussian".into()),
+            InitLoraWeights::Random => PeftInit::Random,
+        },
+        rank_pattern: c.rank_pattern.iter().map(|(k, v)| (k.clone(), i64::from(*v))).collect(),
+        alpha_pattern: c.alpha_pattern.clone(),
+        layers_to_transform: c.layers_to_transform.as_ref().map(|l| l.iter().map(|i| i64::from(*i)).collect()),
+        layers_pattern: c.layers_pattern.clone(),
+        modules_to_save: (!c.modules_to_save.is_empty()).then(|| c.modules_to_save.clone()),
+        task_type: Some(c.task_type.name().into()),
+        ..AdapterConfig::default()
+    }
+}
+
+/// The data sources of a configuration in the pipeline's terms.
+///
+/// # Errors
+/// [`Error::Data`] for a format that is not known.
+pub fn data_sources(list: &[SourceConfig]) -> Result<Vec<Source>> {
+    list.iter()
+        .map(|s| {
+            Ok(Source {
+                path: s.path.clone(),
+                format: s.format.as_deref().map(str::parse::<Format>).transpose()?,
+                columns: s.columns.iter().cloned().collect(),
+                max_samples: s.max_samples.map(|n| usize::try_from(n).unwrap_or(usize::MAX)),
+            })
+        })
+        .collect()
+}
+
+/// The options of a configuration in the pipeline's terms.
+pub fn data_options(c: &DataConfig) -> DataOptions {
+    DataOptions {
+        max_length: c.max_length as usize,
+        truncation: match c.truncation {
+            Truncation::Refuse => lora_data::Truncation::Refuse,
+            Truncation::Drop => lora_data::Truncation::Drop,
+            Truncation::Left => lora_data::Truncation::Left,
+            Truncation::Right => lora_data::Truncation::Right,
+        },
+        train_on_prompt: c.train_on_prompt,
+        template: c.template.clone(),
+        max_affected_share: c.max_affected_share,
+        ..DataOptions::default()
+    }
+}
+
+fn datasets(
+    config: &RunConfig,
+    tokenizer: &Tokenizer,
+    sink: &mut dyn EventSink,
+) -> Result<(Vec<Example>, DataReport, Vec<Example>)> {
+    let options = data_options(&config.data);
+    let mut build = |list: &[SourceConfig]| -> Result<lora_data::Dataset> {
+        let mut progress = |done, of| sink.event(Event::Tokenising { done, of });
+        Ok(build_dataset(&data_sources(list)?, tokenizer, &options, &mut progress)?)
+    };
+    let set = build(&config.data.train)?;
+    let (mut train, report) = (set.examples, set.report);
+    if !config.data.eval.is_empty() {
+        let eval = build(&config.data.eval)?.examples;
+        return Ok((train, report, eval));
+    }
+    let split = config.data.eval_split;
+    let count = if split < 1.0 { (split * train.len() as f64).round() as usize } else { split as usize };
+    if count == 0 {
+        return Ok((train, report, Vec::new()));
+    }
+    if count >= train.len() {
+        return Err(Error::EvalSplit { split, examples: train.len() });
+    }
+    // Held-out examples are drawn by a key that no epoch uses.
+    let mut held = epoch_order(train.len(), config.seed, u64::MAX);
+    held.truncate(count);
+    held.sort_unstable();
+    let mut eval = Vec::with_capacity(count);
+    for i in held.into_iter().rev() {
+        eval.push(train.remove(i));
+    }
+    eval.reverse();
+    Ok((train, report, eval))
+}
+
+fn check_vocabulary<'a>(model: &ModelConfig, examples: impl Iterator<Item = &'a Example>) -> Result<()> {
+    for example in examples {
+        if let Some(id) = example.input_ids.iter().find(|id| i64::from(**id) >= model.vocab_size) {
+            return Err(Error::TokenOutsideModel {
+                id: *id,
+                vocab_size: model.vocab_size,
+                origin: example.origin.to_string(),
+            });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,259 @@
+//! The trainer: a model, its trained parameters, the data's order, and THE step.
+
+use crate::checkpoint::{RunIdentity, TrainState, compare_for_resume, find_checkpoint, save_checkpoint};
+use crate::error::{Error, Result};
+use crate::eval::{EvalReport, evaluate, on_device};
+use crate::events::{Event, EventSink};
+use crate::metrics::StepRecord;
+use crate::params::FlatParams;
+use crate::plan::{RunPlan, Trained};
+use lora_data::{Batch, Cursor, Sampler};
+use lora_format::{TensorFile, write_adapter, write_tensors};
+use lora_model::{Decoder, TokenBatch};
+use lora_torch::{AdamWScalars, device_memory, device_name, libtorch_version, mix_seed, num_threads, peak_rss_bytes};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// The parameters and moments of a checkpoint.
+const STATE_FILE: &str = "trainer_state.safetensors";
+/// This many steps in a row without a finite loss and gradient end the run.
+const MAX_SKIPPED_IN_A_ROW: u32 = 3;
+
+/// A run in progress.
+#[derive(Debug)]
+pub struct Trainer {
+    plan: RunPlan,
+    model: Decoder,
+    params: FlatParams,
+    sampler: Sampler,
+    state: TrainState,
+    skipped_in_a_row: u32,
+}
+
+/// What a step did.
+#[derive(Clone, Debug, PartialEq)]
+pub enum StepOutcome {
+    /// The parameters were updated.
+    Updated(StepRecord),
+    /// Loss or gradient were not finite, and the parameters are as before.
+    Skipped {
+        /// The step.
+        step: u64,
+        /// Its loss.
+        loss: f64,
+        /// Its gradient norm.
+        grad_norm: f64,
+    },
+}
+
+impl Trainer {
+    /// Loads the base weights and puts adapters beside them.
+    ///
+    /// # Errors
+    /// What loading reports.
+    pub fn new(plan: RunPlan, sink: &mut dyn EventSink) -> Result<Self> {
+        let mut progress = |done, of| sink.event(Event::Loading { done, of });
+        let mut model = Decoder::load(&plan.model_dir, plan.kind, plan.device, &mut progress)?;
+        match &plan.trained {
+            Trained::Fresh(injection) => model.inject(injection, plan.config.seed)?,
+            Trained::Existing(folder) => model.load_adapter(folder)?,
+            Trained::Everything => model.train_everything()?,
+        }
+        model.lora_dropout = plan.config.lora.lora_dropout;
+        let params = FlatParams::new(model.parameters())?;
+        let sampler = Sampler::new(plan.rows.len(), plan.config.seed, plan.config.data.shuffle);
+        Ok(Self { plan, model, params, sampler, state: TrainState::default(), skipped_in_a_row: 0 })
+    }
+
+    /// One optimizer step: the gradient of the mean loss over all trained tokens of its micro-batches, clipped, applied.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] after three steps in a row without a finite loss and gradient, or what the model reports.
+    pub fn step(&mut self) -> Result<StepOutcome> {
+        let start = Instant::now();
+        let (batches, cursor) = self.next_batches()?;
+        let (config, step) = (&self.plan.config.train, self.state.step);
+        let trained: i64 = batches.iter().map(TokenBatch::trained).sum();
+        let tokens: i64 = batches.iter().map(|b| b.segments.total()).sum();
+
+        self.params.zero_grad()?;
+        let mut loss = 0.0;
+        for (micro, batch) in batches.iter().enumerate() {
+            let seed = mix_seed(&[self.plan.config.seed, step, micro as u64, RANK]);
+            let sum = self.model.loss_and_backward(batch, seed, 1.0 / trained as f64, config.gradient_checkpointing)?;
+            loss += sum.f_double_value(&[]).map_err(lora_torch::Error::from)?;
+        }
+        let loss = loss / trained as f64;
+        let grad_norm = self.params.clip_grad_norm(config.max_grad_norm)?;
+        let learning_rate = self.plan.schedule.lr_at(step);
+        let finite = loss.is_finite() && grad_norm.is_finite();
+        if finite {
+            self.params.adamw(&AdamWScalars {
+                lr: learning_rate,
+                beta1: config.adam_beta1,
+                beta2: config.adam_beta2,
+                eps: config.adam_epsilon,
+                weight_decay: config.weight_decay,
+                step: (step - self.state.skipped_steps) as i64 + 1,
+            })?;
+        }
+
+        let seconds = start.elapsed().as_secs_f64();
+        self.state.step += 1;
+        (self.state.cursor_epoch, self.state.cursor_row) = (cursor.epoch, cursor.row);
+        self.state.trained_tokens += trained.unsigned_abs();
+        self.state.tokens += tokens.unsigned_abs();
+        self.state.seconds += seconds;
+        if !finite {
+            return self.skip(loss, grad_norm);
+        }
+        self.skipped_in_a_row = 0;
+        Ok(StepOutcome::Updated(StepRecord {
+            step: self.state.step,
+            epoch: self.epoch(),
+            loss,
+            grad_norm,
+            learning_rate,
+            trained_tokens: trained.unsigned_abs(),
+            tokens: tokens.unsigned_abs(),
+            seconds: self.state.seconds,
+            tokens_per_second: tokens as f64 / seconds,
+            peak_memory_bytes: self.peak_memory()?,
+        }))
+    }
+
+    fn skip(&mut self, loss: f64, grad_norm: f64) -> Result<StepOutcome> {
+        self.state.skipped_steps += 1;
+        self.skipped_in_a_row += 1;
+        let step = self.state.step;
+        if self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW {
+            return Err(Error::NotFinite { step, loss, grad_norm, learning_rate: self.plan.schedule.lr_at(step - 1) });
+        }
+        Ok(StepOutcome::Skipped { step, loss, grad_norm })
+    }
+
+    /// The micro-batches of the next step, and the place in the data after them. A step never crosses the end of an epoch,
+    /// so the last one of an epoch may be smaller; its tokens still weigh what they weigh elsewhere in the step.
+    fn next_batches(&mut self) -> Result<(Vec<TokenBatch>, Cursor)> {
+        let config = &self.plan.config.train;
+        let mut cursor = Cursor { epoch: self.state.cursor_epoch, row: self.state.cursor_row };
+        let epoch = cursor.epoch;
+        let mut batches = Vec::new();
+        for _ in 0..config.gradient_accumulation_steps {
+            if cursor.epoch != epoch {
+                break;
+            }
+            let (rows, next) = self.sampler.next_batch(cursor, config.per_device_train_batch_size as usize);
+            let examples = rows.iter().flat_map(|&row| &self.plan.rows[row]).map(|&i| &self.plan.train[i]);
+            batches.push(on_device(&self.plan.model, &Batch::from_examples(examples), self.plan.device)?);
+            cursor = next;
+        }
+        Ok((batches, cursor))
+    }
+
+    /// Evaluates the held-out examples; `None` when there are none.
+    ///
+    /// # Errors
+    /// What the model reports.
+    pub fn evaluate(&mut self, sink: &mut dyn EventSink) -> Result<Option<EvalReport>> {
+        if self.plan.eval.is_empty() {
+            return Ok(None);
+        }
+        let rows = self.plan.config.train.per_device_eval_batch_size as usize;
+        let report = evaluate(&self.model, &self.plan.eval, rows, sink)?;
+        self.state.best_eval = Some(self.state.best_eval.map_or(report.loss, |best| best.min(report.loss)));
+        Ok(Some(report))
+    }
+
+    /// Saves a checkpoint of the present step: the adapter as PEFT reads it, and the exact state to go on from.
+    ///
+    /// # Errors
+    /// [`Error::AdapterNotFinite`] when a parameter is not finite: such a state is never saved. What writing reports.
+    pub fn save(&self) -> Result<PathBuf> {
+        let bytes = self.params.state_bytes() * 3 / 2;
+        let keep = self.plan.config.train.save_total_limit as usize;
+        save_checkpoint(&self.plan.config.output_dir, &self.identity()?, &self.state, bytes, keep, |dir| {
+            self.write_result(dir)?;
+            Ok(write_tensors(&dir.join(STATE_FILE), &self.params.state()?, &BTreeMap::new())?)
+        })
+    }
+
+    /// Writes what the run is for: the adapter, or the weights of a full training.
+    ///
+    /// # Errors
+    /// As [`Trainer::save`].
+    pub fn write_result(&self, dir: &Path) -> Result<()> {
+        if !self.params.is_finite()? {
+            return Err(Error::AdapterNotFinite { step: self.state.step });
+        }
+        match self.plan.adapter_config() {
+            Some(config) => Ok(write_adapter(dir, &config, &self.model.adapter_modules())?),
+            None => Ok(self.model.save_weights(dir)?),
+        }
+    }
+
+    /// Goes on from the newest good checkpoint of the run's folder. `allowed` are keys that the user changed on purpose.
+    ///
+    /// # Errors
+    /// [`Error::NothingToResume`] when there is none, [`Error::ResumeMismatch`] when it belongs to another run.
+    pub fn resume(&mut self, allowed: &[String], sink: &mut dyn EventSink) -> Result<()> {
+        let run_dir = &self.plan.config.output_dir;
+        let found = find_checkpoint(run_dir)?.ok_or_else(|| Error::NothingToResume { path: run_dir.clone() })?;
+        for (path, reason) in &found.quarantined {
+            sink.event(Event::Note(format!("a damaged checkpoint was put aside as {}: {reason}", path.display())));
+        }
+        for change in compare_for_resume(&found.manifest.run, &self.identity()?, allowed)? {
+            sink.event(Event::Note(format!("resuming with a change: {change}")));
+        }
+        let file = TensorFile::open(&found.dir.join(STATE_FILE))?;
+        let names: Vec<String> = file.names().map(String::from).collect();
+        let state = names.into_iter().map(|n| Ok((n.clone(), file.read(&n)?))).collect::<Result<_>>()?;
+        self.params.load_state(state)?;
+        self.state = found.manifest.state;
+        Ok(())
+    }
+
+    fn identity(&self) -> Result<RunIdentity> {
+        Ok(RunIdentity {
+            config: self.plan.config.flat()?,
+            digests: self.plan.digests.clone(),
+            libtorch: libtorch_version().into(),
+            device: device_name(self.plan.device),
+            world_size: 1,
+            threads: num_threads() as u32,
+        })
+    }
+
+    /// Passes over the data, with the part of the present one.
+    fn epoch(&self) -> f64 {
+        self.state.cursor_epoch as f64 + self.state.cursor_row as f64 / self.plan.rows.len().max(1) as f64
+    }
+
+    fn peak_memory(&self) -> Result<u64> {
+        Ok(device_memory(self.plan.device)?.map_or_else(peak_rss_bytes, |m| m.peak))
+    }
+
+    /// Where the run stands.
+    pub fn state(&self) -> &TrainState {
+        &self.state
+    }
+
+    /// What it was started from.
+    pub fn plan(&self) -> &RunPlan {
+        &self.plan
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Decoder {
+        &self.model
+    }
+
+    /// The trained parameters.
+    pub fn params(&self) -> &FlatParams {
+        &self.params
+    }
+}
+
+/// The place of this process among those that train together.
+const RANK: u64 = 0;

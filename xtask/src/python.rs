@@ -1,0 +1,82 @@
+//! The machine's Python: only ever asked where things are, or told to run pip and the reference scripts.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::cargo::{capture, run};
+use crate::setup::VERSION;
+
+const PROGRAM: &str = "python3";
+
+/// Prints the version and the folder of torch without importing it.
+const PROBE: &str = "
+import importlib.metadata, importlib.util
+spec = importlib.util.find_spec('torch')
+print(importlib.metadata.version('torch'))
+print(list(spec.submodule_search_locations)[0])
+";
+
+/// The folder of an installed Python torch of the right version with its headers.
+pub fn installed_torch() -> Option<PathBuf> {
+    let text = capture(Command::new(PROGRAM).args(["-c", PROBE])).ok()?;
+    let mut lines = text.lines();
+    let version = lines.next()?;
+    let folder = PathBuf::from(lines.next()?);
+    let right = version.split('+').next() == Some(VERSION);
+    (right && folder.join("lib/libtorch_cpu.so").exists() && folder.join("include/ATen/ATen.h").exists())
+        .then_some(folder)
+}
+
+/// A `python3 -m pip` command.
+///
+/// # Errors
+/// When there is no python3 or it has no pip, with what to do.
+pub fn pip() -> Result<Command> {
+    let remedy = "install it (Debian, Ubuntu: `apt-get install python3-pip`), or name an unpacked libtorch 2.11.0: \
+                  `cargo xtask setup --from DIR`";
+    if let Err(error) = Command::new(PROGRAM).arg("--version").output() {
+        bail!("fetching libtorch needs python3 with pip, and `python3` does not start ({error}): {remedy}");
+    }
+    if capture(Command::new(PROGRAM).args(["-m", "pip", "--version"])).is_err() {
+        bail!("fetching libtorch needs pip, and `python3 -m pip` does not run: {remedy}");
+    }
+    let mut command = Command::new(PROGRAM);
+    command.args(["-m", "pip"]);
+    Ok(command)
+}
+
+/// The packages that the reference scripts need, by their exact versions.
+const REFERENCE: [&str; 4] = ["torch==2.11.0", "transformers==5.23.0", "peft==0.21.2", "numpy"];
+
+/// The Python with the reference packages: the named one, or a private environment under `folder`, made on first use.
+pub fn reference(named: Option<&Path>, folder: &Path, wheels: &Path) -> Result<PathBuf> {
+    if let Some(program) = named {
+        let check = "import torch, transformers, peft, safetensors";
+        if let Err(error) = capture(Command::new(program).args(["-c", check])) {
+            bail!("--python {} lacks the reference packages ({}): {error:#}", program.display(), REFERENCE.join(", "));
+        }
+        return Ok(program.to_path_buf());
+    }
+    let venv = folder.join("venv");
+    let (python, stamp) = (venv.join("bin/python"), venv.join("installed"));
+    let wanted = REFERENCE.join("\n");
+    if std::fs::read_to_string(&stamp).is_ok_and(|made| made == wanted) {
+        return Ok(python);
+    }
+    eprintln!("making {} (fetches about 3 GB; once)", venv.display());
+    std::fs::create_dir_all(folder)?;
+    run(Command::new(PROGRAM).args(["-m", "venv", "--clear"]).arg(&venv)).map_err(|error| {
+        error
+            .context("no private Python environment (Debian, Ubuntu: `apt-get install python3-venv`), or give --python")
+    })?;
+    let mut install = Command::new(&python);
+    install.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]);
+    if wheels.exists() {
+        install.arg("--find-links").arg(wheels);
+    }
+    run(install.args(REFERENCE))?;
+    std::fs::write(&stamp, wanted)?;
+    Ok(python)
+}
