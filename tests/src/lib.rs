@@ -1,5 +1,9 @@
 //! Helpers of the end-to-end tests.
 
+mod lora;
+
+pub use lora::{Done, fixtures, has_program, run, small_dataset};
+
 use std::path::{Path, PathBuf};
 
 /// A folder of real material (models, datasets, tokenizers, chat templates) that is too large to be committed.

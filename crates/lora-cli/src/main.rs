@@ -1,4 +1,5 @@
 //! The `lora` binary.
+
 fn main() -> std::process::ExitCode {
     lora_cli::main()
 }

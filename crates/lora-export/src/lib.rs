@@ -1,1 +1,29 @@
 //! Merge adapters into checkpoints on files, shard by shard, and verify the result.
+//!
+//! No model is built: merging needs names and matrices only, so every family works whose adapter names its tensors, and
+//! memory holds little more than one tensor.
+//!
+//! ```no_run
+//! use lora_export::{MergeOptions, merge, verify};
+//! use std::path::{Path, PathBuf};
+//!
+//! let (base, out) = (Path::new("models/base"), Path::new("models/merged"));
+//! let adapters = [PathBuf::from("runs/adapter")];
+//! let report = merge(base, &adapters, out, &MergeOptions::default(), &mut |_done, _of| {})?;
+//! let agreement = verify(base, &adapters, out)?;
+//! assert_eq!(report.changed.len(), agreement.changed);
+//! # Ok::<(), lora_export::Error>(())
+//! ```
+
+mod change;
+mod companions;
+mod error;
+mod merge;
+mod plan;
+mod provenance;
+mod tied;
+mod verify;
+
+pub use error::{Error, Result};
+pub use merge::{MergeOptions, MergeReport, merge};
+pub use verify::{Agreement, verify};

@@ -1,10 +1,13 @@
 //! `adapter_config.json`: every key of PEFT's `LoraConfig`.
 
+mod keys;
+
 use crate::error::{Error, Result};
 use crate::fields::{Fields, finite, int_within};
-use crate::json::{read_json_object, shorten};
+use crate::json::read_json_object;
 use crate::pattern::{ending, first_match, whole};
 use crate::target::TargetModules;
+use keys::{OTHER, changed_others, refuse_unknown, unsupported};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
@@ -101,59 +104,6 @@ impl Default for AdapterConfig {
         }
     }
 }
-
-/// Keys with a field of their own in [`AdapterConfig`].
-const TYPED: [&str; 21] = [
-    "alpha_pattern",
-    "base_model_name_or_path",
-    "bias",
-    "exclude_modules",
-    "fan_in_fan_out",
-    "inference_mode",
-    "init_lora_weights",
-    "layers_pattern",
-    "layers_to_transform",
-    "lora_alpha",
-    "lora_bias",
-    "lora_dropout",
-    "modules_to_save",
-    "peft_type",
-    "peft_version",
-    "r",
-    "rank_pattern",
-    "target_modules",
-    "task_type",
-    "use_dora",
-    "use_rslora",
-];
-
-/// Every other key of `LoraConfig`, its default as JSON, and why a value that differs cannot be honoured.
-/// No reason: the key has no effect on a saved adapter.
-const OTHER: [(&str, &str, Option<&str>); 20] = [
-    ("alora_invocation_tokens", "null", Some("activated LoRA is not implemented; use a plain LoRA adapter")),
-    ("arrow_config", "null", Some("Arrow routing is not implemented; use a plain LoRA adapter")),
-    ("auto_mapping", "null", None),
-    ("corda_config", "null", None),
-    ("ensure_weight_tying", "false", Some("tied adapters are not implemented; save embedding and head apart")),
-    ("eva_config", "null", None),
-    ("kasa_config", "null", Some("KaSA is not implemented; use a plain LoRA adapter")),
-    ("layer_replication", "null", Some("replicated layers are not implemented; save the expanded model as the base")),
-    ("loftq_config", "{}", None),
-    ("lora_ga_config", "null", None),
-    ("megatron_config", "null", Some("Megatron layers are not implemented; use a plain LoRA adapter")),
-    ("megatron_core", "\"megatron.core\"", None),
-    ("monteclora_config", "null", Some("MonteCLoRA is not implemented; use a plain LoRA adapter")),
-    ("qalora_group_size", "16", None),
-    ("revision", "null", None),
-    ("target_parameters", "null", Some("adapters of bare parameters are not implemented; target modules")),
-    ("trainable_token_indices", "null", Some("single trainable tokens are not implemented; save embed_tokens in full")),
-    ("use_bdlora", "null", Some("block-diagonal LoRA is not implemented; use a plain LoRA adapter")),
-    ("use_qalora", "false", Some("QA-LoRA is not implemented; use a plain LoRA adapter")),
-    ("velora_config", "null", Some("VeLoRA is not implemented; use a plain LoRA adapter")),
-];
-
-/// Keys of older versions that never had an effect on a saved adapter.
-const HARMLESS: [&str; 1] = ["runtime_config"];
 
 impl AdapterConfig {
     /// Reads and checks `adapter_config.json`.
@@ -256,38 +206,6 @@ impl AdapterConfig {
         Ok(())
     }
 
-    /// Refuses what is a valid configuration but would be computed wrongly here; `path` is the file that errors name.
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`] with the field.
-    pub fn check_supported(&self, path: &Path) -> Result<()> {
-        let refuse = |field: &str, value: Value, reason| Err(unsupported(path, field, &value, reason));
-        if self.use_dora {
-            return refuse("use_dora", json!(true), "DoRA is not implemented; train with use_dora = false");
-        }
-        if self.lora_bias {
-            return refuse("lora_bias", json!(true), "biases on B are not implemented; train with lora_bias = false");
-        }
-        if self.bias != "none" {
-            return refuse("bias", json!(self.bias), "trained biases are not implemented; train with bias = \"none\"");
-        }
-        if let InitLoraWeights::Named(name) = &self.init_lora_weights
-            && (name.starts_with("pissa") || ["olora", "corda", "loftq", "lora_ga"].contains(&name.as_str()))
-        {
-            let reason = "this initialisation changed the base weights, so the adapter is valid only with the changed base; \
-                          save it again in PEFT with path_initial_model_for_weight_conversion";
-            return refuse("init_lora_weights", json!(name), reason);
-        }
-        for (key, _, reason) in OTHER {
-            if let (Some(value), Some(reason)) = (self.other.get(key), reason)
-                && !is_empty(value)
-            {
-                return refuse(key, value.clone(), reason);
-            }
-        }
-        Ok(())
-    }
-
     /// The rank of a module: the first key of `rank_pattern` that matches its path to the end, else `r`.
     ///
     /// # Errors
@@ -348,10 +266,6 @@ impl AdapterConfig {
     }
 }
 
-fn unsupported(path: &Path, field: &str, value: &Value, reason: &'static str) -> Error {
-    Error::Unsupported { path: path.into(), field: field.into(), value: shorten(&value.to_string()), reason }
-}
-
 /// The form that people write: a single name as it is, several as a list.
 fn one_or_list(names: Option<&[String]>) -> Value {
     match names {
@@ -364,36 +278,6 @@ fn one_or_list(names: Option<&[String]>) -> Value {
 fn number(x: f64) -> Value {
     let whole = x as i64;
     if whole as f64 == x { json!(whole) } else { json!(x) }
-}
-
-fn is_empty(value: &Value) -> bool {
-    match value {
-        Value::Null | Value::Bool(false) => true,
-        Value::String(s) => s.is_empty(),
-        Value::Array(items) => items.is_empty(),
-        Value::Object(map) => map.is_empty(),
-        _ => false,
-    }
-}
-
-fn refuse_unknown(path: &Path, map: &Map<String, Value>) -> Result<()> {
-    let known = |key: &str| TYPED.contains(&key) || HARMLESS.contains(&key) || OTHER.iter().any(|(k, ..)| *k == key);
-    let keys: Vec<String> = map
-        .iter()
-        .filter(|(key, value)| !known(key) && !is_empty(value))
-        .map(|(key, value)| format!("`{}` = {}", shorten(key), shorten(&value.to_string())))
-        .take(20)
-        .collect();
-    if keys.is_empty() { Ok(()) } else { Err(Error::UnknownKeys { path: path.into(), keys }) }
-}
-
-fn changed_others(map: &Map<String, Value>) -> Map<String, Value> {
-    let is_default = |value: &Value, default: &str| serde_json::from_str::<Value>(default).ok().as_ref() == Some(value);
-    let given = OTHER.iter().filter_map(|(key, default, _)| map.get(*key).map(|value| (key, default, value)));
-    given
-        .filter(|(_, default, value)| !value.is_null() && !is_default(value, default))
-        .map(|(key, _, value)| ((*key).to_string(), value.clone()))
-        .collect()
 }
 
 fn targets(f: Fields<'_>, key: &str) -> Result<Option<TargetModules>> {

@@ -10,10 +10,10 @@ use super::words::PEOPLE;
 /// One piece of text.
 pub fn piece(rng: &mut Rng) -> String {
     let text = match rng.below(8) {
-        0 => portrait(rng),
-        1 | 2 => questions(rng),
-        3 => talk(rng),
-        4 | 5 => comparison(rng),
+        0..=2 => portrait(rng),
+        3 => questions(rng),
+        4 => talk(rng),
+        5 => comparison(rng),
         6 => story(rng),
         _ => names(rng),
     };
@@ -69,8 +69,19 @@ const FACTS: [&[&str]; 7] = [
     &["Guests call it {mood}.", "It is {mood}.", "People say that it is {mood}."],
 ];
 
+/// The same in few words.
+const NOTES: [&[&str]; 7] = [
+    &["{name}, {an} {kind}.", "A place called {name}: {an} {kind}.", "Now {name}, {an} {kind}."],
+    &["With {food} food.", "Mostly {food} food."],
+    &["Known as {price}.", "Called {price} by all."],
+    &["In the {area}.", "Part of the {area}."],
+    &["Near {near}.", "Not far from {near}."],
+    &["Open {hours}.", "Best {hours}."],
+    &["Often {mood}.", "Said to be {mood}."],
+];
+
 /// What may follow once the facts are known.
-const RECALLS: [&str; 16] = [
+const RECALLS: [&str; 22] = [
     "So if you like {food} food, go to {name}.",
     "In short, {name} is {an} {price} {kind}.",
     "Whoever walks past {near} soon finds {name}.",
@@ -87,14 +98,21 @@ const RECALLS: [&str; 16] = [
     "Many a guest of {name} has come for the {food} food.",
     "I went to {name} because it is open {hours}, and I found it {mood}.",
     "The way to this {kind} leads past {near} in the {area}.",
+    "So {name} is {an} {price} {kind} in the {area}, near {near}, with {food} food.",
+    "We know now that {name}, open {hours}, is {an} {kind} in the {area} and that it is {mood}.",
+    "Who wants {food} food that is {price} goes to the {kind} near {near}.",
+    "You can eat there {hours}, it is {price}, and the {area} is {mood} as well.",
+    "Of the {food} food one hears in the whole {area}, and of {name} even at {near}.",
+    "The {kind} near {near} is {mood} and open {hours}.",
 ];
 
 /// The naming fact first, then `count` others; returned with what has been said.
 fn facts(rng: &mut Rng, place: &Place, count: usize) -> (Vec<String>, String) {
-    let mut others: Vec<usize> = (1..FACTS.len()).collect();
+    let list = if rng.chance(50) { FACTS } else { NOTES };
+    let mut others: Vec<usize> = (1..list.len()).collect();
     rng.shuffle(&mut others);
     let chosen: Vec<&str> =
-        std::iter::once(0).chain(others.into_iter().take(count)).map(|i| rng.pick(FACTS[i])).collect();
+        std::iter::once(0).chain(others.into_iter().take(count)).map(|i| rng.pick(list[i])).collect();
     (chosen.iter().map(|template| place.fill(template)).collect(), chosen.concat())
 }
 
@@ -107,11 +125,11 @@ fn is_known(template: &str, said: &str) -> bool {
 
 fn portrait(rng: &mut Rng) -> String {
     let place = place(rng);
-    let count = 2 + rng.below(5);
+    let count = 3 + rng.below(4);
     let (mut sentences, said) = facts(rng, &place, count);
     let mut recalls: Vec<&str> = RECALLS.into_iter().filter(|template| is_known(template, &said)).collect();
     rng.shuffle(&mut recalls);
-    sentences.extend(recalls.iter().take(4).map(|template| place.fill(template)));
+    sentences.extend(recalls.iter().take(5).map(|template| place.fill(template)));
     sentences.join(" ")
 }
 

@@ -1,0 +1,102 @@
+//! The command line: verbs and what each of them takes.
+
+use crate::cmd;
+use clap::{Parser, Subcommand};
+
+/// The command line of `lora`.
+#[derive(Debug, Parser)]
+#[command(
+    name = "lora",
+    version,
+    about = "LoRA fine-tuning: train, evaluate, generate, merge",
+    after_help = "Exit codes: 0 done, 1 the run failed, 2 the command line, the configuration or the data is at fault."
+)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Fine-tune a model on a dataset
+    Train(cmd::train::Args),
+    /// Loss, perplexity and accuracy on a dataset
+    Eval(cmd::eval::Args),
+    /// Continue prompts
+    Generate(cmd::generate::Args),
+    /// Talk with a model
+    Chat(cmd::chat::Args),
+    /// Logits of given tokens, from file to file
+    Logits(cmd::logits::Args),
+    /// Merge an adapter into its base model
+    Merge(cmd::merge::Args),
+    /// What an adapter, a checkpoint, a run or a safetensors file holds
+    Inspect(cmd::inspect::Args),
+    /// What will be trained, token by token
+    #[command(subcommand)]
+    Data(cmd::data::Verb),
+    /// Parameters, memory and steps of a run, before anything is loaded
+    Plan(cmd::plan::Args),
+    /// Measure speed and memory
+    #[command(subcommand)]
+    Bench(cmd::bench::Verb),
+    /// Make a checkpoint with fresh random weights
+    #[command(hide = true)]
+    InitModel(cmd::init_model::Args),
+    /// Train the example that comes with the program and show before and after
+    Demo(cmd::demo::Args),
+    /// What this machine has to offer
+    Doctor(cmd::doctor::Args),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_verb_takes_what_the_manual_says() {
+        for line in [
+            "train run.toml --set train.learning_rate=1e-4 --set seed=1 --resume --dry-run",
+            "train --model m --data d.jsonl --output o",
+            "eval --model m --adapter a --data d --format text --json",
+            "generate --model m --adapter a --prompt hi --max-new-tokens 3 --temperature 0.5 --top-p 0.9 --seed 1 --json",
+            "generate --model m --prompts f.jsonl",
+            "chat --model m --adapter a",
+            "logits --model m --adapter a --input i.safetensors --output o.safetensors",
+            "merge --model m --adapter a --adapter b --output o --dtype bfloat16 --verify",
+            "inspect p --json",
+            "data preview c.toml --n 2",
+            "data stats f.jsonl --model m",
+            "plan c.toml --json",
+            "bench step --model m --batch 4 --seq 512 --r 16 --targets all-linear --checkpointing --steps 3 --json",
+            "init-model --config c.json --output o --seed 1",
+            "demo",
+            "doctor",
+        ] {
+            let words = std::iter::once("lora").chain(line.split(' '));
+            assert!(Cli::try_parse_from(words).is_ok(), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused() {
+        for line in [
+            "generate --model m",
+            "generate --model m --prompt a --prompts b",
+            "eval --data d",
+            "bench step --model m",
+            "train --rezume",
+        ] {
+            let words = std::iter::once("lora").chain(line.split(' '));
+            assert_eq!(Cli::try_parse_from(words).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! One file for each verb.
+
+pub(crate) mod bench;
+pub(crate) mod chat;
+pub(crate) mod data;
+pub(crate) mod demo;
+pub(crate) mod doctor;
+pub(crate) mod eval;
+pub(crate) mod generate;
+pub(crate) mod init_model;
+pub(crate) mod inspect;
+pub(crate) mod logits;
+pub(crate) mod merge;
+pub(crate) mod plan;
+pub(crate) mod train;
+
+use crate::cli::Verb;
+use anyhow::Result;
+
+/// Runs a verb.
+///
+/// # Errors
+/// What the verb reports.
+pub(crate) fn run(verb: Verb) -> Result<()> {
+    match verb {
+        Verb::Train(args) => train::run(&args),
+        Verb::Eval(args) => eval::run(&args),
+        Verb::Generate(args) => generate::run(&args),
+        Verb::Chat(args) => chat::run(&args),
+        Verb::Logits(args) => logits::run(&args),
+        Verb::Merge(args) => merge::run(&args),
+        Verb::Inspect(args) => inspect::run(&args),
+        Verb::Data(verb) => data::run(&verb),
+        Verb::Plan(args) => plan::run(&args),
+        Verb::Bench(verb) => bench::run(&verb),
+        Verb::InitModel(args) => init_model::run(&args),
+        Verb::Demo(args) => demo::run(&args),
+        Verb::Doctor(args) => doctor::run(&args),
+    }
+}

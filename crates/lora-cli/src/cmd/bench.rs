@@ -1,0 +1,110 @@
+//! `lora bench`: speed and memory, measured.
+
+use crate::cmd::logits::matrix;
+use crate::compute::Compute;
+use crate::failure::usage;
+use crate::load::check_model_folder;
+use crate::out;
+use anyhow::Result;
+use lora_format::TensorFile;
+use lora_model::ModelConfig;
+use lora_train::{BenchOptions, bench_step};
+use std::path::PathBuf;
+
+/// What is measured.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Verb {
+    /// A training step of fixed shape on random tokens
+    Step(StepArgs),
+}
+
+/// The flags of `lora bench step`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct StepArgs {
+    /// Folder of the base model
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// Rows of a step
+    #[arg(long, value_name = "B", value_parser = clap::value_parser!(i64).range(1..=65536))]
+    batch: i64,
+    /// Tokens of a row
+    #[arg(long, value_name = "S", value_parser = clap::value_parser!(i64).range(2..=16_777_216))]
+    seq: i64,
+    /// Rank of the adapters; lora_alpha is twice that
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(i64).range(1..=65536))]
+    r: i64,
+    /// Modules that get an adapter: all-linear, or names with commas between them
+    #[arg(long, default_value = "all-linear", value_delimiter = ',')]
+    targets: Vec<String>,
+    /// Keep the inputs of the blocks only and compute the rest again
+    #[arg(long)]
+    checkpointing: bool,
+    /// Steps to measure, after two that warm up
+    #[arg(long, default_value_t = 5, value_name = "N")]
+    steps: u16,
+    /// Train every weight instead of adapters
+    #[arg(long, conflicts_with_all = ["init_adapter", "targets"])]
+    full: bool,
+    /// Folder of an adapter to start from
+    #[arg(long, value_name = "DIR", conflicts_with = "targets")]
+    init_adapter: Option<PathBuf>,
+    /// safetensors file with `input_ids` [batch, seq] to use instead of random tokens
+    #[arg(long, value_name = "FILE")]
+    input: Option<PathBuf>,
+    #[command(flatten)]
+    compute: Compute,
+    /// Print the report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the verb.
+///
+/// # Errors
+/// What is wrong with model, adapter or input, or what a step reports.
+pub(crate) fn run(verb: &Verb) -> Result<()> {
+    let Verb::Step(args) = verb;
+    check_model_folder(&args.model)?;
+    let device = args.compute.device()?;
+    let report = bench_step(&BenchOptions {
+        model: args.model.clone(),
+        batch: args.batch,
+        seq: args.seq,
+        r: args.r,
+        targets: (args.targets != ["all-linear"]).then(|| args.targets.clone()),
+        init_adapter: args.init_adapter.clone(),
+        full: args.full,
+        checkpointing: args.checkpointing,
+        steps: args.steps.into(),
+        kind: args.compute.kind(&ModelConfig::read(&args.model)?, device)?,
+        device,
+        input_ids: input_ids(args)?,
+    })?;
+    if args.json {
+        return out::json(&report);
+    }
+    out::line(format!("step          {:.4} s", report.step_s))?;
+    out::line(format!("tokens        {:.0} a second", report.tok_s))?;
+    out::line(format!(
+        "of the rate   {:.3} of {:.1} GFLOP/s in matrix products",
+        report.of_matmul_rate, report.matmul_gflops
+    ))?;
+    let device_memory = report.cuda_mb.map(|mb| format!(", {mb} MiB on the device")).unwrap_or_default();
+    out::line(format!("peak memory   {} MiB{device_memory}", report.rss_mb))?;
+    out::line(format!("trained       {} parameters", out::count(report.trainable.unsigned_abs())))?;
+    out::line(format!("losses        {:?}", report.losses))
+}
+
+fn input_ids(args: &StepArgs) -> Result<Option<Vec<i64>>> {
+    let Some(path) = &args.input else { return Ok(None) };
+    let (batch, seq, ids) = matrix(&TensorFile::open(path)?, "input_ids")?;
+    if (batch as i64, seq as i64) != (args.batch, args.seq) {
+        return Err(usage(format!(
+            "{}: `input_ids` is [{batch}, {seq}], and --batch {} --seq {} were given; they must be alike",
+            path.display(),
+            args.batch,
+            args.seq
+        )));
+    }
+    Ok(Some(ids))
+}

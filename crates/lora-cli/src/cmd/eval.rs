@@ -1,0 +1,75 @@
+//! `lora eval`: loss, perplexity and accuracy over the trained tokens of a dataset.
+
+use crate::load::ModelArgs;
+use crate::out;
+use crate::progress::CountBar;
+use anyhow::Result;
+use lora_data::{DataOptions, Format, Source, build_dataset};
+use lora_train::{Event, evaluate};
+use std::path::PathBuf;
+
+/// The flags of `lora eval`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Dataset: JSON or JSONL
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    /// Format of its records: alpaca, messages, prompt_completion, text or tokenized; told from the first when absent
+    #[arg(long)]
+    format: Option<String>,
+    /// Jinja file with a chat template that goes before the tokenizer's own
+    #[arg(long, value_name = "FILE")]
+    template: Option<PathBuf>,
+    /// Longer examples are cut on the right
+    #[arg(long, default_value_t = 2048, value_name = "TOKENS")]
+    max_length: usize,
+    /// Examples of one forward pass
+    #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    batch_size: u16,
+    /// Print the report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the verb.
+///
+/// # Errors
+/// What is wrong with model, adapter or data.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let tokenizer = args.model.tokenizer()?;
+    let format = args.format.as_deref().map(str::parse::<Format>).transpose()?;
+    let source = Source { path: args.data.clone(), format, ..Source::default() };
+    let options = DataOptions {
+        max_length: args.max_length,
+        truncation: lora_data::Truncation::Right,
+        template: args.template.clone(),
+        max_affected_share: 1.0,
+        ..DataOptions::default()
+    };
+    let mut bar = CountBar::new("tokenising");
+    let set = build_dataset(&[source], &tokenizer, &options, &mut |done, of| bar.set(done, of))?;
+    bar.finish();
+    let (cut, dropped) = (set.report.truncated, set.report.dropped.values().map(|d| d.count).sum::<usize>());
+    if cut + dropped > 0 {
+        out::note(format!("note: {cut} of {} examples were cut and {dropped} left out", set.report.read));
+    }
+
+    let model = args.model.load()?;
+    let mut bar = CountBar::new("evaluating");
+    let mut show = |event| {
+        if let Event::Evaluating { done, of } = event {
+            bar.set(done, of);
+        }
+    };
+    let report = evaluate(&model, &set.examples, args.batch_size.into(), &mut show)?;
+    bar.finish();
+    if args.json {
+        return out::json(&report);
+    }
+    out::line(format!("loss        {:.6}", report.loss))?;
+    out::line(format!("perplexity  {:.4}", report.perplexity))?;
+    out::line(format!("accuracy    {:.4}", report.accuracy))?;
+    out::line(format!("tokens      {} of {} examples", out::count(report.tokens), out::count(report.examples as u64)))
+}

@@ -1,0 +1,101 @@
+//! `lora generate`: continue one prompt, or many.
+
+use crate::generator::{Generated, Generator, SamplingArgs};
+use crate::load::ModelArgs;
+use crate::out;
+use crate::progress::CountBar;
+use crate::prompt::{Prompt, read_prompts};
+use anyhow::{Context, Result};
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// The flags of `lora generate`.
+#[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("what").required(true).args(["prompt", "prompts"])))]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Text to continue; where the tokenizer has a chat template, a message to answer
+    #[arg(long, value_name = "TEXT")]
+    prompt: Option<String>,
+    /// File of prompts: a .jsonl with `prompt` or `messages` in each record, or a prompt a line
+    #[arg(long, value_name = "FILE")]
+    prompts: Option<PathBuf>,
+    /// Most tokens of an answer
+    #[arg(long, default_value_t = 128, value_name = "N")]
+    max_new_tokens: usize,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    /// Take a prompt as it is, without the chat template
+    #[arg(long)]
+    raw: bool,
+    /// Print JSON: an object for --prompt, an array for --prompts
+    #[arg(long)]
+    json: bool,
+}
+
+/// A prompt and what came of it.
+#[derive(Debug, Serialize)]
+struct Answer {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt: Option<String>,
+    #[serde(flatten)]
+    generated: Generated,
+}
+
+/// Runs the verb.
+///
+/// # Errors
+/// What is wrong with model, adapter or prompts.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    args.model.adapter()?;
+    let prompts = match (&args.prompt, &args.prompts) {
+        (Some(text), _) => vec![Prompt::Text(text.clone())],
+        (None, Some(path)) => read_prompts(path)?,
+        (None, None) => Vec::new(),
+    };
+    let tokenizer = args.model.tokenizer()?;
+    let encode = |(i, prompt): (usize, &Prompt)| {
+        prompt.encode(&tokenizer, args.raw).with_context(|| format!("prompt {}", i + 1))
+    };
+    let encoded = prompts.iter().enumerate().map(encode).collect::<Result<Vec<_>>>()?;
+    let model = args.model.load()?;
+    let generator = Generator::new(&model, &tokenizer);
+
+    let stream = args.prompt.is_some() && !args.json;
+    let mut bar = CountBar::new("generating");
+    let mut answers = Vec::new();
+    for (i, (prompt, ids)) in prompts.iter().zip(&encoded).enumerate() {
+        if prompts.len() > 1 {
+            bar.set(i, prompts.len());
+        }
+        let seed = args.sampling.seed.wrapping_add(i as u64);
+        let sampling = SamplingArgs { seed, ..args.sampling.clone() };
+        let mut show = |piece: &str| {
+            if stream {
+                out::text(piece)?;
+            }
+            Ok(true)
+        };
+        let generated = generator.run(ids, args.max_new_tokens, &sampling, &mut show)?;
+        let prompt = match prompt {
+            Prompt::Text(text) => Some(text.clone()),
+            Prompt::Messages(_) => None,
+        };
+        answers.push(Answer { prompt, generated });
+    }
+    bar.finish();
+    match (args.json, stream, answers.as_slice()) {
+        (true, _, [one]) if args.prompt.is_some() => out::json(one),
+        (true, _, all) => out::json(&all),
+        (false, true, _) => out::line(""),
+        (false, false, all) => all.iter().enumerate().try_for_each(|(i, answer)| {
+            out::line(format!(
+                "=== {}{}",
+                i + 1,
+                answer.prompt.as_ref().map(|p| format!(": {p}")).unwrap_or_default()
+            ))?;
+            out::line(&answer.generated.text)
+        }),
+    }
+}

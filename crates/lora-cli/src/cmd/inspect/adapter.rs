@@ -1,0 +1,203 @@
+//! An adapter folder, and who can load it.
+
+use crate::failure::usage;
+use crate::out;
+use anyhow::Result;
+use lora_format::{
+    ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig, InitLoraWeights, TargetModules, TensorFile, read_adapter,
+};
+use serde::Serialize;
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// vLLM refuses higher ranks unless it is told otherwise.
+const VLLM_DEFAULT_RANK: i64 = 16;
+
+/// What is known of an adapter.
+#[derive(Serialize)]
+pub(super) struct Found {
+    kind: &'static str,
+    path: PathBuf,
+    base_model_name_or_path: Option<String>,
+    r: i64,
+    lora_alpha: f64,
+    lora_dropout: f64,
+    use_rslora: bool,
+    use_dora: bool,
+    target_modules: Value,
+    modules_to_save: Vec<String>,
+    /// Modules with an adapter.
+    modules: usize,
+    /// The ranks that the tensors have.
+    ranks: BTreeSet<i64>,
+    parameters: u64,
+    bytes: u64,
+    loads_in: Vec<Loader>,
+}
+
+/// A program, and why it cannot load the adapter.
+#[derive(Serialize)]
+struct Loader {
+    program: &'static str,
+    loads: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<String>,
+}
+
+/// Reads an adapter.
+///
+/// # Errors
+/// What is wrong with its files.
+pub(super) fn find(path: &Path) -> Result<Found> {
+    let config = AdapterConfig::read(&path.join(ADAPTER_CONFIG))?;
+    let weights = path.join(ADAPTER_WEIGHTS);
+    let read = read_adapter(path).map(drop);
+    if !weights.is_file() {
+        // The reader knows a pickle when it sees one.
+        read?;
+        return Err(usage(format!("{}: there is no such file", weights.display())));
+    }
+    let ours = read.err().map(|e| e.to_string());
+    let file = TensorFile::open(&weights)?;
+    let is_a = |name: &str| name.ends_with(".lora_A.weight") || name.ends_with(".lora_embedding_A");
+    let ranks: BTreeSet<i64> =
+        file.tensors().filter(|(name, _)| is_a(name)).filter_map(|(_, info)| info.shape.first().copied()).collect();
+    let loads_in = loaders(&config, &ranks, ours);
+    Ok(Found {
+        kind: "adapter",
+        path: path.to_path_buf(),
+        base_model_name_or_path: config.base_model_name_or_path.clone(),
+        r: config.r,
+        lora_alpha: config.lora_alpha,
+        lora_dropout: config.lora_dropout,
+        use_rslora: config.use_rslora,
+        use_dora: config.use_dora,
+        target_modules: match &config.target_modules {
+            Some(TargetModules::List(names)) => json!(names),
+            Some(TargetModules::Pattern(pattern)) => json!(pattern),
+            None => Value::Null,
+        },
+        modules_to_save: config.modules_to_save.clone().unwrap_or_default(),
+        modules: file.names().filter(|name| is_a(name)).count(),
+        ranks,
+        parameters: file.tensors().map(|(_, info)| info.shape.iter().product::<i64>().unsigned_abs()).sum(),
+        bytes: file.data_bytes(),
+        loads_in,
+    })
+}
+
+/// Who can load it: other programs read fewer keys of the configuration than PEFT, and what they do not read must be absent.
+fn loaders(config: &AdapterConfig, ranks: &BTreeSet<i64>, ours: Option<String>) -> Vec<Loader> {
+    let mut common = Vec::new();
+    if config.use_dora {
+        common.push("use_dora");
+    }
+    if config.bias != "none" || config.lora_bias {
+        common.push("bias");
+    }
+    if config.modules_to_save.as_ref().is_some_and(|m| !m.is_empty()) {
+        common.push("modules_to_save");
+    }
+    if !config.alpha_pattern.is_empty() {
+        common.push("alpha_pattern");
+    }
+    let changed_base = match &config.init_lora_weights {
+        InitLoraWeights::Named(name)
+            if name.starts_with("pissa") || ["olora", "corda", "loftq", "lora_ga"].contains(&name.as_str()) =>
+        {
+            Some(name)
+        }
+        _ => None,
+    };
+    if changed_base.is_some() {
+        common.push("init_lora_weights");
+    }
+    let refused = |program, more: &[&'static str]| {
+        let reasons: Vec<&str> = common.iter().chain(more).copied().collect();
+        let note = (!reasons.is_empty()).then(|| format!("it does not take {}", reasons.join(", ")));
+        Loader { program, loads: note.is_none(), note }
+    };
+    // llama.cpp divides alpha by the rank of each module, and knows no other scale; vLLM takes one rank for all.
+    let llama_cpp = refused("llama.cpp", if config.use_rslora { &["use_rslora"] } else { &[] });
+    let mut vllm = refused("vLLM", if config.rank_pattern.is_empty() { &[] } else { &["rank_pattern"] });
+    let highest = ranks.last().copied().unwrap_or(config.r);
+    if vllm.loads && highest > VLLM_DEFAULT_RANK {
+        vllm.note = Some(format!("start it with --max-lora-rank {}", highest.unsigned_abs().next_power_of_two()));
+    }
+    vec![
+        Loader { program: "lora", loads: ours.is_none(), note: ours },
+        Loader { program: "PEFT", loads: true, note: None },
+        vllm,
+        llama_cpp,
+    ]
+}
+
+/// Shows an adapter.
+///
+/// # Errors
+/// As [`find`].
+pub(super) fn show(path: &Path, as_json: bool) -> Result<()> {
+    let found = find(path)?;
+    if as_json { out::json(&found) } else { found.print() }
+}
+
+impl Found {
+    /// Prints it for a reader.
+    ///
+    /// # Errors
+    /// When stdout cannot be written to.
+    pub(super) fn print(&self) -> Result<()> {
+        let ranks: Vec<String> = self.ranks.iter().map(ToString::to_string).collect();
+        out::line(format!("adapter     {}", self.path.display()))?;
+        out::line(format!("base model  {}", self.base_model_name_or_path.as_deref().unwrap_or("not named")))?;
+        out::line(format!(
+            "settings    r = {}, lora_alpha = {}, lora_dropout = {}{}{}",
+            self.r,
+            self.lora_alpha,
+            self.lora_dropout,
+            if self.use_rslora { ", use_rslora" } else { "" },
+            if self.use_dora { ", use_dora" } else { "" }
+        ))?;
+        out::line(format!("targets     {}", self.target_modules))?;
+        if !self.modules_to_save.is_empty() {
+            out::line(format!("saved whole {}", self.modules_to_save.join(", ")))?;
+        }
+        out::line(format!("modules     {} of rank {}", self.modules, ranks.join(", ")))?;
+        out::line(format!("parameters  {}, {}", out::count(self.parameters), out::bytes(self.bytes)))?;
+        for loader in &self.loads_in {
+            let note = loader.note.as_ref().map(|n| format!(": {n}")).unwrap_or_default();
+            out::line(format!(
+                "{:<10}  {}{note}",
+                loader.program,
+                if loader.loads { "loads it" } else { "cannot load it" }
+            ))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_that_read_less_are_told_apart() {
+        let loads = |config: &AdapterConfig, rank: i64| -> Vec<bool> {
+            loaders(config, &BTreeSet::from([rank]), None).iter().map(|l| l.loads).collect()
+        };
+        let plain = AdapterConfig::default();
+        assert_eq!(loads(&plain, 8), [true; 4]);
+        assert!(loaders(&plain, &BTreeSet::from([64]), None)[2].note.as_ref().unwrap().contains("64"));
+        assert_eq!(loads(&AdapterConfig { use_dora: true, ..plain.clone() }, 8)[2..], [false, false]);
+        assert_eq!(loads(&AdapterConfig { use_rslora: true, ..plain.clone() }, 8)[2..], [true, false]);
+        assert_eq!(
+            loads(&AdapterConfig { rank_pattern: vec![("q".into(), 4)], ..plain.clone() }, 8)[2..],
+            [false, true]
+        );
+        assert_eq!(
+            loads(&AdapterConfig { modules_to_save: Some(vec!["lm_head".into()]), ..plain }, 8)[2..],
+            [false, false]
+        );
+    }
+}

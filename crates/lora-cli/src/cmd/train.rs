@@ -1,0 +1,172 @@
+//! `lora train`: fine-tune a model on a dataset.
+
+use crate::compute::DTYPES;
+use crate::failure::usage;
+use crate::interrupt::stop_on_signals;
+use crate::load::{check_model_folder, check_weights};
+use crate::out;
+use crate::summary::{PlanSummary, file_size};
+use crate::train_view::TrainView;
+use anyhow::Result;
+use lora_data::Format;
+use lora_format::ADAPTER_WEIGHTS;
+use lora_train::{Override, RunConfig, RunPlan, RunReport, TrainOptions, Trained, train};
+use std::path::{Path, PathBuf};
+
+/// The flags of `lora train`. Flags go before --set, and --set before the configuration's file.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Configuration: TOML, or YAML by extension
+    config: Option<PathBuf>,
+    /// Folder of the base model (model.path)
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// Dataset: JSON or JSONL (data.train)
+    #[arg(long, value_name = "FILE")]
+    data: Option<PathBuf>,
+    /// Folder of the run (output_dir)
+    #[arg(long, value_name = "DIR")]
+    output: Option<PathBuf>,
+    /// Set any key of the configuration, as train.learning_rate=1e-4
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Go on from the newest checkpoint of the output folder; without a CONFIG, with the run's own
+    #[arg(long)]
+    resume: bool,
+    /// Check everything, show what would be done, and stop
+    #[arg(long)]
+    dry_run: bool,
+    /// Print the configuration with every default written out, and stop
+    #[arg(long)]
+    print_config: bool,
+    /// Show neither plan nor progress
+    #[arg(long)]
+    quiet: bool,
+    /// Print the report as JSON
+    #[arg(long)]
+    json: bool,
+    /// Where to compute (model.device)
+    #[arg(long, help_heading = "Computing")]
+    device: Option<String>,
+    /// What the base model computes in (model.dtype)
+    #[arg(long, value_parser = DTYPES, help_heading = "Computing")]
+    dtype: Option<String>,
+    /// Threads of one operation on the CPU (model.threads)
+    #[arg(long, value_name = "N", help_heading = "Computing")]
+    threads: Option<u16>,
+}
+
+/// Runs the verb.
+///
+/// # Errors
+/// Every fault of the configuration and the data, or what the run reports.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let overrides = overrides(args)?;
+    let config = RunConfig::load(config_file(args).as_deref(), &overrides)?;
+    if args.print_config {
+        return out::text(&config.to_toml()?);
+    }
+    check_model_folder(Path::new(&config.model.path))?;
+    let mut view = TrainView::new(args.quiet);
+    let plan = RunPlan::resolve(config, &mut view)?;
+    check_weights(&plan.model_dir, &plan.model)?;
+    let summary = PlanSummary::of(&plan);
+    if args.dry_run {
+        return if args.json { out::json(&summary) } else { out::line(summary.to_string()) };
+    }
+    if !args.quiet {
+        out::note(format!("{summary}\n"));
+    }
+    let next = Next::of(&plan);
+    let stop = stop_on_signals()?;
+    let options = TrainOptions { resume: args.resume, changed: overrides.iter().map(Override::key).collect() };
+    let trained = train(plan, &options, &stop, &mut view);
+    view.finish();
+    let (report, _) = trained?;
+    if args.json { out::json(&report) } else { out::line(closing(&report, &next)) }
+}
+
+/// The configuration's file: the one that was named, or the resumed run's own.
+fn config_file(args: &Args) -> Option<PathBuf> {
+    let own = || args.output.as_ref().map(|dir| dir.join("config.resolved.toml")).filter(|_| args.resume);
+    args.config.clone().or_else(|| own().filter(|path| path.is_file()))
+}
+
+/// The settings of the command line, the most particular last.
+fn overrides(args: &Args) -> Result<Vec<Override>> {
+    let mut list = args.set.iter().map(|s| s.parse()).collect::<Result<Vec<Override>, _>>()?;
+    for (key, flag, path) in [
+        ("model.path", "--model", &args.model),
+        ("data.train", "--data", &args.data),
+        ("output_dir", "--output", &args.output),
+    ] {
+        if let Some(path) = path {
+            let text =
+                path.to_str().ok_or_else(|| usage(format!("{flag} {}: the path must be UTF-8", path.display())))?;
+            list.push(Override::text(key, text));
+        }
+    }
+    list.extend(args.device.as_ref().map(|device| Override::text("model.device", device)));
+    list.extend(args.dtype.as_ref().map(|dtype| Override::text("model.dtype", dtype)));
+    if let Some(threads) = args.threads {
+        list.push(format!("model.threads={threads}").parse()?);
+    }
+    Ok(list)
+}
+
+/// What the commands after a run depend on.
+struct Next {
+    model: PathBuf,
+    full: bool,
+    /// `--raw` where the prompts of the data were plain text and the tokenizer would render a message.
+    raw: &'static str,
+}
+
+impl Next {
+    fn of(plan: &RunPlan) -> Self {
+        let plain = |format| matches!(format, Format::PromptCompletion | Format::Text | Format::Tokenized);
+        let raw = plan.tokenizer.template().is_some() && plan.train_report.sources.iter().any(|s| plain(s.format));
+        Self {
+            model: plan.model_dir.clone(),
+            full: matches!(plan.trained, Trained::Everything),
+            raw: if raw { " --raw" } else { "" },
+        }
+    }
+}
+
+/// What came of it, and what to type next.
+fn closing(report: &RunReport, next: &Next) -> String {
+    let (out_dir, model, raw) = (report.output_dir.display(), next.model.display(), next.raw);
+    let mut lines = vec![format!(
+        "{} after step {} of {}: {} tokens ({} trained) in {}",
+        report.status,
+        report.steps,
+        report.total_steps,
+        out::count(report.tokens),
+        out::count(report.trained_tokens),
+        out::seconds(report.seconds)
+    )];
+    match (report.eval_before, report.eval_after) {
+        (Some(before), Some(after)) => lines.push(format!("held-out loss {:.4} -> {:.4}", before.loss, after.loss)),
+        (None, Some(after)) => lines.push(format!("held-out loss {:.4}", after.loss)),
+        _ => lines.extend(report.loss.map(|loss| format!("loss of the last step {loss:.4}"))),
+    }
+    if report.skipped_steps > 0 {
+        lines.push(format!("{} steps were left out, because they were not finite", report.skipped_steps));
+    }
+    if report.status != "finished" {
+        lines.push(format!("go on with   lora train --resume --output {out_dir}"));
+        return lines.join("\n");
+    }
+    if next.full {
+        lines.push(format!("model        {out_dir}  ({})", file_size(&report.output_dir.join("model.safetensors"))));
+        lines.push(format!("try it       lora generate --model {out_dir}{raw} --prompt \"...\""));
+        return lines.join("\n");
+    }
+    lines.push(format!("adapter      {out_dir}  ({})", file_size(&report.output_dir.join(ADAPTER_WEIGHTS))));
+    lines.push(format!("try it       lora generate --model {model} --adapter {out_dir}{raw} --prompt \"...\""));
+    lines.push(format!(
+        "merge it     lora merge --model {model} --adapter {out_dir} --output {out_dir}-merged --verify"
+    ));
+    lines.join("\n")
+}

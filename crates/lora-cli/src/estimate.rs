@@ -1,0 +1,99 @@
+//! Memory and operations of a run, from the model's sizes and the lengths of the examples alone.
+
+use lora_model::{LOSS_CHUNK_ROWS, ModelConfig};
+use lora_torch::kind_bytes;
+use lora_train::{RunPlan, Trained};
+use serde::Serialize;
+
+/// Bytes that a run will hold, by what they are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Memory {
+    /// The base's weights in the dtype that it computes in.
+    pub(crate) weights: u64,
+    /// Trained parameters, their gradients and AdamW's two moments, 4 bytes each: `16 * trained`. A full training's weights
+    /// are among these and not above.
+    pub(crate) trained: u64,
+    /// What the backward pass needs of the largest batch.
+    pub(crate) activations: u64,
+    /// Logits and their gradient, a chunk of rows at a time, in float32.
+    pub(crate) logits: u64,
+    /// All of it.
+    pub(crate) total: u64,
+}
+
+/// The formula of the activations, for a reader.
+pub(crate) const ACTIVATIONS_FORMULA: &str = "tokens x bytes x layers x (4 hidden + 2 heads x head_dim + 2 kv_heads x head_dim + 3 intermediate); \
+     with gradient_checkpointing tokens x bytes x (layers x hidden + one such layer)";
+
+/// Values of a token that one block keeps for its backward pass: the two inputs of the norms and what they give (4 hidden),
+/// q and the attention's result, k and v, and gate, up and their product.
+fn kept_by_block(m: &ModelConfig) -> i64 {
+    let (q, kv) = (m.num_attention_heads * m.head_dim, m.num_key_value_heads * m.head_dim);
+    4 * m.hidden_size + 2 * q + 2 * kv + 3 * m.intermediate_size
+}
+
+/// Bytes of activations of a batch.
+pub(crate) fn activations(m: &ModelConfig, tokens: i64, bytes: i64, checkpointing: bool) -> i64 {
+    let per_token = match checkpointing {
+        true => m.num_hidden_layers * m.hidden_size + kept_by_block(m),
+        false => m.num_hidden_layers * kept_by_block(m),
+    };
+    tokens * bytes * per_token
+}
+
+/// Tokens of each row of a plan.
+fn row_lengths(plan: &RunPlan) -> Vec<usize> {
+    plan.rows.iter().map(|row| row.iter().map(|&i| plan.train[i].input_ids.len()).sum()).collect()
+}
+
+/// The memory of a run at its largest batch: the longest rows that may come together.
+pub(crate) fn memory(plan: &RunPlan) -> Memory {
+    let (m, bytes) = (&plan.model, kind_bytes(plan.kind) as i64);
+    let mut lengths = row_lengths(plan);
+    lengths.sort_unstable_by(|a, b| b.cmp(a));
+    let largest: usize = lengths.iter().take(plan.config.train.per_device_train_batch_size as usize).sum();
+    let full = matches!(plan.trained, Trained::Everything);
+    let weights = if full { 0 } else { plan.base_parameters() * bytes };
+    let trained = plan.trained_parameters() * 16;
+    let activations = activations(m, largest as i64, bytes, plan.config.train.gradient_checkpointing);
+    let logits = 2 * LOSS_CHUNK_ROWS * m.vocab_size * 4;
+    let [weights, trained, activations, logits] = [weights, trained, activations, logits].map(i64::unsigned_abs);
+    Memory { weights, trained, activations, logits, total: weights + trained + activations + logits }
+}
+
+/// Floating-point operations of a mean step: two products of the size of each weight forward and two backward (four for full
+/// training), the head for trained tokens only, causal attention at half the square, and the adapters.
+pub(crate) fn operations_per_step(plan: &RunPlan) -> f64 {
+    let m = &plan.model;
+    let (h, hd, l) = (m.hidden_size as f64, m.head_dim as f64, m.num_hidden_layers as f64);
+    let (nh, kv, ff) = (m.num_attention_heads as f64, m.num_key_value_heads as f64, m.intermediate_size as f64);
+    let block = l * (h * nh * hd * 2.0 + 2.0 * h * kv * hd + 3.0 * h * ff);
+    let lengths: Vec<f64> = plan.train.iter().map(|e| e.input_ids.len() as f64).collect();
+    let tokens: f64 = lengths.iter().sum();
+    let trained: usize = plan.train.iter().map(|e| e.trained.iter().filter(|t| **t).count()).sum();
+    let pairs: f64 = lengths.iter().map(|n| n * n / 2.0).sum();
+    let (passes, adapters) = match plan.trained {
+        Trained::Everything => (6.0, 0.0),
+        _ => (4.0, plan.trained_parameters() as f64),
+    };
+    let epoch = passes * (tokens * block + trained as f64 * h * m.vocab_size as f64)
+        + 6.0 * pairs * l * 2.0 * nh * hd
+        + 6.0 * adapters * tokens;
+    epoch / plan.steps_per_epoch.max(1) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn activations_follow_the_formula() {
+        let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/llama");
+        let m = ModelConfig::read(&fixture).unwrap();
+        // 2 layers, hidden 32, 4 heads and 2 kv heads of 8, intermediate 80.
+        let block = 4 * 32 + 2 * 32 + 2 * 16 + 3 * 80;
+        assert_eq!(activations(&m, 10, 4, false), 10 * 4 * 2 * block);
+        assert_eq!(activations(&m, 10, 2, true), 10 * 2 * (2 * 32 + block));
+    }
+}

@@ -1,0 +1,118 @@
+//! How a training run looks on stderr.
+
+use crate::out;
+use crate::progress::{ByteBar, CountBar, NowAndThen, above, bar};
+use indicatif::ProgressBar;
+use lora_train::{Event, EventSink, StepRecord};
+use std::time::Instant;
+
+/// Shows the events of a run: a bar on a terminal, else a line now and then; notes always.
+#[derive(Debug)]
+pub(crate) struct TrainView {
+    quiet: bool,
+    tokenising: Option<CountBar>,
+    loading: Option<ByteBar>,
+    training: Option<Training>,
+    lines: NowAndThen,
+}
+
+#[derive(Debug)]
+struct Training {
+    bar: ProgressBar,
+    start: Instant,
+    first_step: u64,
+    total_steps: u64,
+    eval: Option<f64>,
+}
+
+impl TrainView {
+    /// A view; a quiet one shows notes only.
+    pub(crate) fn new(quiet: bool) -> Self {
+        Self { quiet, tokenising: None, loading: None, training: None, lines: NowAndThen::default() }
+    }
+
+    /// Takes the bar away.
+    pub(crate) fn finish(&mut self) {
+        if let Some(t) = self.training.take() {
+            t.bar.finish_and_clear();
+        }
+    }
+
+    fn say(&self, line: &str) {
+        above(self.training.as_ref().map(|t| &t.bar), line);
+    }
+
+    fn tokenising(&mut self, done: usize, of: usize) {
+        let bar = self.tokenising.get_or_insert_with(|| CountBar::new("tokenising"));
+        bar.set(done, of);
+        if done == of {
+            bar.finish();
+            self.tokenising = None;
+        }
+    }
+
+    fn loading(&mut self, done: u64, of: u64) {
+        let bar = self.loading.get_or_insert_with(|| ByteBar::new("loading"));
+        bar.set(done, of);
+        if done == of {
+            bar.finish();
+            self.loading = None;
+        }
+    }
+
+    fn started(&mut self, step: u64, total_steps: u64) {
+        let bar = bar("{bar:24} {pos}/{len}  {msg}");
+        bar.set_length(total_steps);
+        bar.set_position(step);
+        self.training = Some(Training { bar, start: Instant::now(), first_step: step, total_steps, eval: None });
+    }
+
+    fn step(&mut self, record: &StepRecord) {
+        let Some(t) = &self.training else { return };
+        let done = record.step - t.first_step;
+        let left = t.start.elapsed().as_secs_f64() / done.max(1) as f64 * (t.total_steps - record.step) as f64;
+        let text = format!(
+            "loss {:.4}  lr {:.2e}  {:.0} tok/s{}  left {}",
+            record.loss,
+            record.learning_rate,
+            record.tokens_per_second,
+            t.eval.map(|e| format!("  eval {e:.4}")).unwrap_or_default(),
+            out::seconds(left)
+        );
+        if out::live() {
+            t.bar.set_position(record.step);
+            t.bar.set_message(text);
+        } else if self.lines.due() || record.step == t.total_steps {
+            out::note(format!("step {}/{}  {text}", record.step, t.total_steps));
+        }
+    }
+}
+
+impl EventSink for TrainView {
+    fn event(&mut self, event: Event) {
+        match event {
+            Event::Note(note) => self.say(&format!("note: {note}")),
+            Event::Skipped { step, loss, grad_norm } => self.say(&format!(
+                "warning: step {step} was left out: loss = {loss}, grad_norm = {grad_norm}; the parameters are as before"
+            )),
+            _ if self.quiet => {}
+            Event::Tokenising { done, of } => self.tokenising(done, of),
+            Event::Loading { done, of } => self.loading(done, of),
+            Event::Started { step, total_steps } => self.started(step, total_steps),
+            Event::Step(record) => self.step(&record),
+            Event::Evaluating { done, of } => {
+                if let Some(t) = &self.training {
+                    t.bar.set_message(format!("evaluating {done}/{of}"));
+                }
+            }
+            Event::Evaluated(record) => {
+                if let Some(t) = &mut self.training {
+                    t.eval = Some(record.eval_loss);
+                }
+                self.say(&format!("step {}: held-out loss {:.4} over {} tokens", record.step, record.eval_loss, record.eval_tokens));
+            }
+            Event::Saved(path) => self.say(&format!("saved {}", path.display())),
+            _ => {}
+        }
+    }
+}
