@@ -1,4 +1,5 @@
 //! Compiles the shim against libtorch's headers and lets everything that cargo starts find libtorch.
+#![allow(clippy::expect_used)] // a build script that cannot go on can only stop, and says where
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 

@@ -26,3 +26,8 @@ pub fn material(name: &str) -> Option<PathBuf> {
     }
     None
 }
+
+/// The examples of the README compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;

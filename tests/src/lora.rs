@@ -78,7 +78,10 @@ pub fn has_program(name: &str) -> bool {
 /// Sixteen prompts with answers in the fixtures' vocabulary, as JSONL.
 pub fn small_dataset() -> String {
     let row = |i: usize| {
-        let (q, a) = (["adds two", "asks a", "answers it", "sentence beside"][i % 4], ["matrices", "question", "weight", "user"][i / 4 % 4]);
+        let (q, a) = (
+            ["adds two", "asks a", "answers it", "sentence beside"][i % 4],
+            ["matrices", "question", "weight", "user"][i / 4 % 4],
+        );
         format!("{{\"prompt\": \"{q} {i}: \", \"completion\": \"the {a} is {}\"}}\n", i * 3 % 7)
     };
     (0..16).map(row).collect()

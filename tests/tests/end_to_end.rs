@@ -1,4 +1,5 @@
 //! The way of a user through the binary: train, resume, generate, merge; and what happens when it is killed.
+#![allow(clippy::unwrap_used, clippy::expect_used)] // a test that cannot go on has failed
 
 use e2e::{Done, fixtures, has_program, run, small_dataset};
 use lora_format::{TensorFile, read_adapter};
@@ -76,14 +77,23 @@ fn a_run_leaves_an_adapter_that_evaluates_generates_and_merges() {
     let report = r.train("run", &["--json"]).exits(0);
     let report: serde_json::Value = serde_json::from_str(&report.stdout).unwrap();
     assert_eq!((report["status"].as_str(), report["steps"].as_u64()), (Some("finished"), Some(30)));
-    let (before, after) = (report["eval_before"]["loss"].as_f64().unwrap(), report["eval_after"]["loss"].as_f64().unwrap());
+    let (before, after) =
+        (report["eval_before"]["loss"].as_f64().unwrap(), report["eval_after"]["loss"].as_f64().unwrap());
     assert!(after < 0.8 * before, "evaluation loss {before} -> {after}");
 
-    for file in ["adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json", "config.resolved.toml", "metrics.jsonl"] {
+    for file in [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "config.resolved.toml",
+        "metrics.jsonl",
+    ] {
         assert!(r.path("run").join(file).is_file(), "{file}");
     }
     assert!(!r.path("run/config.json").exists(), "an adapter's folder must not look like a model");
-    let steps: Vec<_> = metrics(&r.path("run")).into_iter().filter_map(|m| m.get("loss").and_then(|_| m["step"].as_u64())).collect();
+    let steps: Vec<_> =
+        metrics(&r.path("run")).into_iter().filter_map(|m| m.get("loss").and_then(|_| m["step"].as_u64())).collect();
     assert_eq!(steps, (1..=30).collect::<Vec<_>>());
 
     let (model, adapter) = (fixtures().join("qwen2").display().to_string(), r.text("run"));
@@ -93,7 +103,8 @@ fn a_run_leaves_an_adapter_that_evaluates_generates_and_merges() {
         serde_json::from_str::<serde_json::Value>(&done.stdout).unwrap()["loss"].as_f64().unwrap()
     };
     lora(&["merge", "--model", &model, "--adapter", &adapter, "--output", &merged, "--verify"]).exits(0);
-    let (base, tuned, whole) = (eval(&["--model", &model]), eval(&["--model", &model, "--adapter", &adapter]), eval(&["--model", &merged]));
+    let (base, tuned, whole) =
+        (eval(&["--model", &model]), eval(&["--model", &model, "--adapter", &adapter]), eval(&["--model", &merged]));
     assert!(tuned < base, "{base} -> {tuned}");
     // Two orders of summation in fp32, through two blocks and a softmax.
     const MERGED_TOLERANCE: f64 = 1e-4;
@@ -114,9 +125,13 @@ fn an_adapter_goes_on_learning_on_new_data() {
     let init = format!("lora.init_adapter={}", r.text("first"));
     let report = r.train("second", &["--set", &init, "--set", "seed=9", "--json"]).exits(0);
     let report: serde_json::Value = serde_json::from_str(&report.stdout).unwrap();
-    let first: serde_json::Value = metrics(&r.path("first")).into_iter().rfind(|m| m.get("eval_loss").is_some()).unwrap();
+    let first: serde_json::Value =
+        metrics(&r.path("first")).into_iter().rfind(|m| m.get("eval_loss").is_some()).unwrap();
     let start = report["eval_before"]["loss"].as_f64().unwrap();
-    assert!(start < 1.5 * first["eval_loss"].as_f64().unwrap(), "it starts from {start}, the first run ended at {first}");
+    assert!(
+        start < 1.5 * first["eval_loss"].as_f64().unwrap(),
+        "it starts from {start}, the first run ended at {first}"
+    );
     assert_eq!(read_adapter(&r.path("second")).unwrap().config.r, 4);
 }
 
@@ -132,7 +147,12 @@ fn a_run_killed_at_any_time_comes_to_the_same_bits() {
     for attempt in 0..60u64 {
         let resume = parts.path("run/checkpoints").is_dir();
         let mut args = vec!["train", &config, "--output", &output, "--quiet"];
-        if resume && std::fs::read_dir(parts.path("run/checkpoints")).unwrap().flatten().any(|e| e.file_name().to_string_lossy().starts_with("step-")) {
+        if resume
+            && std::fs::read_dir(parts.path("run/checkpoints"))
+                .unwrap()
+                .flatten()
+                .any(|e| e.file_name().to_string_lossy().starts_with("step-"))
+        {
             args.push("--resume");
         }
         let mut child = Command::new(LORA).args(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
@@ -148,7 +168,10 @@ fn a_run_killed_at_any_time_comes_to_the_same_bits() {
     }
     assert!(kills >= 3, "only {kills} of 8 kills hit a living run");
     assert_eq!(last_state(&whole.path("run")), last_state(&parts.path("run")), "parameters or moments differ");
-    assert_eq!(bytes(&whole.path("run/adapter_model.safetensors")), bytes(&parts.path("run/adapter_model.safetensors")));
+    assert_eq!(
+        bytes(&whole.path("run/adapter_model.safetensors")),
+        bytes(&parts.path("run/adapter_model.safetensors"))
+    );
     assert_eq!(metrics(&whole.path("run")), metrics(&parts.path("run")));
 }
 
@@ -159,7 +182,12 @@ fn ctrl_c_finishes_the_step_saves_and_exits_0() {
     let stopped = Run::new("llama", "save_steps = 0");
     std::fs::copy(whole.path("run.toml"), stopped.path("run.toml")).unwrap();
     let (config, output) = (stopped.text("run.toml"), stopped.text("run"));
-    let child = Command::new(LORA).args(["train", &config, "--output", &output, "--json", "--quiet"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let child = Command::new(LORA)
+        .args(["train", &config, "--output", &output, "--json", "--quiet"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     // Wait for the first steps, then interrupt.
     let log = stopped.path("run/metrics.jsonl");
     for _ in 0..400 {
@@ -196,8 +224,27 @@ fn a_full_disk_is_named_and_the_older_checkpoint_stays() {
         let trace = r.text("trace");
         let done = run(
             "strace",
-            &["-f", "-qq", "-o", &trace, "-e", "trace=write", "-e", &inject, "-P", &r.text("run"), LORA, "train", &config, "--output", &output,
-              "--resume", "--quiet", "--set", "train.max_steps=20"],
+            &[
+                "-f",
+                "-qq",
+                "-o",
+                &trace,
+                "-e",
+                "trace=write",
+                "-e",
+                &inject,
+                "-P",
+                &r.text("run"),
+                LORA,
+                "train",
+                &config,
+                "--output",
+                &output,
+                "--resume",
+                "--quiet",
+                "--set",
+                "train.max_steps=20",
+            ],
         );
         if done.code == Some(0) {
             continue;
@@ -216,13 +263,28 @@ fn a_full_disk_is_named_and_the_older_checkpoint_stays() {
 fn logits_equal_transformers_and_peft_through_the_binary() {
     // The reach that the fixtures' README names.
     const LOGITS_TOLERANCE: f64 = 1e-5;
-    let cases = [("llama", None), ("llama", Some("all_linear")), ("mistral", Some("lora")), ("qwen2", Some("lora")), ("qwen3", None), ("llama_tied_rope3", Some("lora"))];
+    let cases = [
+        ("llama", None),
+        ("llama", Some("all_linear")),
+        ("mistral", Some("lora")),
+        ("qwen2", Some("lora")),
+        ("qwen3", None),
+        ("llama_tied_rope3", Some("lora")),
+    ];
     for (family, adapter) in cases {
         let dir = tempfile::tempdir().unwrap();
         let model = fixtures().join(family);
         let reference = model.join("reference.safetensors");
         let out = dir.path().join("out.safetensors");
-        let mut args = vec!["logits".to_string(), "--model".into(), model.display().to_string(), "--input".into(), reference.display().to_string(), "--output".into(), out.display().to_string()];
+        let mut args = vec![
+            "logits".to_string(),
+            "--model".into(),
+            model.display().to_string(),
+            "--input".into(),
+            reference.display().to_string(),
+            "--output".into(),
+            out.display().to_string(),
+        ];
         let mut wanted = reference.clone();
         if let Some(a) = adapter {
             let folder = model.join("adapters").join(a);
@@ -230,8 +292,16 @@ fn logits_equal_transformers_and_peft_through_the_binary() {
             wanted = folder.join("reference.safetensors");
         }
         lora(&args.iter().map(String::as_str).collect::<Vec<_>>()).exits(0);
-        let (got, wanted) = (TensorFile::open(&out).unwrap().read("logits").unwrap(), TensorFile::open(&wanted).unwrap().read("logits").unwrap());
-        let mask = TensorFile::open(&reference).unwrap().read("attention_mask").unwrap().unsqueeze(-1).to_kind(tch::Kind::Float);
+        let (got, wanted) = (
+            TensorFile::open(&out).unwrap().read("logits").unwrap(),
+            TensorFile::open(&wanted).unwrap().read("logits").unwrap(),
+        );
+        let mask = TensorFile::open(&reference)
+            .unwrap()
+            .read("attention_mask")
+            .unwrap()
+            .unsqueeze(-1)
+            .to_kind(tch::Kind::Float);
         let d = ((&got - &wanted) * &mask).abs().max().double_value(&[]) / wanted.abs().max().double_value(&[]);
         assert!(d < LOGITS_TOLERANCE, "{family} {adapter:?}: {d}");
         assert_eq!(((mask - 1.0) * got).abs().max().double_value(&[]), 0.0, "padding has no logits");

@@ -82,7 +82,8 @@ impl<'a> Generator<'a> {
             stop_ids: self.stop_ids.clone(),
             sampling: Sampling { temperature: sampling.temperature, top_p: sampling.top_p, seed: sampling.seed },
         };
-        let mut decoder = StreamDecoder::new(self.tokenizer, true);
+        let seen: Vec<u32> = prompt.iter().filter_map(|&id| u32::try_from(id).ok()).collect();
+        let mut decoder = StreamDecoder::after(self.tokenizer, true, &seen);
         let mut text = Held::new(&sampling.stop);
         let (mut failed, mut ended) = (None, false);
         let token_ids = self.model.generate(prompt, &options, |id| {

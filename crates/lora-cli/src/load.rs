@@ -5,8 +5,8 @@ use crate::failure::usage;
 use crate::progress::ByteBar;
 use anyhow::{Context, Result};
 use lora_data::Tokenizer;
-use lora_format::{AdapterFolder, AdapterModule, Checkpoint, read_adapter};
-use lora_model::{Decoder, ModelConfig, checkpoint_tensors, modules};
+use lora_format::{AdapterFolder, AdapterModule, read_adapter};
+use lora_model::{Decoder, ModelConfig, modules};
 use std::path::{Path, PathBuf};
 
 /// The flags that name a model and its adapter.
@@ -106,26 +106,6 @@ pub(crate) fn check_model_folder(dir: &Path) -> Result<()> {
         "model {shown}: {what}; give the folder of a downloaded Hugging Face checkpoint, with config.json, safetensors files \
          and tokenizer.json"
     )))
-}
-
-/// Refuses weights that are not those of the config, from the files' headers alone: before a run has made its folder.
-///
-/// # Errors
-/// [`lora_model::Error::Weights`] with every tensor that is missing or of another shape.
-pub(crate) fn check_weights(dir: &Path, config: &ModelConfig) -> Result<()> {
-    let checkpoint = Checkpoint::open(dir)?;
-    let mut faults = Vec::new();
-    for (name, wanted) in checkpoint_tensors(config) {
-        match checkpoint.info(&name) {
-            Ok(info) if info.shape == wanted => {}
-            Ok(info) => faults.push(format!("`{name}` is {:?}, the config asks for {wanted:?}", info.shape)),
-            Err(_) => faults.push(format!("`{name}` {wanted:?} is missing")),
-        }
-    }
-    match faults.is_empty() {
-        true => Ok(()),
-        false => Err(lora_model::Error::Weights { dir: dir.to_path_buf(), faults }.into()),
-    }
 }
 
 /// Whether the adapter's modules are the model's, and of its shapes.

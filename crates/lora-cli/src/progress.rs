@@ -47,7 +47,7 @@ pub(crate) struct CountBar(ProgressBar);
 impl CountBar {
     /// A bar with a word in front.
     pub(crate) fn new(word: &str) -> Self {
-        let bar = bar("{prefix:<10} [{bar:30}] {pos}/{len} {per_sec}");
+        let bar = bar("{prefix:<10} [{bar:30}] {pos}/{len}");
         bar.set_prefix(word.to_string());
         Self(bar)
     }

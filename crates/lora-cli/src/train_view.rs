@@ -19,8 +19,8 @@ pub(crate) struct TrainView {
 #[derive(Debug)]
 struct Training {
     bar: ProgressBar,
-    start: Instant,
-    first_step: u64,
+    /// When the first step of this process was done, and which it was: it is slower than the others.
+    first: Option<(Instant, u64)>,
     total_steps: u64,
     eval: Option<f64>,
 }
@@ -64,13 +64,16 @@ impl TrainView {
         let bar = bar("{bar:24} {pos}/{len}  {msg}");
         bar.set_length(total_steps);
         bar.set_position(step);
-        self.training = Some(Training { bar, start: Instant::now(), first_step: step, total_steps, eval: None });
+        self.training = Some(Training { bar, first: None, total_steps, eval: None });
     }
 
     fn step(&mut self, record: &StepRecord) {
-        let Some(t) = &self.training else { return };
-        let done = record.step - t.first_step;
-        let left = t.start.elapsed().as_secs_f64() / done.max(1) as f64 * (t.total_steps - record.step) as f64;
+        let Some(t) = &mut self.training else { return };
+        let (start, first_step) = *t.first.get_or_insert((Instant::now(), record.step));
+        let left = match record.step - first_step {
+            0 => f64::NAN,
+            done => start.elapsed().as_secs_f64() / done as f64 * (t.total_steps - record.step) as f64,
+        };
         let text = format!(
             "loss {:.4}  lr {:.2e}  {:.0} tok/s{}  left {}",
             record.loss,

@@ -1,4 +1,5 @@
 //! Bad input through the binary: exit code 2, one message with file, field, value and remedy, and nothing written.
+#![allow(clippy::unwrap_used)] // a helper that fails is a failed test
 
 mod common;
 
@@ -96,7 +97,10 @@ fn a_pickle_instead_of_safetensors() {
 fn a_broken_line_of_data() {
     let place = Place::new();
     let model = fixture("llama");
-    place.write("broken.jsonl", "{\"prompt\": \"a\", \"completion\": \"b\"}\n{\"prompt\": \"a\", \n");
+    place.write(
+        "broken.jsonl",
+        "{\"prompt\": \"a\", \"completion\": \"b\"}\n{\"prompt\": \"a\" \"completion\": \"b\"}\n",
+    );
     let line = format!("train --model {} --data broken.jsonl --output run", model.display());
     refused(&place, &line, &["broken.jsonl:2", "JSON"]);
     place.write("broken.jsonl", "{\"prompt\": \"a\", \"completion\": \"b\"}\n{\"prompt\": \"a\"}\n");

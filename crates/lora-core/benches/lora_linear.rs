@@ -2,6 +2,8 @@
 //!
 //! Throughput is in tokens. `frozen` is the floor: the two products with the weight that no adapter can do without.
 
+#![allow(clippy::expect_used)] // a benchmark that cannot be set up can only stop
+
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use lora_core::{Init, LinearLayer, LoraSpec};
 use std::hint::black_box;

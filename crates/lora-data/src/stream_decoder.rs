@@ -23,6 +23,13 @@ impl<'a> StreamDecoder<'a> {
         Self { tokenizer, skip_special_tokens, ids: Vec::new(), context: 0, read: 0 }
     }
 
+    /// A decoder for what follows a prompt: its text joins the prompt's without a lost or doubled space.
+    pub fn after(tokenizer: &'a Tokenizer, skip_special_tokens: bool, prompt: &[u32]) -> Self {
+        const CONTEXT: usize = 8;
+        let ids = prompt[prompt.len().saturating_sub(CONTEXT)..].to_vec();
+        Self { tokenizer, skip_special_tokens, context: 0, read: ids.len(), ids }
+    }
+
     /// Takes one more token and gives the text that is complete with it, if any.
     ///
     /// # Errors

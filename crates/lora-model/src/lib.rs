@@ -44,4 +44,4 @@ pub use names::{EMBED_TOKENS, FINAL_NORM, LM_HEAD, ModuleKind, ModuleSpec, check
 pub use rope::{Frequencies, RotaryTable, frequencies};
 pub use sampler::Sampling;
 pub use target::{InjectionPlan, PlannedAdapter, plan_injection};
-pub use weights::Progress;
+pub use weights::{Progress, check_weights};

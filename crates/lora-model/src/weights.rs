@@ -23,8 +23,8 @@ impl Decoder {
     /// any is read; [`Error::Format`] for files that are damaged.
     pub fn load(dir: &Path, kind: Kind, device: Device, progress: Progress<'_>) -> Result<Self> {
         let config = ModelConfig::read(dir)?;
+        check_weights(dir, &config)?;
         let checkpoint = Checkpoint::open(dir)?;
-        check_fit(dir, &config, &checkpoint)?;
         let (mut done, all) = (0, checkpoint.total_bytes());
         Self::assemble(config, |name, _| {
             let t = checkpoint.read(name)?;
@@ -136,8 +136,12 @@ pub(crate) fn path_seed(path: &str) -> u64 {
     mix_seed(&parts)
 }
 
-/// Compares what the config asks for with what the headers say.
-fn check_fit(dir: &Path, config: &ModelConfig, checkpoint: &Checkpoint) -> Result<()> {
+/// Compares what the config asks for with what the headers of the weight files say; reads no weight.
+///
+/// # Errors
+/// [`Error::Weights`] listing every tensor that is missing, left over, or of another shape or dtype.
+pub fn check_weights(dir: &Path, config: &ModelConfig) -> Result<()> {
+    let checkpoint = Checkpoint::open(dir)?;
     let wanted = checkpoint_tensors(config);
     let mut faults = Vec::new();
     for (name, shape) in &wanted {

@@ -1,6 +1,8 @@
 //! One whole optimizer step (forward, backward, clip, AdamW) of a small Llama: adapters, adapters with recomputed
 //! activations, and full training beside them. Throughput is in tokens.
 
+#![allow(clippy::expect_used)] // a benchmark that cannot be set up can only stop
+
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use lora_model::{Decoder, ModelConfig, TokenBatch, all_linear, plan_injection};
 use lora_torch::AdamWScalars;
@@ -25,7 +27,9 @@ fn step(c: &mut Criterion) {
     let ids: Vec<i64> = (0..ROWS * SEQ).map(|i| 10 + (i * 7919) % 8000).collect();
     let rows: Vec<i64> = (0..ROWS).flat_map(|b| (0..SEQ - 1).map(move |t| b * SEQ + t)).collect();
     let targets: Vec<i64> = rows.iter().map(|&r| ids[r as usize + 1]).collect();
-    for (name, lora, checkpointing) in [("lora", true, false), ("lora_checkpointing", true, true), ("full", false, false)] {
+    for (name, lora, checkpointing) in
+        [("lora", true, false), ("lora_checkpointing", true, true), ("full", false, false)]
+    {
         let mut model = Decoder::fresh(config(), 1, Device::Cpu).expect("a model");
         if lora {
             let plan = plan_injection(&model.config, &all_linear(16, 32.0)).expect("targets");
@@ -34,7 +38,8 @@ fn step(c: &mut Criterion) {
             model.train_everything().expect("weights");
         }
         let params = FlatParams::new(model.parameters()).expect("parameters");
-        let batch = TokenBatch::new(&model.config, &ids, &[SEQ; ROWS as usize], &rows, &targets, Device::Cpu).expect("a batch");
+        let batch =
+            TokenBatch::new(&model.config, &ids, &[SEQ; ROWS as usize], &rows, &targets, Device::Cpu).expect("a batch");
         let mut number = 0;
         group.bench_function(BenchmarkId::new(name, "llama_8x256/float32/cpu"), |b| {
             b.iter(|| {

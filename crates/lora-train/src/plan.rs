@@ -11,7 +11,7 @@ use crate::events::{Event, EventSink};
 use crate::schedule::Schedule;
 use lora_data::{DataOptions, DataReport, Example, Format, Source, Tokenizer, build_dataset, epoch_order, pack};
 use lora_format::{AdapterConfig, AdapterFolder, InitLoraWeights as PeftInit, TargetModules, read_adapter};
-use lora_model::{InjectionPlan, ModelConfig, modules, plan_injection};
+use lora_model::{InjectionPlan, ModelConfig, check_weights, modules, plan_injection};
 use lora_torch::{DeviceChoice, resolve_device};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -21,7 +21,7 @@ use tch::{Device, Kind};
 #[derive(Debug)]
 pub enum Trained {
     /// Fresh adapters.
-    Fresh(InjectionPlan),
+    Fresh(Box<InjectionPlan>),
     /// An adapter that goes on.
     Existing(Box<AdapterFolder>),
     /// Every weight.
@@ -76,6 +76,7 @@ impl RunPlan {
         }
         let model_dir = PathBuf::from(&config.model.path);
         let model = ModelConfig::read(&model_dir)?;
+        check_weights(&model_dir, &model)?;
         let kind = compute_kind(&config, &model, device);
         let trained = what_is_trained(&config, &model)?;
         let tokenizer = Tokenizer::load(&model_dir)?;
@@ -179,7 +180,7 @@ fn what_is_trained(config: &RunConfig, model: &ModelConfig) -> Result<Trained> {
         return Ok(Trained::Everything);
     }
     let Some(dir) = &config.lora.init_adapter else {
-        return Ok(Trained::Fresh(plan_injection(model, &peft_config(&config.lora))?));
+        return Ok(Trained::Fresh(Box::new(plan_injection(model, &peft_config(&config.lora))?)));
     };
     let folder = read_adapter(dir)?;
     let known = modules(model);

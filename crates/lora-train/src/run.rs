@@ -67,11 +67,12 @@ pub fn train(
     if !options.resume {
         refuse_to_overwrite(&plan)?;
     }
-    write_atomic(&out.join("config.resolved.toml"), plan.config.to_toml()?.as_bytes())?;
+    let resolved = plan.config.to_toml()?;
     let mut trainer = Trainer::new(plan, sink)?;
     if options.resume {
         trainer.resume(&options.changed, sink)?;
     }
+    write_atomic(&out.join("config.resolved.toml"), resolved.as_bytes())?;
     let mut metrics = match trainer.state().step {
         0 => MetricsWriter::create(&out)?,
         step => MetricsWriter::resume(&out, step)?,

@@ -14,7 +14,7 @@ use super::rng::Rng;
 const PIECES: usize = 40_000;
 /// Pieces from which the vocabulary is learnt, beside the records of the training set.
 const VOCABULARY_PIECES: usize = 8_000;
-const VOCABULARY_SIZE: usize = 1024;
+const VOCABULARY_SIZE: usize = 1280;
 
 const CORPUS_SEED: u64 = 20;
 const TRAIN: (&str, u64, usize) = ("train.jsonl", 21, 1600);
@@ -86,7 +86,7 @@ fn config([bos, eos, pad]: [usize; 3]) -> Value {
         "head_dim": 32,
         "hidden_act": "silu",
         "hidden_size": 128,
-        "initializer_range": 0.02,
+        "initializer_range": 0.06,
         "intermediate_size": 352,
         "max_position_embeddings": 512,
         "mlp_bias": false,

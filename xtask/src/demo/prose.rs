@@ -9,13 +9,13 @@ use super::words::PEOPLE;
 
 /// One piece of text.
 pub fn piece(rng: &mut Rng) -> String {
-    let text = match rng.below(8) {
-        0..=2 => portrait(rng),
-        3 => questions(rng),
-        4 => talk(rng),
-        5 => comparison(rng),
-        6 => story(rng),
-        _ => names(rng),
+    let text = match rng.below(16) {
+        0..=7 => portrait(rng),
+        8 | 9 => questions(rng),
+        10 | 11 => comparison(rng),
+        12 => talk(rng),
+        13 => story(rng),
+        _ => lists(rng),
     };
     articles(&text)
 }
@@ -72,7 +72,7 @@ const FACTS: [&[&str]; 7] = [
 /// The same in few words.
 const NOTES: [&[&str]; 7] = [
     &["{name}, {an} {kind}.", "A place called {name}: {an} {kind}.", "Now {name}, {an} {kind}."],
-    &["With {food} food.", "Mostly {food} food."],
+    &["Good for {food} food.", "Mostly {food} food.", "With {food} food."],
     &["Known as {price}.", "Called {price} by all."],
     &["In the {area}.", "Part of the {area}."],
     &["Near {near}.", "Not far from {near}."],
@@ -81,29 +81,35 @@ const NOTES: [&[&str]; 7] = [
 ];
 
 /// What may follow once the facts are known.
-const RECALLS: [&str; 22] = [
+const RECALLS: [&str; 28] = [
     "So if you like {food} food, go to {name}.",
     "In short, {name} is {an} {price} {kind}.",
     "Whoever walks past {near} soon finds {name}.",
-    "That is {name}, the {kind} in the {area}.",
-    "{name}, the {price} {kind} near {near}, is {mood}.",
+    "That is the {kind} in the {area}.",
+    "This {price} {kind} near {near} is {mood}.",
     "When you stand at {near}, {name} is not far, and it is open {hours}.",
     "Nobody in the {area} forgets {name}.",
-    "{name} serves {food} food {hours}.",
-    "Those who have been to {name} say that it is {mood}.",
+    "They have {food} food {hours}.",
+    "Those who have been there say that it is {mood}.",
     "This {kind} in the {area} is {price}, and {mood} too.",
     "Eat {food} food {hours}, in the {area}, and look at {near}.",
     "It is {mood}, it is {price}, and its name is {name}.",
-    "There is no better {food} food in the {area} than that of {name}.",
-    "Many a guest of {name} has come for the {food} food.",
-    "I went to {name} because it is open {hours}, and I found it {mood}.",
+    "There is no better {food} food in the {area} than in this {kind}.",
+    "Many a guest has come for {food} food.",
+    "I went there because it is open {hours}, and I found it {mood}.",
     "The way to this {kind} leads past {near} in the {area}.",
     "So {name} is {an} {price} {kind} in the {area}, near {near}, with {food} food.",
-    "We know now that {name}, open {hours}, is {an} {kind} in the {area} and that it is {mood}.",
+    "It is {an} {kind} in the {area}, it is open {hours}, and it is {mood}.",
     "Who wants {food} food that is {price} goes to the {kind} near {near}.",
-    "You can eat there {hours}, it is {price}, and the {area} is {mood} as well.",
-    "Of the {food} food one hears in the whole {area}, and of {name} even at {near}.",
+    "You can eat there {hours}, it is {price}, and it is {mood}.",
+    "All the {area} is talking of {food} food.",
     "The {kind} near {near} is {mood} and open {hours}.",
+    "What other {kind} has {food} food that is so {price}?",
+    "A friend asked me for {food} food, and I named this {kind}.",
+    "If {an} {kind} is {mood}, has {food} food and is open {hours}, what more do you want?",
+    "The {food} cook of {name} is from the {area}.",
+    "It is {an} {kind}, it is {price}, and it is for those who like {food} food.",
+    "{name} is {an} {kind} for {food} food.",
 ];
 
 /// The naming fact first, then `count` others; returned with what has been said.
@@ -125,11 +131,11 @@ fn is_known(template: &str, said: &str) -> bool {
 
 fn portrait(rng: &mut Rng) -> String {
     let place = place(rng);
-    let count = 3 + rng.below(4);
+    let count = 4 + rng.below(3);
     let (mut sentences, said) = facts(rng, &place, count);
     let mut recalls: Vec<&str> = RECALLS.into_iter().filter(|template| is_known(template, &said)).collect();
     rng.shuffle(&mut recalls);
-    sentences.extend(recalls.iter().take(5).map(|template| place.fill(template)));
+    sentences.extend(recalls.iter().take(6).map(|template| place.fill(template)));
     sentences.join(" ")
 }
 
@@ -276,7 +282,7 @@ fn story(rng: &mut Rng) -> String {
 }
 
 /// Lists that are read out again, and in another order.
-fn names(rng: &mut Rng) -> String {
+fn lists(rng: &mut Rng) -> String {
     let cast = Cast::draw(rng);
     let list: Vec<Place> = (0..3).map(|_| place(rng)).collect();
     let items = |mark: &str, order: [usize; 3]| {
@@ -284,18 +290,19 @@ fn names(rng: &mut Rng) -> String {
         format!("{a}, {b} and {c}")
     };
     let (mark, subject) = rng.pick(&[
-        ("{name}", "names"),
-        ("{name} near {near}", "places"),
-        ("{name} in the {area}", "places"),
-        ("{name} with {food} food", "names"),
-        ("{near}", "sights"),
+        ("{name}", "names of the town"),
+        ("{name} near {near}", "places of the town"),
+        ("{name} in the {area}", "places of the town"),
+        ("{an} {kind} for {food} food", "things that were missing"),
+        ("{an} {price} {kind}", "things to look for"),
+        ("{near}", "sights of the town"),
     ]);
     let mut order = [0, 1, 2];
     let said = items(mark, order);
     let read = rng.pick(&["Then {q} read them out", "\"So there are three,\" said {q}", "{Q.She} wrote them down"]);
     rng.shuffle(&mut order);
     let mut text = format!(
-        "{{p}} told {{q}} three {subject} of the town: {said}. {read}: {said}. In another order they are {}.",
+        "{{p}} told {{q}} three {subject}: {said}. {read}: {said}. In another order they are {}.",
         items(mark, order)
     );
     let third = list[2].fill(mark);
@@ -321,7 +328,7 @@ mod tests {
     fn prose_is_whole_and_no_record() {
         for text in pieces(2000) {
             assert!(!text.contains(['{', '}', '|', '\n']), "{text}");
-            assert!(text.ends_with(['.', '"']), "{text}");
+            assert!(text.ends_with(['.', '"', '?']), "{text}");
             assert!(!text.contains("  ") && !text.contains(" ."), "{text}");
         }
     }

@@ -5,7 +5,7 @@ mod score;
 use crate::compute::Compute;
 use crate::failure::usage;
 use crate::interrupt::stop_on_signals;
-use crate::load::{check_weights, load};
+use crate::load::load;
 use crate::out;
 use crate::summary::PlanSummary;
 use crate::train_view::TrainView;
@@ -66,7 +66,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
     let mut view = TrainView::new(false);
     let plan = RunPlan::resolve(config, &mut view)?;
-    check_weights(&plan.model_dir, &plan.model)?;
     out::note(format!("{}\n", PlanSummary::of(&plan)));
     out::note(format!("the base model answers {} questions it was never trained for", tests.len()));
     let compute = Compute { device: plan.config.model.device.clone(), dtype: "auto".into(), threads: 0 };

@@ -3,7 +3,7 @@
 use crate::compute::DTYPES;
 use crate::failure::usage;
 use crate::interrupt::stop_on_signals;
-use crate::load::{check_model_folder, check_weights};
+use crate::load::check_model_folder;
 use crate::out;
 use crate::summary::{PlanSummary, file_size};
 use crate::train_view::TrainView;
@@ -69,7 +69,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     check_model_folder(Path::new(&config.model.path))?;
     let mut view = TrainView::new(args.quiet);
     let plan = RunPlan::resolve(config, &mut view)?;
-    check_weights(&plan.model_dir, &plan.model)?;
     let summary = PlanSummary::of(&plan);
     if args.dry_run {
         return if args.json { out::json(&summary) } else { out::line(summary.to_string()) };

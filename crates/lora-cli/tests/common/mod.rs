@@ -1,5 +1,5 @@
 //! Running the binary in a folder of its own.
-#![allow(dead_code, unreachable_pub)] // each test file uses a part
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)] // each test file uses a part; a helper that fails is a failed test
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
