@@ -11,7 +11,7 @@ use super::record::{self, Example};
 use super::rng::Rng;
 
 /// Pieces of prose that the base learns from.
-const PIECES: usize = 40_000;
+const PIECES: usize = 34_000;
 /// Pieces from which the vocabulary is learnt, beside the records of the training set.
 const VOCABULARY_PIECES: usize = 8_000;
 const VOCABULARY_SIZE: usize = 1280;
@@ -74,7 +74,7 @@ fn lines<T: serde::Serialize>(records: impl Iterator<Item = T>) -> Result<Vec<u8
     Ok(bytes)
 }
 
-/// A Llama of 1.1 million parameters.
+/// A Llama of 1.2 million parameters.
 fn config([bos, eos, pad]: [usize; 3]) -> Value {
     json!({
         "architectures": ["LlamaForCausalLM"],

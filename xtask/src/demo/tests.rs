@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 use super::*;
 
 /// Of the text that the committed base was trained on.
-const CORPUS_SHA256: &str = "";
+const CORPUS_SHA256: &str = "0c34fb5c624d516cd46d874add7ac2b0db42c62d396588b0237be7c36c59b777";
 const MAX_BYTES: u64 = 4_000_000;
 
 fn demo() -> PathBuf {
