@@ -105,6 +105,7 @@ class Family:
             for ids, labels, mask in zip(self.batch["input_ids"], self.labels, self.batch["attention_mask"].bool()):
                 f.write(json.dumps({"input_ids": ids[mask].tolist(), "labels": labels[mask].tolist()}) + "\n")
         config, run_dir = self.work / "run.toml", self.work / "run"
+        shutil.rmtree(run_dir, ignore_errors=True)
         quoted = json.dumps
         config.write_text(f"""
 output_dir = {quoted(str(run_dir))}

@@ -43,11 +43,16 @@ fn message(error: &anyhow::Error) -> String {
     for cause in error.chain().map(ToString::to_string) {
         if text.is_empty() {
             text = cause;
-        } else if !text.contains(&cause) {
+        } else if !text.contains(without_place(&cause)) {
             text = format!("{text}: {cause}");
         }
     }
     text
+}
+
+/// A cause without the place in a single line or value that JSON readers add, which its error has told already.
+fn without_place(cause: &str) -> &str {
+    cause.find(" at line ").map_or(cause, |at| &cause[..at])
 }
 
 /// The first error of the chain that a library of ours made decides.

@@ -51,6 +51,20 @@ pub(crate) struct Generator<'a> {
 }
 
 impl<'a> Generator<'a> {
+    /// Says once when a text may grow beyond the positions that the model has or was made for.
+    pub(crate) fn warn_of_length(&self, longest_prompt: usize, max_new_tokens: usize) {
+        let (long, positions) =
+            ((longest_prompt + max_new_tokens) as i64 - 1, self.model.config.max_position_embeddings);
+        if long <= positions {
+            return;
+        }
+        let then = match self.model.config.layout.embed_positions {
+            Some(_) => "a text ends there",
+            None => "what comes later may be poor",
+        };
+        out::note(format!("note: texts of up to {long} tokens, and the model was made for {positions}; {then}"));
+    }
+
     /// Ends are the end tokens of the model's config and of the tokenizer.
     pub(crate) fn new(model: &'a Decoder, tokenizer: &'a Tokenizer) -> Self {
         let mut stop_ids = model.config.eos_token_ids.clone();
@@ -70,13 +84,6 @@ impl<'a> Generator<'a> {
         show: &mut dyn FnMut(&str) -> Result<bool>,
     ) -> Result<Generated> {
         let start = Instant::now();
-        let long = (prompt.len() + max_new_tokens) as i64;
-        if long > self.model.config.max_position_embeddings {
-            let positions = self.model.config.max_position_embeddings;
-            out::note(format!(
-                "note: up to {long} tokens, and the model was made for {positions}; what comes later may be poor"
-            ));
-        }
         let options = GenerateOptions {
             max_new_tokens,
             stop_ids: self.stop_ids.clone(),

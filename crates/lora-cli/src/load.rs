@@ -5,7 +5,7 @@ use crate::failure::usage;
 use crate::progress::ByteBar;
 use anyhow::{Context, Result};
 use lora_data::Tokenizer;
-use lora_format::{AdapterFolder, AdapterModule, read_adapter};
+use lora_format::{AdapterFolder, AdapterModule, LoraTensors, read_adapter};
 use lora_model::{Decoder, ModelConfig, modules};
 use std::path::{Path, PathBuf};
 
@@ -116,7 +116,8 @@ fn check_adapter(config: &ModelConfig, folder: &AdapterFolder) -> Result<()> {
         let Some(spec) = known.iter().find(|m| m.path == *path) else {
             return Err(wrong("is not in the base model; the adapter belongs to another one".into()).into());
         };
-        let (AdapterModule::Linear { a, b, .. } | AdapterModule::Embedding { a, b, .. }) = module else { continue };
+        let (AdapterModule::Linear(lora) | AdapterModule::Embedding(lora)) = module else { continue };
+        let LoraTensors { a, b, .. } = lora;
         let (given, wanted) = ([a.size()[1], b.size()[0]], [spec.in_features, spec.out_features]);
         if given != wanted {
             let [i, o] = given;

@@ -232,7 +232,12 @@ fn checkpoints_are_made_measured_merged_and_looked_at() {
     assert!(place.lora(&line).exits(0).stdout.contains("for bfloat16"));
     let tensors = place.lora("inspect merged/model.safetensors --json").exits(0).json();
     assert_eq!(tensors["tensors"].as_array().unwrap().len(), 21);
-    let foreign = place.lora(&format!("inspect {} --json", fixture("gpt2").display())).exits(0).json();
+    let unknown = place.path("unknown");
+    std::fs::create_dir(&unknown).unwrap();
+    let config = std::fs::read_to_string(fixture("llama").join("config.json")).unwrap();
+    std::fs::write(unknown.join("config.json"), config.replace("\"llama\"", "\"newcomer\"")).unwrap();
+    std::fs::copy(fixture("llama").join("model.safetensors"), unknown.join("model.safetensors")).unwrap();
+    let foreign = place.lora("inspect unknown --json").exits(0).json();
     assert!(foreign["not_trainable"].is_string() && foreign["parameters"].as_u64().unwrap() > 0, "{foreign}");
 
     let bench = place.lora(&format!(

@@ -1,10 +1,11 @@
 //! A frozen embedding with an adapter beside it.
 
 use crate::Lora;
+use crate::dora::magnitude_ratio;
 use crate::error::{Error, Result};
 use tch::Tensor;
 
-/// Row `i` of the result is `W[i] + scale · (B A)ᵀ[i]`.
+/// Row `i` of the result is `W[i] + scale · (B A)ᵀ[i]`; with a magnitude (DoRA), each column of that is `m / n` times it.
 #[derive(Debug)]
 pub struct EmbeddingLayer {
     /// `[vocab, hidden]`
@@ -48,6 +49,10 @@ impl EmbeddingLayer {
         let Some(lora) = &self.lora else { return Ok(rows) };
         let low = Tensor::f_embedding(&lora.a.f_tr()?, ids, -1, false, false)?;
         let update = low.f_matmul(&lora.b.f_tr()?)?.f_mul_scalar(lora.scale)?.f_to_kind(rows.kind())?;
-        Ok(rows.f_add(&update)?)
+        let sum = rows.f_add(&update)?;
+        Ok(match &lora.magnitude {
+            Some(m) => sum.f_mul(&magnitude_ratio(&self.weight.f_tr()?, lora, m, sum.kind())?)?,
+            None => sum,
+        })
     }
 }

@@ -21,19 +21,23 @@
 //! ```
 
 mod count;
+mod dora;
 mod embedding;
 mod error;
 mod init;
 mod linear;
 mod merge;
+mod principal;
 mod spec;
 
 pub use count::ParameterCount;
+pub use dora::row_norms;
 pub use embedding::EmbeddingLayer;
 pub use error::{Error, Result};
 pub use init::{Init, init_embedding, init_linear};
 pub use linear::{LinearLayer, forward_many};
-pub use merge::{delta, merge_embedding, merge_into, unmerge_from};
+pub use merge::{delta, merge_embedding, merge_into, merge_lora, unmerge_from};
+pub use principal::{Principal, residual};
 pub use spec::LoraSpec;
 
 use tch::Tensor;
@@ -50,6 +54,12 @@ pub struct Lora {
     pub b: Tensor,
     /// `lora_alpha / r`, or `lora_alpha / sqrt(r)` under rsLoRA.
     pub scale: f64,
+    /// `[out_features]`: a trained bias of the up-projection (`lora_bias`); it is scaled as `B A` is.
+    pub bias: Option<Tensor>,
+    /// `[out_features]`, for an embedding `[hidden]`: DoRA's trained magnitude.
+    pub magnitude: Option<Tensor>,
+    /// What `a` and `b` began as, where that was taken out of the frozen weight (PiSSA, OLoRA).
+    pub initial: Option<(Tensor, Tensor)>,
 }
 
 impl Lora {
@@ -69,7 +79,21 @@ impl Lora {
         if !scale.is_finite() {
             return Err(Error::Value { what: "scale", value: scale.to_string(), expected: "a finite number" });
         }
-        Ok(Self { a, b, scale })
+        Ok(Self { a, b, scale, bias: None, magnitude: None, initial: None })
+    }
+
+    /// The same with a bias of the up-projection and a magnitude, where they are given.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when one of them is not a vector of the rows of `b`.
+    pub fn with_vectors(self, bias: Option<Tensor>, magnitude: Option<Tensor>) -> Result<Self> {
+        let rows = self.b.size()[0];
+        for (what, vector) in [("lora_B.bias", &bias), ("lora_magnitude_vector", &magnitude)] {
+            if let Some(v) = vector.as_ref().filter(|v| v.size() != [rows]) {
+                return Err(Error::Shape { what, expected: format!("[{rows}]"), got: format!("{:?}", v.size()) });
+            }
+        }
+        Ok(Self { bias, magnitude, ..self })
     }
 
     /// The rank.

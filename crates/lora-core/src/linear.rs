@@ -1,14 +1,15 @@
 //! A frozen linear layer with an adapter beside it.
 
+use crate::dora;
 use crate::error::{Error, Result};
 use crate::init::{Init, init_linear};
-use crate::merge::merge_into;
+use crate::merge::merge_lora;
 use crate::spec::LoraSpec;
 use crate::{Lora, ParameterCount};
 use lora_torch::{LoraPart, Projection, lora_linear};
 use tch::Tensor;
 
-/// `y = x Wᵀ + bias + scale · dropout(x) Aᵀ Bᵀ` (Hu et al., 2021, equation 3).
+/// `y = x Wᵀ + bias + scale · dropout(x) Aᵀ Bᵀ` (Hu et al., 2021, equation 3); with a magnitude, DoRA.
 #[derive(Debug)]
 pub struct LinearLayer {
     /// `[out_features, in_features]`
@@ -79,10 +80,28 @@ impl LinearLayer {
         Ok(())
     }
 
-    /// The layer as the fused operation takes it.
-    pub fn projection(&self) -> Projection<'_> {
+    /// The bias of the layer and, scaled, that of its adapter, in one.
+    fn whole_bias(&self) -> Result<Option<Tensor>> {
+        let Some((lora, own)) = self.lora.as_ref().and_then(|l| Some((l, l.bias.as_ref()?))) else {
+            return Ok(self.bias.as_ref().map(Tensor::shallow_clone));
+        };
+        let scaled = own.f_mul_scalar(lora.scale)?.f_to_kind(self.weight.kind())?;
+        Ok(Some(match &self.bias {
+            Some(bias) => bias.f_add(&scaled)?,
+            None => scaled,
+        }))
+    }
+
+    fn projection<'a>(&'a self, bias: Option<&'a Tensor>) -> Projection<'a> {
         let adapter = self.lora.as_ref().map(|l| LoraPart { a: &l.a, b: &l.b, scale: l.scale });
-        Projection { weight: &self.weight, bias: self.bias.as_ref(), adapter }
+        Projection { weight: &self.weight, bias, adapter }
+    }
+
+    /// The layer as a head whose logits are never held whole; `None` where an adapter of another form than plain LoRA
+    /// stands beside it, whose output has to be computed first.
+    pub fn as_plain(&self) -> Option<Projection<'_>> {
+        let plain = self.lora.as_ref().is_none_or(|l| l.bias.is_none() && l.magnitude.is_none());
+        plain.then(|| self.projection(self.bias.as_ref()))
     }
 
     /// Applies the layer; `dropout` is the probability for the adapter's input, 0 in evaluation.
@@ -93,18 +112,27 @@ impl LinearLayer {
     /// # Errors
     /// [`Error::Torch`] when `x` does not fit.
     pub fn forward(&self, x: &Tensor, dropout: f64) -> Result<Tensor> {
-        Ok(lora_linear(x, &[self.projection()], dropout)?.remove(0))
+        let [y] = forward_many(x, [self], dropout)?;
+        Ok(y)
     }
 
-    /// `W + scale · B A` as a new tensor in the dtype of `W`.
+    /// `W + scale · B A`, with a magnitude `(m / n) · (W + scale · B A)`, as a new tensor in the dtype of `W`.
     ///
     /// # Errors
     /// [`Error::NotFinite`] when the result is not finite.
     pub fn merged_weight(&self) -> Result<Tensor> {
         match &self.lora {
-            Some(l) => merge_into(&self.weight, &l.a, &l.b, l.scale),
+            Some(l) => merge_lora(&self.weight, l),
             None => Ok(self.weight.shallow_clone()),
         }
+    }
+
+    /// The bias of the merged layer: the layer's own and, scaled, that of the adapter.
+    ///
+    /// # Errors
+    /// What libtorch reports.
+    pub fn merged_bias(&self) -> Result<Option<Tensor>> {
+        Ok(self.whole_bias()?.map(|b| b.f_detach()).transpose()?)
     }
 
     /// What the adapter trains against what the weight holds; nothing for a layer without one.
@@ -120,7 +148,20 @@ impl LinearLayer {
 /// # Errors
 /// [`Error::Torch`] when a layer does not fit `x`.
 pub fn forward_many<const N: usize>(x: &Tensor, layers: [&LinearLayer; N], dropout: f64) -> Result<[Tensor; N]> {
-    let outputs = lora_linear(x, &layers.map(LinearLayer::projection), dropout)?;
+    let biases: Vec<Option<Tensor>> = layers.iter().map(|l| l.whole_bias()).collect::<Result<_>>()?;
+    let dora = |l: &LinearLayer| l.lora.as_ref().is_some_and(|a| a.magnitude.is_some());
+    let outputs = if layers.iter().any(|l| dora(l)) {
+        let one = |(l, bias): (&&LinearLayer, &Option<Tensor>)| match &l.lora {
+            Some(lora @ Lora { magnitude: Some(m), .. }) => {
+                dora::forward(x, &l.weight, bias.as_ref(), lora, m, dropout)
+            }
+            _ => Ok(lora_linear(x, &[l.projection(bias.as_ref())], dropout)?.remove(0)),
+        };
+        layers.iter().zip(&biases).map(one).collect::<Result<Vec<_>>>()?
+    } else {
+        let projections: Vec<_> = layers.iter().zip(&biases).map(|(l, b)| l.projection(b.as_ref())).collect();
+        lora_linear(x, &projections, dropout)?
+    };
     outputs.try_into().map_err(|o: Vec<_>| Error::Shape {
         what: "outputs",
         expected: N.to_string(),

@@ -118,7 +118,8 @@ impl RecordReader<'_> {
                 return Err(DataError::LineTooLong { origin, limit: MAX_LINE_BYTES });
             }
             let bytes = if number == 1 { without_bom(&line) } else { &line };
-            let text = utf8(bytes, &origin)?;
+            // Without its end, so that a record that is cut off is reported on its own line.
+            let text = utf8(bytes, &origin)?.trim_end_matches(['\n', '\r']);
             if text.trim_ascii().is_empty() {
                 continue;
             }

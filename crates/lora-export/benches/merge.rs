@@ -3,7 +3,7 @@
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use lora_export::{MergeOptions, merge};
-use lora_format::{AdapterConfig, AdapterModule, TargetModules, write_adapter, write_tensors};
+use lora_format::{AdapterConfig, AdapterModule, LoraTensors, TargetModules, write_adapter, write_tensors};
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
@@ -24,7 +24,7 @@ fn bench(c: &mut Criterion) {
     std::fs::write(base.join("config.json"), r#"{"model_type": "llama"}"#).unwrap();
     let modules = (0..LAYERS).map(|i| {
         let (a, b) = (random([RANK, WIDTH]), random([WIDTH, RANK]));
-        (module(i), AdapterModule::Linear { a, b, base_weight: None })
+        (module(i), AdapterModule::Linear(LoraTensors::new(a, b)))
     });
     let targets = Some(TargetModules::List(vec!["q_proj".into()]));
     let config = AdapterConfig { r: RANK, target_modules: targets, ..AdapterConfig::default() };

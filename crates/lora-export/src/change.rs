@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use lora_format::Checkpoint;
-use tch::{Kind, Tensor};
+use tch::{Kind, TchError, Tensor};
 
 /// Elements that are merged at once: some MiB, which stay in the cache and are cheap to allocate again and again.
 const BLOCK: i64 = 1 << 20;
@@ -16,6 +16,48 @@ pub(crate) struct Delta {
     pub(crate) scale: f64,
 }
 
+/// One thing that an adapter does to a tensor; several adapters are taken one after the other.
+pub(crate) enum Step {
+    /// A low-rank term is added.
+    Delta(Delta),
+    /// `scale * vector` is added to a bias.
+    Vector {
+        /// `[rows]`.
+        vector: Tensor,
+        scale: f64,
+    },
+    /// Each output is given the length that DoRA trained.
+    Magnitude(Magnitude),
+}
+
+/// DoRA's lengths: `m / n` on each output, where `n` is the norm of its weights as they are by then.
+pub(crate) struct Magnitude {
+    /// `[outputs]`, float64.
+    pub(crate) m: Tensor,
+    /// The norms `[outputs]`, float64, where outputs are the columns of the tensor as it is stored; where they are its
+    /// rows, norms are taken from the rows themselves.
+    pub(crate) column_norms: Option<Tensor>,
+}
+
+impl Magnitude {
+    /// What some rows, beginning with `first`, are multiplied by.
+    pub(crate) fn ratio(&self, rows: &Tensor, first: i64) -> std::result::Result<Tensor, TchError> {
+        let ratio = match &self.column_norms {
+            Some(norms) => self.m.f_div(norms)?.f_unsqueeze(0)?,
+            None => {
+                let norms = rows.f_square()?.f_sum_dim_intlist([1i64].as_slice(), false, Kind::Double)?.f_sqrt()?;
+                self.m.f_narrow(0, first, rows.size()[0])?.f_div(&norms)?.f_unsqueeze(1)?
+            }
+        };
+        ratio.f_to_kind(rows.kind())
+    }
+
+    /// How many squares a norm sums, given some rows.
+    pub(crate) fn terms(&self, rows: &Tensor) -> i64 {
+        rows.size().get(1).copied().unwrap_or(1)
+    }
+}
+
 /// How one tensor comes about.
 pub(crate) struct Change {
     /// The tensor of the base to begin with, unless `replacement` is given.
@@ -24,12 +66,12 @@ pub(crate) struct Change {
     pub(crate) replacement: Option<Tensor>,
     /// Whether the replacement was trained, and is no copy of the base's value.
     pub(crate) trained: bool,
-    pub(crate) deltas: Vec<Delta>,
+    pub(crate) steps: Vec<Step>,
 }
 
 impl Change {
     pub(crate) fn of(source: &str) -> Self {
-        Change { source: source.into(), replacement: None, trained: false, deltas: Vec::new() }
+        Change { source: source.into(), replacement: None, trained: false, steps: Vec::new() }
     }
 
     /// The dtype that sums are taken in: float32, or float64 for a float64 base.
@@ -51,9 +93,22 @@ impl Change {
     pub(crate) fn rows(&self, name: &str, base: &Checkpoint, first: i64, count: i64) -> Result<Tensor> {
         let start = self.start(name, base, first, count)?;
         let mut rows = start.f_to_kind(self.wide(base)?).map_err(|e| Error::merge(name, e))?;
-        for Delta { left, right, scale } in &self.deltas {
-            let left = left.f_narrow(0, first, count).map_err(|e| Error::merge(name, e))?;
-            rows = lora_core::merge_into(&rows, right, &left, *scale).map_err(|e| Error::merge(name, e))?;
+        for step in &self.steps {
+            let taken = match step {
+                Step::Delta(Delta { left, right, scale }) => {
+                    let left = left.f_narrow(0, first, count).map_err(|e| Error::merge(name, e))?;
+                    lora_core::merge_into(&rows, right, &left, *scale).map_err(|e| Error::merge(name, e))?
+                }
+                Step::Vector { vector, scale } => vector
+                    .f_narrow(0, first, count)
+                    .and_then(|v| rows.f_add(&v.f_mul_scalar(*scale)?.f_to_kind(rows.kind())?))
+                    .map_err(|e| Error::merge(name, e))?,
+                Step::Magnitude(magnitude) => magnitude
+                    .ratio(&rows, first)
+                    .and_then(|ratio| rows.f_mul(&ratio))
+                    .map_err(|e| Error::merge(name, e))?,
+            };
+            rows = taken;
         }
         Ok(rows)
     }

@@ -92,6 +92,17 @@ pub enum Error {
         /// The tensor.
         tensor: String,
     },
+    /// An adapter has a bias of B where the base layer has none.
+    #[error(
+        "{}: `{module}` has a trained bias (lora_bias), and the base's layer has none that it could be merged into; use the adapter unmerged",
+        adapter.display()
+    )]
+    NoBias {
+        /// The adapter's folder.
+        adapter: PathBuf,
+        /// The module's path.
+        module: String,
+    },
     /// The merged value of a tensor cannot be computed or stored.
     #[error("tensor `{tensor}`: {source}")]
     Merge {

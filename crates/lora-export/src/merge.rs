@@ -150,7 +150,8 @@ impl<'a> Shard<'a> {
         let mut tensors = Vec::new();
         for (name, info) in infos {
             let kind = options.dtype.filter(|_| is_float(info.kind)).unwrap_or(info.kind);
-            tensors.push(Planned { name: name.into(), kind, shape: info.shape.clone() });
+            let name = base.name_of(name);
+            tensors.push(Planned { name: name.clone(), kind, shape: info.shape.clone() });
             if let Some(pair) = plan.untied.filter(|pair| pair.embedding == name && !base.contains(pair.head)) {
                 tensors.push(Planned { name: pair.head.into(), kind, shape: info.shape.clone() });
             }
@@ -165,8 +166,9 @@ impl<'a> Shard<'a> {
         for tensor in &self.tensors {
             let name = tensor.name.as_str();
             match plan.changes.get(name) {
-                None if self.file.info(name)?.kind == tensor.kind => writer.put_bytes(name, self.file.bytes(name)?)?,
-                None => writer.put(name, &tensor.fill(|first, count| Ok(self.file.read_rows(name, first, count)?))?)?,
+                // A head that was untied without a change of its own is in `changes`, too.
+                None if base.info(name)?.kind == tensor.kind => writer.put_bytes(name, base.bytes(name)?)?,
+                None => writer.put(name, &tensor.fill(|first, count| Ok(base.read_rows(name, first, count)?))?)?,
                 Some(change) => {
                     writer.put(name, &tensor.fill(|first, count| change.rows(name, base, first, count))?)?
                 }

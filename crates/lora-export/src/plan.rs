@@ -1,10 +1,10 @@
 //! What merging will change, checked against the base before anything is written.
 
-use crate::change::{Change, Delta, blocks};
+use crate::change::{Change, Delta, Magnitude, Step, blocks};
 use crate::error::{Error, Result};
 use crate::tied::{TiedPair, tied_pair};
-use lora_core::LoraSpec;
-use lora_format::{AdapterConfig, AdapterModule, Checkpoint, read_adapter};
+use lora_core::{Lora, LoraSpec, Principal};
+use lora_format::{AdapterConfig, AdapterModule, Checkpoint, InitLoraWeights, LoraTensors, read_adapter};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -97,7 +97,7 @@ impl Planner<'_> {
 
     fn add(&mut self, adapter: &Path, config: &AdapterConfig, module: &str, content: AdapterModule) -> Result<()> {
         let weight = format!("{module}.weight");
-        let (left, right, base_weight) = match content {
+        let (lora, transposed) = match content {
             AdapterModule::Saved { tensors } => {
                 for (name, tensor) in tensors {
                     let name = format!("{module}.{name}");
@@ -107,15 +107,24 @@ impl Planner<'_> {
                 }
                 return Ok(());
             }
-            AdapterModule::Linear { a, b, base_weight } if self.is_transposed(config, &weight, &a, &b) => {
-                (turn(&weight, &a)?, turn(&weight, &b)?, base_weight)
+            AdapterModule::Linear(lora) => {
+                let transposed = self.is_transposed(config, &weight, &lora.a, &lora.b);
+                (lora, transposed)
             }
-            AdapterModule::Linear { a, b, base_weight } => (b, a, base_weight),
-            AdapterModule::Embedding { a, b, base_weight } => (turn(&weight, &a)?, turn(&weight, &b)?, base_weight),
+            AdapterModule::Embedding(lora) => (lora, true),
         };
+        let LoraTensors { a, b, bias, magnitude, base_weight, base_bias } = lora;
+        // As the tensor is stored: rows are outputs, or inputs where it is transposed.
+        let as_stored = |a: &Tensor, b: &Tensor| -> Result<(Tensor, Tensor)> {
+            Ok(if transposed { (turn(&weight, a)?, turn(&weight, b)?) } else { (b.shallow_clone(), a.shallow_clone()) })
+        };
+        let (left, right) = as_stored(&a, &b)?;
         self.check(adapter, &weight, vec![left.size()[0], right.size()[1]])?;
         let spec = LoraSpec::new(config.rank_of(module)?, config.alpha_of(module)?, config.use_rslora);
-        let scale = spec.map_err(|e| Error::merge(&weight, e))?.scale();
+        let spec = spec.map_err(|e| Error::merge(&weight, e))?;
+        let scale = spec.scale();
+        self.add_biases(adapter, module, bias, scale, base_bias)?;
+        let began = self.began_as(config, &weight, spec, transposed)?;
         let change = self.change(&weight);
         if let Some(saved) = base_weight {
             match &change.replacement {
@@ -125,8 +134,70 @@ impl Planner<'_> {
                 _ => change.replacement = Some(saved),
             }
         }
-        change.deltas.push(Delta { left, right, scale });
+        if let Some(start) = began {
+            let (left, right) = as_stored(&start.a, &start.b)?;
+            change.steps.push(Step::Delta(Delta { left, right, scale: -scale }));
+        }
+        change.steps.push(Step::Delta(Delta { left, right, scale }));
+        if let Some(m) = magnitude {
+            let m = m.f_to_kind(Kind::Double).map_err(|e| Error::merge(&weight, e))?;
+            let column_norms = if transposed { Some(self.column_norms(&weight)?) } else { None };
+            self.change(&weight).steps.push(Step::Magnitude(Magnitude { m, column_norms }));
+        }
         Ok(())
+    }
+
+    /// The biases that an adapter trained: the layer's own, and that of its B.
+    fn add_biases(
+        &mut self,
+        adapter: &Path,
+        module: &str,
+        bias: Option<Tensor>,
+        scale: f64,
+        base_bias: Option<Tensor>,
+    ) -> Result<()> {
+        let name = format!("{module}.bias");
+        if bias.is_some() && !self.base.contains(&name) {
+            return Err(Error::NoBias { adapter: adapter.into(), module: module.into() });
+        }
+        for tensor in bias.iter().chain(&base_bias) {
+            self.check(adapter, &name, tensor.size())?;
+        }
+        if let Some(own) = base_bias {
+            let change = self.change(&name);
+            (change.replacement, change.trained) = (Some(own), true);
+        }
+        if let Some(vector) = bias {
+            self.change(&name).steps.push(Step::Vector { vector, scale });
+        }
+        Ok(())
+    }
+
+    /// What PEFT took out of the base when an adapter that was saved unconverted began (PiSSA, OLoRA): it is taken out
+    /// again, as PEFT does when it loads one.
+    fn began_as(&self, config: &AdapterConfig, weight: &str, spec: LoraSpec, transposed: bool) -> Result<Option<Lora>> {
+        let InitLoraWeights::Named(name) = &config.init_lora_weights else { return Ok(None) };
+        let Some(principal) = Principal::named(name) else { return Ok(None) };
+        let stored = self.base.read(&self.source(weight))?;
+        let oriented = if transposed { turn(weight, &stored)? } else { stored };
+        Ok(Some(principal.start(&oriented, spec, 0).map_err(|e| Error::merge(weight, e))?))
+    }
+
+    /// The norm of each column of a tensor with the changes so far.
+    fn column_norms(&mut self, name: &str) -> Result<Tensor> {
+        let source = self.source(name);
+        let change = &self.changes[name];
+        let mut sum: Option<Tensor> = None;
+        for (first, count) in blocks(&self.base.info(&source)?.shape) {
+            let rows = change.rows(name, self.base, first, count)?;
+            let squares = rows.f_square().and_then(|t| t.f_sum_dim_intlist([0i64].as_slice(), false, Kind::Double));
+            let squares = squares.map_err(|e| Error::merge(name, e))?;
+            sum = Some(match sum {
+                None => squares,
+                Some(sum) => sum.f_add(&squares).map_err(|e| Error::merge(name, e))?,
+            });
+        }
+        sum.unwrap_or_else(|| Tensor::from(1.0)).f_sqrt().map_err(|e| Error::merge(name, e))
     }
 
     /// The tensor of the base whose value `name` begins with: a tied head begins with the embedding.

@@ -1,6 +1,6 @@
 //! A merged model checked against base and adapters, weight by weight, in float64.
 
-use crate::change::{Change, blocks};
+use crate::change::{Change, Step, blocks};
 use crate::error::{Disagreement, Error, Result};
 use crate::plan::Plan;
 use crate::tied::{TIE_KEY, tied_pair};
@@ -91,7 +91,7 @@ fn check_untouched(name: &str, base: &Checkpoint, merged: &Checkpoint) -> Result
     let (from, to) = (base.info(name)?, merged.info(name)?);
     check_shape(name, &from.shape, merged)?;
     let same = if from.kind == to.kind {
-        base.shard_of(name)?.bytes(name)? == merged.shard_of(name)?.bytes(name)?
+        base.bytes(name)? == merged.bytes(name)?
     } else {
         let rounded = base.read(name)?.f_to_kind(to.kind).map_err(|e| Error::merge(name, e))?;
         rounded.f_equal(&merged.read(name)?).map_err(|e| Error::merge(name, e))?
@@ -128,11 +128,26 @@ fn compare_rows(
     let mut exact = wide(start)?;
     let mut size = exact.f_abs()?;
     let mut terms = 2.0;
-    for delta in &change.deltas {
-        let (left, right) = (wide(&delta.left.f_narrow(0, first, start.size()[0])?)?, wide(&delta.right)?);
-        exact = exact.f_add(&left.f_matmul(&right)?.f_mul_scalar(delta.scale)?)?;
-        size = size.f_add(&left.f_abs()?.f_matmul(&right.f_abs()?)?.f_mul_scalar(delta.scale.abs())?)?;
-        terms += delta.right.size()[0] as f64 + 2.0;
+    for step in &change.steps {
+        match step {
+            Step::Delta(delta) => {
+                let (left, right) = (wide(&delta.left.f_narrow(0, first, start.size()[0])?)?, wide(&delta.right)?);
+                exact = exact.f_add(&left.f_matmul(&right)?.f_mul_scalar(delta.scale)?)?;
+                size = size.f_add(&left.f_abs()?.f_matmul(&right.f_abs()?)?.f_mul_scalar(delta.scale.abs())?)?;
+                terms += delta.right.size()[0] as f64 + 2.0;
+            }
+            Step::Vector { vector, scale } => {
+                let part = wide(&vector.f_narrow(0, first, start.size()[0])?)?.f_mul_scalar(*scale)?;
+                (exact, size) = (exact.f_add(&part)?, size.f_add(&part.f_abs()?)?);
+                terms += 1.0;
+            }
+            Step::Magnitude(magnitude) => {
+                // The norm sums as many squares as the row has entries.
+                let ratio = magnitude.ratio(&exact, first)?;
+                (exact, size) = (exact.f_mul(&ratio)?, size.f_mul(&ratio.f_abs()?)?);
+                terms += magnitude.terms(&exact) as f64 + 2.0;
+            }
+        }
     }
     let (unit, least) = rounding(stored.kind());
     let bound = exact.f_abs()?.f_mul_scalar(unit)?.f_add(&size.f_mul_scalar(terms * rounding(summed).0)?)?;

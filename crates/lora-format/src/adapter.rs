@@ -27,28 +27,44 @@ pub struct AdapterFolder {
 #[derive(Debug)]
 pub enum AdapterModule {
     /// A low-rank update of a linear layer: `W + scale * B A`.
-    Linear {
-        /// `[r, in]`.
-        a: Tensor,
-        /// `[out, r]`.
-        b: Tensor,
-        /// The frozen weight `[out, in]`, which PEFT saves along when the head is a target.
-        base_weight: Option<Tensor>,
-    },
+    Linear(LoraTensors),
     /// A low-rank update of an embedding: `W + scale * (B A)^T`.
-    Embedding {
-        /// `[r, vocab]`.
-        a: Tensor,
-        /// `[dim, r]`.
-        b: Tensor,
-        /// The frozen weight `[vocab, dim]`, which PEFT saves along when the embedding is a target.
-        base_weight: Option<Tensor>,
-    },
-    /// A module of `modules_to_save`: its tensors replace the base's.
+    Embedding(LoraTensors),
+    /// A module of `modules_to_save`, or a bias under `bias = "all"`: its tensors replace the base's.
     Saved {
         /// `weight`, `bias`.
         tensors: BTreeMap<String, Tensor>,
     },
+}
+
+/// The tensors of a low-rank update.
+#[derive(Debug)]
+pub struct LoraTensors {
+    /// `[r, in]`; of an embedding `[r, vocab]`.
+    pub a: Tensor,
+    /// `[out, r]`; of an embedding `[dim, r]`.
+    pub b: Tensor,
+    /// `[out]`: the bias of B (`lora_bias`).
+    pub bias: Option<Tensor>,
+    /// `[out]`, of an embedding `[dim]`: DoRA's magnitude.
+    pub magnitude: Option<Tensor>,
+    /// The frozen weight, `[out, in]` or `[vocab, dim]`, which PEFT saves along when embedding or head is a target.
+    pub base_weight: Option<Tensor>,
+    /// `[out]`: the layer's own bias, trained under `bias = "lora_only"` and `"all"`.
+    pub base_bias: Option<Tensor>,
+}
+
+impl LoraTensors {
+    /// A plain pair.
+    pub fn new(a: Tensor, b: Tensor) -> Self {
+        Self { a, b, bias: None, magnitude: None, base_weight: None, base_bias: None }
+    }
+
+    /// How many numbers are trained.
+    pub fn trained(&self) -> i64 {
+        let vectors = [&self.bias, &self.magnitude, &self.base_bias];
+        [&self.a, &self.b].into_iter().chain(vectors.into_iter().flatten()).map(|t| t.numel() as i64).sum()
+    }
 }
 
 /// Reads an adapter folder; the adapter must be one that is computed here exactly as PEFT computes it.
@@ -77,7 +93,10 @@ pub fn read_adapter(dir: &Path) -> Result<AdapterFolder> {
             Part::B => parts.b = Some(tensor),
             Part::EmbeddingA => parts.embedding_a = Some(tensor),
             Part::EmbeddingB => parts.embedding_b = Some(tensor),
+            Part::Bias => parts.bias = Some(tensor),
+            Part::Magnitude => parts.magnitude = Some(tensor),
             Part::BaseWeight => parts.base_weight = Some(tensor),
+            Part::BaseBias => parts.base_bias = Some(tensor),
             Part::Saved(name) => {
                 parts.saved.insert(name.to_string(), tensor);
             }
@@ -101,7 +120,10 @@ enum Part<'a> {
     B,
     EmbeddingA,
     EmbeddingB,
+    Bias,
+    Magnitude,
     BaseWeight,
+    BaseBias,
     Saved(&'a str),
 }
 
@@ -110,7 +132,10 @@ pub(crate) const LORA_A: &str = ".lora_A.weight";
 pub(crate) const LORA_B: &str = ".lora_B.weight";
 pub(crate) const LORA_EMBEDDING_A: &str = ".lora_embedding_A";
 pub(crate) const LORA_EMBEDDING_B: &str = ".lora_embedding_B";
+pub(crate) const LORA_B_BIAS: &str = ".lora_B.bias";
+pub(crate) const MAGNITUDE: &str = ".lora_magnitude_vector";
 pub(crate) const BASE_WEIGHT: &str = ".base_layer.weight";
+pub(crate) const BASE_BIAS: &str = ".base_layer.bias";
 
 fn split_name<'a>(name: &'a str, config: &AdapterConfig) -> std::result::Result<(&'a str, Part<'a>), &'static str> {
     let path = name.strip_prefix(PREFIX).ok_or("the name does not begin with `base_model.model.`")?;
@@ -120,6 +145,11 @@ fn split_name<'a>(name: &'a str, config: &AdapterConfig) -> std::result::Result<
         (LORA_EMBEDDING_A, Part::EmbeddingA),
         (LORA_EMBEDDING_B, Part::EmbeddingB),
         (BASE_WEIGHT, Part::BaseWeight),
+        (LORA_B_BIAS, Part::Bias),
+        (MAGNITUDE, Part::Magnitude),
+        // As PEFT 0.10 and before wrote it.
+        (".lora_magnitude_vector.weight", Part::Magnitude),
+        (BASE_BIAS, Part::BaseBias),
     ];
     for (suffix, part) in suffixes {
         if let Some(module) = path.strip_suffix(suffix) {
@@ -130,7 +160,8 @@ fn split_name<'a>(name: &'a str, config: &AdapterConfig) -> std::result::Result<
         return Err("no known tensor of a LoRA adapter has this name");
     }
     let (module, tensor) = path.rsplit_once('.').ok_or("the name has no module")?;
-    if !["weight", "bias"].contains(&tensor) || !is_saved(module, config) {
+    let trained_bias = tensor == "bias" && config.bias == "all";
+    if !trained_bias && (!["weight", "bias"].contains(&tensor) || !is_saved(module, config)) {
         return Err("it is neither of a LoRA adapter nor of modules_to_save");
     }
     Ok((module, Part::Saved(tensor)))
@@ -149,7 +180,10 @@ struct Parts {
     b: Option<Tensor>,
     embedding_a: Option<Tensor>,
     embedding_b: Option<Tensor>,
+    bias: Option<Tensor>,
+    magnitude: Option<Tensor>,
     base_weight: Option<Tensor>,
+    base_bias: Option<Tensor>,
     saved: BTreeMap<String, Tensor>,
 }
 
@@ -159,7 +193,8 @@ impl Parts {
             |suffix: &str| Err(Error::tensor(path, format!("{PREFIX}{module}{suffix}"), TensorFault::Missing));
         let extra = |suffix: &str, why| Err(unexpected(path, &format!("{PREFIX}{module}{suffix}"), why));
         let has_embedding = self.embedding_a.is_some() || self.embedding_b.is_some();
-        let has_linear = self.a.is_some() || self.b.is_some() || (self.base_weight.is_some() && !has_embedding);
+        let others = [&self.bias, &self.magnitude, &self.base_weight, &self.base_bias];
+        let has_linear = self.a.is_some() || self.b.is_some() || (others.iter().any(|t| t.is_some()) && !has_embedding);
         if has_linear && has_embedding {
             return extra(LORA_EMBEDDING_A, "the module has tensors of a linear layer, too");
         }
@@ -177,16 +212,31 @@ impl Parts {
         if !targeted {
             return extra(first, "the module is not among target_modules");
         }
-        let base_weight = self.base_weight;
+        for (suffix, given, asked) in [
+            (MAGNITUDE, self.magnitude.is_some(), config.use_dora),
+            // An embedding has no bias of B.
+            (LORA_B_BIAS, self.bias.is_some(), config.lora_bias && has_linear),
+        ] {
+            match (given, asked) {
+                (false, true) => return missing(suffix),
+                (true, false) => return extra(suffix, "the configuration does not ask for it"),
+                _ => {}
+            }
+        }
+        if self.base_bias.is_some() && config.bias == "none" {
+            return extra(BASE_BIAS, "the configuration trains no bias");
+        }
+        let Parts { bias, magnitude, base_weight, base_bias, .. } = self;
+        let tensors = |a, b| LoraTensors { a, b, bias, magnitude, base_weight, base_bias };
         if has_linear {
             match (self.a, self.b) {
-                (Some(a), Some(b)) => Ok(AdapterModule::Linear { a, b, base_weight }),
+                (Some(a), Some(b)) => Ok(AdapterModule::Linear(tensors(a, b))),
                 (None, _) => missing(LORA_A),
                 (_, None) => missing(LORA_B),
             }
         } else {
             match (self.embedding_a, self.embedding_b) {
-                (Some(a), Some(b)) => Ok(AdapterModule::Embedding { a, b, base_weight }),
+                (Some(a), Some(b)) => Ok(AdapterModule::Embedding(tensors(a, b))),
                 (None, _) => missing(LORA_EMBEDDING_A),
                 (_, None) => missing(LORA_EMBEDDING_B),
             }
@@ -196,9 +246,9 @@ impl Parts {
 
 /// Checks shapes, ranks and values of one module; used before writing as well as after reading.
 pub(crate) fn check_module(path: &Path, config: &AdapterConfig, module: &str, content: &AdapterModule) -> Result<()> {
-    let (a, b, base, suffix_a, suffix_b) = match content {
-        AdapterModule::Linear { a, b, base_weight } => (a, b, base_weight, LORA_A, LORA_B),
-        AdapterModule::Embedding { a, b, base_weight } => (a, b, base_weight, LORA_EMBEDDING_A, LORA_EMBEDDING_B),
+    let (tensors, suffix_a, suffix_b) = match content {
+        AdapterModule::Linear(tensors) => (tensors, LORA_A, LORA_B),
+        AdapterModule::Embedding(tensors) => (tensors, LORA_EMBEDDING_A, LORA_EMBEDDING_B),
         AdapterModule::Saved { tensors } => {
             for (name, tensor) in tensors {
                 check_finite(path, &format!("{PREFIX}{module}.{name}"), tensor)?;
@@ -208,6 +258,7 @@ pub(crate) fn check_module(path: &Path, config: &AdapterConfig, module: &str, co
     };
     let name = |suffix: &str| format!("{PREFIX}{module}{suffix}");
     let r = config.rank_of(module)?;
+    let LoraTensors { a, b, base_weight: base, .. } = tensors;
     let (size_a, size_b) = (a.size(), b.size());
     if size_a.len() != 2 || size_a[0] != r || size_a[1] < 1 {
         return Err(wrong_shape(path, name(suffix_a), size_a, format!("[{r}, inputs] for the rank in the config")));
@@ -217,8 +268,17 @@ pub(crate) fn check_module(path: &Path, config: &AdapterConfig, module: &str, co
     }
     check_finite(path, &name(suffix_a), a)?;
     check_finite(path, &name(suffix_b), b)?;
+    for (suffix, vector) in
+        [(LORA_B_BIAS, &tensors.bias), (MAGNITUDE, &tensors.magnitude), (BASE_BIAS, &tensors.base_bias)]
+    {
+        let Some(vector) = vector else { continue };
+        if vector.size() != [size_b[0]] {
+            return Err(wrong_shape(path, name(suffix), vector.size(), format!("[{}], as B says", size_b[0])));
+        }
+        check_finite(path, &name(suffix), vector)?;
+    }
     if let Some(base) = base {
-        let linear = matches!(content, AdapterModule::Linear { .. });
+        let linear = matches!(content, AdapterModule::Linear(_));
         let wanted = if linear { [size_b[0], size_a[1]] } else { [size_a[1], size_b[0]] };
         if base.size() != wanted {
             return Err(wrong_shape(path, name(BASE_WEIGHT), base.size(), format!("{wanted:?}, as A and B say")));

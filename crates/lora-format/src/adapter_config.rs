@@ -177,6 +177,9 @@ impl AdapterConfig {
         if self.alpha_pattern.iter().any(|(_, alpha)| !alpha.is_finite()) {
             return wrong("alpha_pattern", "a table of finite numbers");
         }
+        if self.use_dora && self.lora_bias {
+            return wrong("lora_bias", "false when use_dora is true: DoRA has no bias of its own");
+        }
         if matches!(self.target_modules, Some(TargetModules::Pattern(_))) {
             for (field, given) in [
                 ("layers_to_transform", self.layers_to_transform.is_some()),

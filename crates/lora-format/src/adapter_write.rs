@@ -1,8 +1,8 @@
 //! Writing a PEFT adapter folder.
 
 use crate::adapter::{
-    ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterModule, BASE_WEIGHT, LORA_A, LORA_B, LORA_EMBEDDING_A, LORA_EMBEDDING_B,
-    PREFIX, check_module,
+    ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterModule, BASE_BIAS, BASE_WEIGHT, LORA_A, LORA_B, LORA_B_BIAS,
+    LORA_EMBEDDING_A, LORA_EMBEDDING_B, MAGNITUDE, PREFIX, check_module,
 };
 use crate::adapter_config::AdapterConfig;
 use crate::atomic::write_atomic;
@@ -33,20 +33,24 @@ pub fn write_adapter(dir: &Path, config: &AdapterConfig, modules: &BTreeMap<Stri
             tensors.push((format!("{PREFIX}{module}{suffix}"), tensor));
             Ok(())
         };
-        match content {
-            AdapterModule::Linear { a, b, base_weight } => {
-                add(LORA_A, a)?;
-                add(LORA_B, b)?;
-                base_weight.iter().try_for_each(|w| add(BASE_WEIGHT, w))?;
-            }
-            AdapterModule::Embedding { a, b, base_weight } => {
-                add(LORA_EMBEDDING_A, a)?;
-                add(LORA_EMBEDDING_B, b)?;
-                base_weight.iter().try_for_each(|w| add(BASE_WEIGHT, w))?;
-            }
+        let (lora, suffix_a, suffix_b) = match content {
+            AdapterModule::Linear(lora) => (lora, LORA_A, LORA_B),
+            AdapterModule::Embedding(lora) => (lora, LORA_EMBEDDING_A, LORA_EMBEDDING_B),
             AdapterModule::Saved { tensors } => {
                 tensors.iter().try_for_each(|(name, tensor)| add(&format!(".{name}"), tensor))?;
+                continue;
             }
+        };
+        add(suffix_a, &lora.a)?;
+        add(suffix_b, &lora.b)?;
+        let optional = [
+            (LORA_B_BIAS, &lora.bias),
+            (MAGNITUDE, &lora.magnitude),
+            (BASE_WEIGHT, &lora.base_weight),
+            (BASE_BIAS, &lora.base_bias),
+        ];
+        for (suffix, tensor) in optional {
+            tensor.iter().try_for_each(|t| add(suffix, t))?;
         }
     }
     if tensors.is_empty() {

@@ -21,7 +21,12 @@ pub struct Checkpoint {
     shards: Vec<TensorFile>,
     /// Tensor name to the number of its shard.
     places: BTreeMap<String, usize>,
+    /// What stands before every name here and not in the files.
+    prefix: &'static str,
 }
+
+/// GPT-2's first checkpoints were saved from the model without its head, whose names lack this.
+const GPT2_PREFIX: &str = "transformer.";
 
 impl Checkpoint {
     /// Opens a folder with `model.safetensors`, or with `model.safetensors.index.json` and its shards.
@@ -40,16 +45,36 @@ impl Checkpoint {
         } else {
             return Err(explain_absence(dir));
         };
+        let bare = shards.iter().any(|s| s.contains("wte.weight") && s.contains("h.0.ln_1.weight"));
+        let prefix = if bare { GPT2_PREFIX } else { "" };
         let mut places: BTreeMap<String, usize> = BTreeMap::new();
         for (number, shard) in shards.iter().enumerate() {
             for name in shard.names() {
-                if let Some(other) = places.insert(name.to_string(), number) {
+                if let Some(other) = places.insert(format!("{prefix}{name}"), number) {
                     let fault = ShardFault::Twice { tensor: name.into(), other: file_name(&shards[other]) };
                     return Err(Error::Shard { path: dir.join(INDEX), shard: file_name(shard), fault });
                 }
             }
         }
-        Ok(Checkpoint { dir: dir.into(), index, shards, places })
+        Ok(Checkpoint { dir: dir.into(), index, shards, places, prefix })
+    }
+
+    /// The name of a tensor that a file calls `stored`.
+    pub fn name_of(&self, stored: &str) -> String {
+        format!("{}{stored}", self.prefix)
+    }
+
+    /// What the files call a tensor.
+    fn stored<'a>(&self, name: &'a str) -> &'a str {
+        name.strip_prefix(self.prefix).unwrap_or(name)
+    }
+
+    /// The bytes of a tensor as they lie in its file.
+    ///
+    /// # Errors
+    /// [`TensorFault::Missing`].
+    pub fn bytes(&self, name: &str) -> Result<&[u8]> {
+        self.shard_of(name)?.bytes(self.stored(name))
     }
 
     /// The names of all tensors, sorted.
@@ -78,7 +103,7 @@ impl Checkpoint {
     /// # Errors
     /// [`TensorFault::Missing`].
     pub fn info(&self, name: &str) -> Result<&TensorInfo> {
-        self.shard_of(name)?.info(name)
+        self.shard_of(name)?.info(self.stored(name))
     }
 
     /// A copy of a tensor on the CPU in its own dtype.
@@ -86,7 +111,7 @@ impl Checkpoint {
     /// # Errors
     /// As [`TensorFile::read`].
     pub fn read(&self, name: &str) -> Result<Tensor> {
-        self.shard_of(name)?.read(name)
+        self.shard_of(name)?.read(self.stored(name))
     }
 
     /// A copy of some rows of a tensor on the CPU in its own dtype.
@@ -94,7 +119,7 @@ impl Checkpoint {
     /// # Errors
     /// As [`TensorFile::read_rows`].
     pub fn read_rows(&self, name: &str, first: i64, count: i64) -> Result<Tensor> {
-        self.shard_of(name)?.read_rows(name, first, count)
+        self.shard_of(name)?.read_rows(self.stored(name), first, count)
     }
 
     /// The files, in the order of their names.

@@ -1,9 +1,12 @@
 //! A typed view of a model's `config.json`, checked before anything is allocated from it.
 
+mod defaults;
+
 use crate::error::{Error, Result};
 use crate::fields::Fields;
 use crate::json::{read_json_object, shorten};
 use crate::rope::{self, RopeParameters};
+use defaults::{Defaults, spelt};
 use serde_json::{Map, Value};
 use std::path::Path;
 
@@ -34,7 +37,7 @@ pub struct HfConfig {
     pub num_key_value_heads: i64,
     /// The width of a head.
     pub head_dim: i64,
-    /// The epsilon of RMSNorm.
+    /// The epsilon of every norm.
     pub rms_norm_eps: f64,
     /// The activation of the MLP.
     pub hidden_act: String,
@@ -56,6 +59,8 @@ pub struct HfConfig {
     pub max_position_embeddings: i64,
     /// The rotary positions.
     pub rope: RopeParameters,
+    /// gemma3: the rotary positions of the sliding layers, where they have their own.
+    pub rope_local: Option<RopeParameters>,
     /// The standard deviation of fresh weights.
     pub initializer_range: f64,
     /// The dtype of the weights (`bfloat16`, ...), if stated.
@@ -70,57 +75,38 @@ pub struct HfConfig {
     pub raw: Map<String, Value>,
 }
 
-/// What transformers fills in for keys that a config lacks.
-struct Defaults {
-    num_key_value_heads: Option<i64>,
-    head_dim: Option<i64>,
-    sliding_window: Option<i64>,
-    max_position_embeddings: Option<i64>,
-    tie_word_embeddings: bool,
-    bos_token_id: Option<i64>,
-    eos_token_id: Option<i64>,
-    has_window_switch: bool,
-}
+/// Settings that only some families have, read from the file as it stands; `file` is named in errors.
+impl HfConfig {
+    /// A number.
+    ///
+    /// # Errors
+    /// [`Error::Field`] when it is none.
+    pub fn float(&self, file: &Path, key: &str) -> Result<Option<f64>> {
+        Fields::new(file, "", &self.raw).float(key)
+    }
 
-impl Defaults {
-    fn of(model_type: &str) -> Self {
-        let base = Defaults {
-            num_key_value_heads: None,
-            head_dim: None,
-            sliding_window: None,
-            max_position_embeddings: None,
-            tie_word_embeddings: true,
-            bos_token_id: None,
-            eos_token_id: None,
-            has_window_switch: false,
-        };
-        let llama = Defaults {
-            max_position_embeddings: Some(2048),
-            tie_word_embeddings: false,
-            bos_token_id: Some(1),
-            eos_token_id: Some(2),
-            ..base
-        };
-        let qwen2 = Defaults {
-            num_key_value_heads: Some(32),
-            sliding_window: Some(4096),
-            max_position_embeddings: Some(32_768),
-            tie_word_embeddings: false,
-            has_window_switch: true,
-            ..base
-        };
-        match model_type {
-            "llama" => llama,
-            "mistral" => Defaults {
-                num_key_value_heads: Some(8),
-                sliding_window: Some(4096),
-                max_position_embeddings: Some(131_072),
-                ..llama
-            },
-            "qwen2" => qwen2,
-            "qwen3" => Defaults { head_dim: Some(128), ..qwen2 },
-            _ => base,
-        }
+    /// A whole number of at least `low`.
+    ///
+    /// # Errors
+    /// [`Error::Field`] when it is none.
+    pub fn int(&self, file: &Path, key: &str, low: i64) -> Result<Option<i64>> {
+        Fields::new(file, "", &self.raw).int(key, low, MAX_SIZE)
+    }
+
+    /// A list of whole numbers from 0.
+    ///
+    /// # Errors
+    /// [`Error::Field`] when it is none.
+    pub fn ints(&self, file: &Path, key: &str) -> Result<Option<Vec<i64>>> {
+        Fields::new(file, "", &self.raw).ints(key, 0, MAX_SIZE)
+    }
+
+    /// True or false.
+    ///
+    /// # Errors
+    /// [`Error::Field`] when it is neither.
+    pub fn bool(&self, file: &Path, key: &str) -> Result<Option<bool>> {
+        Fields::new(file, "", &self.raw).bool(key)
     }
 }
 
@@ -142,11 +128,14 @@ fn from_json(path: &Path, raw: Map<String, Value>, generation: Fields<'_>) -> Re
     refuse_what_we_lack(f)?;
     let model_type = f.string("model_type")?.ok_or_else(|| f.wrong("model_type", "the name of a model family"))?;
     let defaults = Defaults::of(&model_type);
-    let size = |key: &str, high: i64| -> Result<i64> {
+    let own = |key: &'static str| spelt(&model_type, key);
+    let size = |key: &'static str, high: i64| -> Result<i64> {
+        let key = own(key);
         f.int(key, 1, high)?.ok_or_else(|| f.wrong(key, format!("a whole number from 1 to {high}")))
     };
     // A key that is `null` asks for the derived value; only a missing one gets the family's default.
-    let size_or = |key: &str, default: Option<i64>| -> Result<Option<i64>> {
+    let size_or = |key: &'static str, default: Option<i64>| -> Result<Option<i64>> {
+        let key = own(key);
         let given = f.int(key, 1, MAX_SIZE)?;
         Ok(if raw.contains_key(key) { given } else { default })
     };
@@ -163,8 +152,8 @@ fn from_json(path: &Path, raw: Map<String, Value>, generation: Fields<'_>) -> Re
         Some(head_dim) => head_dim,
         None if hidden_size % num_attention_heads == 0 => hidden_size / num_attention_heads,
         None => {
-            let wanted = format!("a multiple of num_attention_heads = {num_attention_heads}");
-            return Err(f.wrong("hidden_size", wanted));
+            let wanted = format!("a multiple of {} = {num_attention_heads}", own("num_attention_heads"));
+            return Err(f.wrong(own("hidden_size"), wanted));
         }
     };
     let max_position_embeddings = match size_or("max_position_embeddings", defaults.max_position_embeddings)? {
@@ -182,20 +171,33 @@ fn from_json(path: &Path, raw: Map<String, Value>, generation: Fields<'_>) -> Re
             let name = |i| if slides(i) { "sliding_attention" } else { "full_attention" };
             Some((0..num_hidden_layers).map(|i| name(i).to_string()).collect())
         }
-        None => None,
+        None => match defaults.full_every {
+            Some(default) => {
+                let every = f.int("sliding_window_pattern", 1, MAX_LAYERS)?.unwrap_or(default);
+                let name = |i: i64| if (i + 1) % every == 0 { "full_attention" } else { "sliding_attention" };
+                Some((0..num_hidden_layers).map(|i| name(i).to_string()).collect())
+            }
+            None => None,
+        },
     };
-    let act_key = if f.get("hidden_act").is_some() { "hidden_act" } else { "hidden_activation" };
+    let act_key = if f.get(own("hidden_act")).is_some() { own("hidden_act") } else { "hidden_act" };
+    let eps_key = own("rms_norm_eps");
+    let intermediate_size = match size_or("intermediate_size", None)? {
+        None if model_type == "gpt2" => 4 * hidden_size,
+        _ => size("intermediate_size", MAX_SIZE)?,
+    };
+    let (rope, rope_local) = rope::read(f, max_position_embeddings, head_dim, defaults.rope)?;
     let config = HfConfig {
         architectures: f.strings("architectures")?.unwrap_or_default(),
         vocab_size: size("vocab_size", MAX_SIZE)?,
         hidden_size,
-        intermediate_size: size("intermediate_size", MAX_SIZE)?,
+        intermediate_size,
         num_hidden_layers,
         num_attention_heads,
         num_key_value_heads,
         head_dim,
-        rms_norm_eps: f.float("rms_norm_eps")?.unwrap_or(1e-6),
-        hidden_act: f.string(act_key)?.unwrap_or_else(|| "silu".into()),
+        rms_norm_eps: f.float(eps_key)?.unwrap_or(defaults.norm_eps),
+        hidden_act: f.string(act_key)?.unwrap_or_else(|| defaults.hidden_act.into()),
         attention_bias: f.bool("attention_bias")?.unwrap_or(false),
         mlp_bias: f.bool("mlp_bias")?.unwrap_or(false),
         tie_word_embeddings: f.bool("tie_word_embeddings")?.unwrap_or(defaults.tie_word_embeddings),
@@ -204,7 +206,8 @@ fn from_json(path: &Path, raw: Map<String, Value>, generation: Fields<'_>) -> Re
         max_window_layers,
         layer_types,
         max_position_embeddings,
-        rope: rope::read(f, max_position_embeddings, head_dim)?,
+        rope,
+        rope_local,
         initializer_range: f.float("initializer_range")?.unwrap_or(0.02),
         dtype: read_dtype(f)?,
         bos_token_id: single_id(f, "bos_token_id", defaults.bos_token_id)?,
@@ -214,7 +217,7 @@ fn from_json(path: &Path, raw: Map<String, Value>, generation: Fields<'_>) -> Re
         raw: raw.clone(),
     };
     if config.rms_norm_eps <= 0.0 {
-        return Err(f.wrong("rms_norm_eps", "above 0"));
+        return Err(f.wrong(eps_key, "above 0"));
     }
     check_total(&config, f)?;
     Ok(config)

@@ -6,8 +6,6 @@ use crate::json::shorten;
 use serde_json::{Map, Value};
 
 const TYPES: [&str; 6] = ["default", "linear", "dynamic", "yarn", "longrope", "llama3"];
-/// The base that transformers takes where a config names none.
-const DEFAULT_THETA: f64 = 10_000.0;
 const MAX_POSITIONS: i64 = 1 << 31;
 
 /// How positions turn queries and keys; the names are those of transformers' `rope_parameters`.
@@ -46,9 +44,26 @@ pub struct RopeParameters {
     pub partial_rotary_factor: f64,
 }
 
+/// What a family takes where its config is silent.
+#[derive(Clone, Copy)]
+pub(crate) struct RopeDefaults {
+    pub(crate) theta: f64,
+    pub(crate) partial: f64,
+    /// The base of the sliding layers, in families where they have their own.
+    pub(crate) local_theta: Option<f64>,
+}
+
+/// The rotary positions of a model, and those of its sliding layers where they have their own.
+///
 /// Reads `rope_scaling` (old, first) or `rope_parameters` (new), with `rope_theta` and `partial_rotary_factor` from the
-/// top level where the table lacks them, as transformers does.
-pub(crate) fn read(config: Fields<'_>, max_position_embeddings: i64, head_dim: i64) -> Result<RopeParameters> {
+/// top level where the table lacks them, as transformers does. Gemma 3 has a table for each kind of layer, or, in its old
+/// form, `rope_local_base_freq`, and no scaling of the sliding layers.
+pub(crate) fn read(
+    config: Fields<'_>,
+    max_position_embeddings: i64,
+    head_dim: i64,
+    defaults: RopeDefaults,
+) -> Result<(RopeParameters, Option<RopeParameters>)> {
     let empty = Map::new();
     let filled = |key: &&str| config.get(key).is_some_and(|v| v.as_object().is_none_or(|m| !m.is_empty()));
     let (key, prefix) = match ["rope_scaling", "rope_parameters"].iter().find(|key| filled(key)) {
@@ -56,15 +71,38 @@ pub(crate) fn read(config: Fields<'_>, max_position_embeddings: i64, head_dim: i
         _ => ("rope_parameters", "rope_parameters."),
     };
     let table = if filled(&key) { config.object(key)? } else { &empty };
+    let one = |fields, defaults| read_one(fields, config, max_position_embeddings, head_dim, defaults);
+    let local = |theta| RopeDefaults { theta, ..defaults };
     if let Some((layers, _)) = table.iter().find(|(_, v)| v.is_object()) {
-        return Err(Error::Unsupported {
-            path: config.path().into(),
-            field: format!("{prefix}{layers}"),
-            value: shorten(&Value::Object(table.clone()).to_string()),
-            reason: "positions that differ between kinds of layers are not implemented",
-        });
+        let own = Fields::new(config.path(), prefix, table);
+        let Some(theta) = defaults.local_theta else {
+            return Err(Error::Unsupported {
+                path: config.path().into(),
+                field: format!("{prefix}{layers}"),
+                value: shorten(&Value::Object(table.clone()).to_string()),
+                reason: "positions that differ between kinds of layers are not implemented for this family",
+            });
+        };
+        let full = Fields::new(config.path(), "rope_parameters.full_attention.", own.object("full_attention")?);
+        let sliding =
+            Fields::new(config.path(), "rope_parameters.sliding_attention.", own.object("sliding_attention")?);
+        return Ok((one(full, defaults)?, Some(one(sliding, local(theta))?)));
     }
-    let fields = Fields::new(config.path(), prefix, table);
+    let rope = one(Fields::new(config.path(), prefix, table), defaults)?;
+    let Some(theta) = defaults.local_theta else { return Ok((rope, None)) };
+    let base = config.float("rope_local_base_freq")?.unwrap_or(theta);
+    let plain = Map::from_iter([("rope_theta".to_string(), Value::from(base))]);
+    Ok((rope, Some(one(Fields::new(config.path(), "rope_local_base_freq.", &plain), local(base))?)))
+}
+
+/// One table.
+fn read_one(
+    fields: Fields<'_>,
+    config: Fields<'_>,
+    max_position_embeddings: i64,
+    head_dim: i64,
+    defaults: RopeDefaults,
+) -> Result<RopeParameters> {
     let type_key = if fields.get("rope_type").is_some() { "rope_type" } else { "type" };
     let rope_type = match fields.string(type_key)?.as_deref() {
         None => "default".to_string(),
@@ -86,7 +124,8 @@ pub(crate) fn read(config: Fields<'_>, max_position_embeddings: i64, head_dim: i
     let beta =
         |key: &str, default: f64| -> Result<f64> { Ok(fields.float(key)?.filter(|&b| b != 0.0).unwrap_or(default)) };
     let rope = RopeParameters {
-        rope_theta: own_or_top("rope_theta", DEFAULT_THETA)?,
+        // GPT-NeoX's old names are `rotary_emb_base` and `rotary_pct`.
+        rope_theta: own_or_top("rope_theta", config.float("rotary_emb_base")?.unwrap_or(defaults.theta))?,
         factor: fields.float("factor")?,
         low_freq_factor: fields.float("low_freq_factor")?,
         high_freq_factor: fields.float("high_freq_factor")?,
@@ -99,7 +138,10 @@ pub(crate) fn read(config: Fields<'_>, max_position_embeddings: i64, head_dim: i
         truncate: fields.bool("truncate")?.unwrap_or(true),
         short_factor: fields.floats("short_factor")?.unwrap_or_default(),
         long_factor: fields.floats("long_factor")?.unwrap_or_default(),
-        partial_rotary_factor: own_or_top("partial_rotary_factor", 1.0)?,
+        partial_rotary_factor: own_or_top(
+            "partial_rotary_factor",
+            config.float("rotary_pct")?.unwrap_or(defaults.partial),
+        )?,
         rope_type,
     };
     check(&rope, fields, config, head_dim)?;

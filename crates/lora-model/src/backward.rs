@@ -3,7 +3,7 @@
 use crate::batch::TokenBatch;
 use crate::decoder::{Decoder, Mode, ModuleRef};
 use crate::error::Result;
-use crate::rope::RotaryTable;
+use crate::rope::RotaryTables;
 use lora_torch::backward;
 use tch::{Kind, Tensor, no_grad};
 
@@ -27,16 +27,16 @@ impl Decoder {
     }
 
     fn checkpointed(&self, batch: &TokenBatch, mode: Mode, weight: f64) -> Result<Tensor> {
-        let table = RotaryTable::new(&self.config, &batch.position_ids, batch.longest(), self.kind())?;
+        let tables = RotaryTables::new(&self.config, &batch.position_ids, batch.longest(), self.kind())?;
         let rows = Some(&batch.target_rows);
         let first = self.first_trained_block();
 
         // Forward: keep the input of each block that a gradient must pass.
-        let embedded = self.embed_tokens.forward(&batch.input_ids)?;
+        let embedded = self.embed(&batch.input_ids, &batch.position_ids, batch.longest())?;
         let mut x = embedded.f_detach()?;
         let mut inputs = Vec::with_capacity(self.blocks.len());
         for i in 0..self.blocks.len() {
-            let next = no_grad(|| self.block(i, &x, batch, &table, mode, rows))?;
+            let next = no_grad(|| self.block(i, &x, batch, &tables, mode, rows))?;
             inputs.push(if i >= first { Some(x) } else { None });
             x = next;
         }
@@ -52,7 +52,7 @@ impl Decoder {
             let Some(input) = inputs[i].take() else { continue };
             let passes_on = i > first || embedded.requires_grad();
             let input = input.f_set_requires_grad(passes_on)?;
-            let output = self.block(i, &input, batch, &table, mode, rows)?;
+            let output = self.block(i, &input, batch, &tables, mode, rows)?;
             backward(&[&output], &[&gradient])?;
             if passes_on {
                 gradient = input.f_grad()?;
@@ -67,15 +67,15 @@ impl Decoder {
     /// The lowest block that a gradient must reach.
     fn first_trained_block(&self) -> usize {
         let trains = |t: &Tensor| t.requires_grad();
-        let embedding = &self.embed_tokens;
-        if trains(&embedding.weight) || embedding.lora.is_some() {
+        let mut tables = std::iter::once(&self.embed_tokens).chain(&self.embed_positions);
+        if tables.any(|t| trains(&t.weight) || t.lora.is_some()) {
             return 0;
         }
         let of_block = |i: usize| {
-            let prefix = crate::names::in_block(i, "");
+            let prefix = self.config.in_block(i, "");
             self.modules().iter().filter(|(path, _)| path.starts_with(&prefix)).any(|(_, m)| match m {
-                ModuleRef::Linear(l) => l.lora.is_some() || trains(&l.weight),
-                ModuleRef::Norm(w) => trains(w),
+                ModuleRef::Linear(l) => l.lora.is_some() || trains(&l.weight) || l.bias.as_ref().is_some_and(trains),
+                ModuleRef::Norm(n) => trains(&n.weight) || n.bias.as_ref().is_some_and(trains),
                 ModuleRef::Embedding(_) => false,
             })
         };

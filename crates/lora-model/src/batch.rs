@@ -18,6 +18,8 @@ pub struct TokenBatch {
     pub target_rows: Tensor,
     /// `[trained]` int64: those next tokens.
     pub targets: Tensor,
+    /// The length that `dynamic` and `longrope` positions are computed for.
+    longest: i64,
 }
 
 impl TokenBatch {
@@ -60,12 +62,20 @@ impl TokenBatch {
             segments,
             target_rows: place(target_rows)?,
             targets: place(targets)?,
+            longest: segment_lens.iter().copied().max().unwrap_or(0),
         })
     }
 
-    /// The longest example.
+    /// The batch as a part of one whose longest text has `longest` tokens: `dynamic` and `longrope` positions depend on
+    /// that in transformers, and no others do.
+    #[must_use]
+    pub fn beside(self, longest: i64) -> Self {
+        Self { longest: self.longest.max(longest), ..self }
+    }
+
+    /// The tokens of the longest example, or of a longer one in the batch that this is a part of.
     pub fn longest(&self) -> i64 {
-        self.segments.lens().iter().copied().max().unwrap_or(0)
+        self.longest
     }
 
     /// How many tokens are trained.

@@ -1,44 +1,55 @@
-//! One block: attention and a gated MLP, each behind an RMSNorm and beside the residual stream.
+//! One block: attention and an MLP beside the residual stream, with the norms that the family has.
 
 use crate::cache::LayerCache;
 use crate::config::ModelConfig;
 use crate::error::Result;
+use crate::mlp::Mlp;
+use crate::norm::NormLayer;
 use crate::rope::RotaryTable;
 use lora_core::{LinearLayer, forward_many};
-use lora_torch::{Segments, attention, rms_norm, rotary, swiglu};
+use lora_torch::{AttentionRule, Segments, attention, rotary};
 use tch::Tensor;
+
+/// Projections of queries, keys and values.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one for each block, and no list of them")]
+pub enum Qkv {
+    /// Three layers: `[heads · head_dim, hidden]`, and twice `[kv_heads · head_dim, hidden]`.
+    Separate([LinearLayer; 3]),
+    /// One layer whose output is all queries, then all keys, then all values.
+    Concatenated(LinearLayer),
+    /// One layer whose output is query, key and value of each head in turn.
+    PerHead(LinearLayer),
+}
 
 /// Weights of one block.
 #[derive(Debug)]
 pub struct Block {
-    /// `[hidden]`
-    pub input_layernorm: Tensor,
-    /// `[heads · head_dim, hidden]`
-    pub q_proj: LinearLayer,
-    /// `[kv_heads · head_dim, hidden]`
-    pub k_proj: LinearLayer,
-    /// `[kv_heads · head_dim, hidden]`
-    pub v_proj: LinearLayer,
-    /// `[head_dim]`, for Qwen3
-    pub q_norm: Option<Tensor>,
-    /// `[head_dim]`, for Qwen3
-    pub k_norm: Option<Tensor>,
+    /// The norm of what the attention reads.
+    pub before_attention: Option<NormLayer>,
+    /// Queries, keys and values.
+    pub qkv: Qkv,
+    /// Of each head, or of all together.
+    pub q_norm: Option<NormLayer>,
+    /// Of each head, or of all together.
+    pub k_norm: Option<NormLayer>,
     /// `[hidden, heads · head_dim]`
     pub o_proj: LinearLayer,
-    /// `[hidden]`
-    pub post_attention_layernorm: Tensor,
-    /// `[intermediate, hidden]`
-    pub gate_proj: LinearLayer,
-    /// `[intermediate, hidden]`
-    pub up_proj: LinearLayer,
-    /// `[hidden, intermediate]`
-    pub down_proj: LinearLayer,
-    /// How many keys a query sees.
-    pub window: Option<i64>,
+    /// The norm of what the attention gives.
+    pub after_attention: Option<NormLayer>,
+    /// The norm of what the MLP reads.
+    pub before_mlp: Option<NormLayer>,
+    /// The MLP.
+    pub mlp: Mlp,
+    /// The norm of what the MLP gives.
+    pub after_mlp: Option<NormLayer>,
+    /// How the scores are masked and scaled.
+    pub rule: AttentionRule,
 }
 
 impl Block {
-    /// `[tokens, hidden]` to the same, or to `[rows, hidden]` when only `rows` are needed afterwards.
+    /// `[tokens, hidden]` to the same, or to `[rows, hidden]` when only `rows` are needed afterwards. Without a table
+    /// nothing is rotated.
     ///
     /// # Errors
     /// What an operation reports.
@@ -46,14 +57,13 @@ impl Block {
         &self,
         c: &ModelConfig,
         x: &Tensor,
-        table: &RotaryTable,
+        table: Option<&RotaryTable>,
         segments: &Segments,
         dropout: f64,
         rows: Option<&Tensor>,
     ) -> Result<Tensor> {
         let (q, k, v) = self.qkv(c, x, table, dropout)?;
-        let scale = 1.0 / (c.head_dim as f64).sqrt();
-        let mixed = attention(&q, &k, &v, segments, scale, self.window)?.f_flatten(1, 2)?;
+        let mixed = attention(&q, &k, &v, segments, self.rule)?.f_flatten(1, 2)?;
         match rows {
             Some(rows) => self.rest(c, &x.f_index_select(0, rows)?, &mixed.f_index_select(0, rows)?, dropout),
             None => self.rest(c, x, &mixed, dropout),
@@ -68,37 +78,65 @@ impl Block {
         &self,
         c: &ModelConfig,
         x: &Tensor,
-        table: &RotaryTable,
+        table: Option<&RotaryTable>,
         cache: &mut LayerCache,
     ) -> Result<Tensor> {
         let (q, k, v) = self.qkv(c, x, table, 0.0)?;
-        let scale = 1.0 / (c.head_dim as f64).sqrt();
-        let mixed = cache.attend(&q, &k, &v, scale, self.window)?;
+        let mixed = cache.attend(&q, &k, &v, self.rule)?;
         self.rest(c, x, &mixed, 0.0)
     }
 
-    /// Queries, keys and values, `[tokens, heads, head_dim]` each, rotated.
-    fn qkv(&self, c: &ModelConfig, x: &Tensor, table: &RotaryTable, dropout: f64) -> Result<(Tensor, Tensor, Tensor)> {
-        let normed = rms_norm(x, &self.input_layernorm, c.rms_norm_eps)?;
-        let [q, k, v] = forward_many(&normed, [&self.q_proj, &self.k_proj, &self.v_proj], dropout)?;
-        let heads = |t: Tensor, norm: Option<&Tensor>| -> Result<Tensor> {
-            let t = t.f_view([-1, t.size()[1] / c.head_dim, c.head_dim])?;
-            Ok(match norm {
-                Some(weight) => rms_norm(&t, weight, c.rms_norm_eps)?,
+    /// Queries, keys and values, `[tokens, heads, head_dim]` each, normalised and rotated.
+    fn qkv(
+        &self,
+        c: &ModelConfig,
+        x: &Tensor,
+        table: Option<&RotaryTable>,
+        dropout: f64,
+    ) -> Result<(Tensor, Tensor, Tensor)> {
+        let x = normed(self.before_attention.as_ref(), x)?;
+        let (d, heads, kv) = (c.head_dim, c.num_attention_heads, c.num_key_value_heads);
+        let [q, k, v] = match &self.qkv {
+            Qkv::Separate([q, k, v]) => forward_many(&x, [q, k, v], dropout)?,
+            Qkv::Concatenated(layer) => {
+                let all = layer.forward(&x, dropout)?;
+                let part = |start: i64, n: i64| all.f_narrow(1, start * d, n * d);
+                [part(0, heads)?, part(heads, kv)?, part(heads + kv, kv)?]
+            }
+            Qkv::PerHead(layer) => {
+                let all = layer.forward(&x, dropout)?.f_view([-1, heads, 3, d])?;
+                [all.f_select(2, 0)?, all.f_select(2, 1)?, all.f_select(2, 2)?]
+            }
+        };
+        let whole = c.layout.qk_norm.is_some_and(|n| n.whole);
+        let prepared = |t: Tensor, norm: Option<&NormLayer>| -> Result<Tensor> {
+            let t = if whole { normed(norm, &t)? } else { t };
+            let t = t.f_reshape([-1, t.numel() as i64 / t.size()[0].max(1) / d, d])?;
+            let t = if whole { t } else { normed(norm, &t)? };
+            Ok(match table {
+                Some(table) => rotary(&t, &table.cos, &table.sin)?,
                 None => t,
             })
         };
-        let q = rotary(&heads(q, self.q_norm.as_ref())?, &table.cos, &table.sin)?;
-        let k = rotary(&heads(k, self.k_norm.as_ref())?, &table.cos, &table.sin)?;
-        Ok((q, k, heads(v, None)?))
+        let v = v.f_reshape([-1, kv, d])?;
+        Ok((prepared(q, self.q_norm.as_ref())?, prepared(k, self.k_norm.as_ref())?, v))
     }
 
-    /// Output projection, residual, MLP, residual.
+    /// Output projection, MLP, and the residual stream around both.
     fn rest(&self, c: &ModelConfig, x: &Tensor, mixed: &Tensor, dropout: f64) -> Result<Tensor> {
-        let x = x.f_add(&self.o_proj.forward(mixed, dropout)?)?;
-        let normed = rms_norm(&x, &self.post_attention_layernorm, c.rms_norm_eps)?;
-        let [gate, up] = forward_many(&normed, [&self.gate_proj, &self.up_proj], dropout)?;
-        let inner = swiglu(&gate, &up)?;
-        Ok(x.f_add(&self.down_proj.forward(&inner, dropout)?)?)
+        let attended = normed(self.after_attention.as_ref(), &self.o_proj.forward(mixed, dropout)?)?;
+        let attended = scaled(attended, c.residual_scale)?;
+        let added = x.f_add(&attended)?;
+        let read = normed(self.before_mlp.as_ref(), if c.parallel { x } else { &added })?;
+        let given = normed(self.after_mlp.as_ref(), &self.mlp.forward(c, &read, dropout)?)?;
+        Ok(added.f_add(&scaled(given, c.residual_scale)?)?)
     }
+}
+
+fn normed(norm: Option<&NormLayer>, x: &Tensor) -> Result<Tensor> {
+    norm.map_or_else(|| Ok(x.shallow_clone()), |n| n.forward(x))
+}
+
+pub(crate) fn scaled(x: Tensor, factor: f64) -> Result<Tensor> {
+    if factor == 1.0 { Ok(x) } else { Ok(x.f_mul_scalar(factor)?) }
 }

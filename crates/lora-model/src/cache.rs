@@ -2,6 +2,7 @@
 
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
+use lora_torch::AttentionRule;
 use tch::{Device, Kind, Tensor};
 
 /// The cache of one block: room for `capacity` positions, the first `len` of them filled.
@@ -20,14 +21,8 @@ impl LayerCache {
 
     /// Appends `k` and `v` `[new, kv_heads, head_dim]` and lets `q` `[new, heads, head_dim]` attend to all that it may see.
     /// The result is `[new, heads · head_dim]`.
-    pub(crate) fn attend(
-        &mut self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        scale: f64,
-        window: Option<i64>,
-    ) -> Result<Tensor> {
+    pub(crate) fn attend(&mut self, q: &Tensor, k: &Tensor, v: &Tensor, rule: AttentionRule) -> Result<Tensor> {
+        let AttentionRule { scale, window, softcap } = rule;
         let new = q.size()[0];
         let end = self.len + new;
         if end > self.k.size()[0] {
@@ -45,6 +40,11 @@ impl LayerCache {
         let (keys, values) = (self.k.f_narrow(0, first, end - first)?, self.v.f_narrow(0, first, end - first)?);
         let alone = new == 1;
         let mask = if alone { None } else { Some(mask(self.len, new, first, end, window, q)?) };
+        if let Some(cap) = softcap {
+            let out = capped(q, &keys, &values, mask.as_ref(), scale, cap)?;
+            self.len = end;
+            return Ok(out.f_reshape([new, -1])?);
+        }
         let out = Tensor::f_scaled_dot_product_attention(
             &heads_first(q)?,
             &heads_first(&keys)?,
@@ -58,6 +58,19 @@ impl LayerCache {
         self.len = end;
         Ok(out.f_squeeze_dim(0)?.f_transpose(0, 1)?.f_reshape([new, -1])?)
     }
+}
+
+/// Attention with capped scores; `q` `[new, heads, d]`, `keys` and `values` `[keys, kv_heads, d]`, the result is like `q`.
+fn capped(q: &Tensor, keys: &Tensor, values: &Tensor, mask: Option<&Tensor>, scale: f64, cap: f64) -> Result<Tensor> {
+    let groups = q.size()[1] / keys.size()[1];
+    let spread =
+        |t: &Tensor| -> Result<Tensor> { Ok(t.f_repeat_interleave_self_int(groups, 1, None)?.f_transpose(0, 1)?) };
+    let scores = q.f_transpose(0, 1)?.f_matmul(&spread(keys)?.f_transpose(1, 2)?)?;
+    let mut scores = scores.f_mul_scalar(scale / cap)?.f_tanh()?.f_mul_scalar(cap)?;
+    if let Some(seen) = mask {
+        scores = scores.f_masked_fill(&seen.f_logical_not()?, f64::NEG_INFINITY)?;
+    }
+    Ok(scores.f_softmax(-1, q.kind())?.f_matmul(&spread(values)?)?.f_transpose(0, 1)?)
 }
 
 /// `[new, keys]` bool: query at `past + i` sees keys up to itself, within the window.

@@ -1,14 +1,16 @@
 //! The decoder: token ids in, hidden states, logits or a loss out.
 
 use crate::batch::TokenBatch;
-use crate::block::Block;
+use crate::block::{Block, Qkv, scaled};
 use crate::cache::KvCache;
 use crate::config::ModelConfig;
-use crate::error::Result;
-use crate::names::{EMBED_TOKENS, FINAL_NORM, LM_HEAD, in_block};
-use crate::rope::RotaryTable;
+use crate::error::{Error, Result};
+use crate::layout::{MlpLayout, QkvLayout};
+use crate::mlp::{Gated, Mlp};
+use crate::norm::NormLayer;
+use crate::rope::RotaryTables;
 use lora_core::{EmbeddingLayer, LinearLayer};
-use lora_torch::{HeadPart, cross_entropy, manual_seed, mix_seed, rms_norm};
+use lora_torch::{HeadPart, cross_entropy, manual_seed, mix_seed};
 use tch::{Device, Kind, Tensor};
 
 /// Logits of this many rows exist at a time; 128 rows of a vocabulary of 128k are 64 MB in fp32.
@@ -33,10 +35,12 @@ pub struct Decoder {
     pub config: ModelConfig,
     /// The token table.
     pub embed_tokens: EmbeddingLayer,
+    /// Learned positions, in families that have them.
+    pub embed_positions: Option<EmbeddingLayer>,
     /// The blocks.
     pub blocks: Vec<Block>,
-    /// `[hidden]`: the last norm.
-    pub norm: Tensor,
+    /// The last norm.
+    pub norm: NormLayer,
     /// `[vocab, hidden]`; shares the table's weight when tied.
     pub lm_head: LinearLayer,
     /// `lora_dropout` of the adapter.
@@ -50,8 +54,8 @@ pub enum ModuleRef<'a> {
     Linear(&'a LinearLayer),
     /// The token table.
     Embedding(&'a EmbeddingLayer),
-    /// The weight of a norm.
-    Norm(&'a Tensor),
+    /// A norm.
+    Norm(&'a NormLayer),
 }
 
 /// A module, to be changed.
@@ -61,34 +65,83 @@ pub enum ModuleMut<'a> {
     Linear(&'a mut LinearLayer),
     /// The token table.
     Embedding(&'a mut EmbeddingLayer),
-    /// The weight of a norm.
-    Norm(&'a mut Tensor),
+    /// A norm.
+    Norm(&'a mut NormLayer),
 }
 
 /// Lists the modules of a decoder in the order of the forward pass, shared or exclusive.
 macro_rules! list_modules {
     ($decoder:expr, $Kind:ident, $iter:ident $(, $m:tt)?) => {{
-        let mut list = vec![(EMBED_TOKENS.to_string(), $Kind::Embedding(& $($m)? $decoder.embed_tokens))];
-        for (i, b) in $decoder.blocks.$iter().enumerate() {
-            let mut add = |name: &str, module| list.push((in_block(i, name), module));
-            add("input_layernorm", $Kind::Norm(& $($m)? b.input_layernorm));
-            add("self_attn.q_proj", $Kind::Linear(& $($m)? b.q_proj));
-            add("self_attn.k_proj", $Kind::Linear(& $($m)? b.k_proj));
-            add("self_attn.v_proj", $Kind::Linear(& $($m)? b.v_proj));
-            if let Some(norm) = & $($m)? b.q_norm {
-                add("self_attn.q_norm", $Kind::Norm(norm));
-            }
-            if let Some(norm) = & $($m)? b.k_norm {
-                add("self_attn.k_norm", $Kind::Norm(norm));
-            }
-            add("self_attn.o_proj", $Kind::Linear(& $($m)? b.o_proj));
-            add("post_attention_layernorm", $Kind::Norm(& $($m)? b.post_attention_layernorm));
-            add("mlp.gate_proj", $Kind::Linear(& $($m)? b.gate_proj));
-            add("mlp.up_proj", $Kind::Linear(& $($m)? b.up_proj));
-            add("mlp.down_proj", $Kind::Linear(& $($m)? b.down_proj));
+        let (c, layout) = (& $decoder.config, $decoder.config.layout);
+        let mut list = vec![(layout.embed_tokens.to_string(), $Kind::Embedding(& $($m)? $decoder.embed_tokens))];
+        if let (Some(path), Some(table)) = (layout.embed_positions, & $($m)? $decoder.embed_positions) {
+            list.push((path.to_string(), $Kind::Embedding(table)));
         }
-        list.push((FINAL_NORM.to_string(), $Kind::Norm(& $($m)? $decoder.norm)));
-        list.push((LM_HEAD.to_string(), $Kind::Linear(& $($m)? $decoder.lm_head)));
+        for (i, b) in $decoder.blocks.$iter().enumerate() {
+            let mut add = |name: &str, module| list.push((c.in_block(i, name), module));
+            if let (Some(name), Some(norm)) = (layout.before_attention, & $($m)? b.before_attention) {
+                add(name, $Kind::Norm(norm));
+            }
+            match (layout.qkv, & $($m)? b.qkv) {
+                (QkvLayout::Separate([q_name, k_name, v_name]), Qkv::Separate([q, k, v])) => {
+                    add(q_name, $Kind::Linear(q));
+                    add(k_name, $Kind::Linear(k));
+                    add(v_name, $Kind::Linear(v));
+                }
+                (QkvLayout::Concatenated(name), Qkv::Concatenated(layer)) => add(name, $Kind::Linear(layer)),
+                (QkvLayout::PerHead(name), Qkv::PerHead(layer)) => add(name, $Kind::Linear(layer)),
+                _ => {}
+            }
+            if let Some(names) = layout.qk_norm {
+                if let Some(norm) = & $($m)? b.q_norm {
+                    add(names.q, $Kind::Norm(norm));
+                }
+                if let Some(norm) = & $($m)? b.k_norm {
+                    add(names.k, $Kind::Norm(norm));
+                }
+            }
+            add(layout.o_proj, $Kind::Linear(& $($m)? b.o_proj));
+            if let (Some(name), Some(norm)) = (layout.after_attention, & $($m)? b.after_attention) {
+                add(name, $Kind::Norm(norm));
+            }
+            if let (Some(name), Some(norm)) = (layout.before_mlp, & $($m)? b.before_mlp) {
+                add(name, $Kind::Norm(norm));
+            }
+            match (layout.mlp, & $($m)? b.mlp) {
+                (MlpLayout::Gated(names), Mlp::Gated(Gated { gate, up, down })) => {
+                    add(names[0], $Kind::Linear(gate));
+                    add(names[1], $Kind::Linear(up));
+                    add(names[2], $Kind::Linear(down));
+                }
+                (MlpLayout::GatedTogether(names), Mlp::GatedTogether { gate_up, down }) => {
+                    add(names[0], $Kind::Linear(gate_up));
+                    add(names[1], $Kind::Linear(down));
+                }
+                (MlpLayout::Plain(names), Mlp::Plain { up, down }) => {
+                    add(names[0], $Kind::Linear(up));
+                    add(names[1], $Kind::Linear(down));
+                }
+                (_, Mlp::Experts { router, experts }) => {
+                    if let Some(names) = layout.experts {
+                        add(names.router, $Kind::Linear(router));
+                        for (e, Gated { gate, up, down }) in experts.$iter().enumerate() {
+                            let mut part = |p: usize, layer| {
+                                add(&format!("{}.{e}.{}", names.experts, names.parts[p]), $Kind::Linear(layer));
+                            };
+                            part(0, gate);
+                            part(1, up);
+                            part(2, down);
+                        }
+                    }
+                }
+                _ => {}
+            }
+            if let (Some(name), Some(norm)) = (layout.after_mlp, & $($m)? b.after_mlp) {
+                add(name, $Kind::Norm(norm));
+            }
+        }
+        list.push((layout.final_norm.to_string(), $Kind::Norm(& $($m)? $decoder.norm)));
+        list.push((layout.lm_head.to_string(), $Kind::Linear(& $($m)? $decoder.lm_head)));
         list
     }};
 }
@@ -122,12 +175,24 @@ impl Decoder {
     /// # Errors
     /// What an operation reports.
     pub fn hidden(&self, batch: &TokenBatch, mode: Mode, rows: Option<&Tensor>) -> Result<Tensor> {
-        let table = RotaryTable::new(&self.config, &batch.position_ids, batch.longest(), self.kind())?;
-        let mut x = self.embed_tokens.forward(&batch.input_ids)?;
+        let tables = RotaryTables::new(&self.config, &batch.position_ids, batch.longest(), self.kind())?;
+        let mut x = self.embed(&batch.input_ids, &batch.position_ids, batch.longest())?;
         for i in 0..self.blocks.len() {
-            x = self.block(i, &x, batch, &table, mode, rows)?;
+            x = self.block(i, &x, batch, &tables, mode, rows)?;
         }
         self.final_norm(&x)
+    }
+
+    /// Tokens, and learned positions where the family has them, of texts of up to `longest` tokens: `[tokens, hidden]`.
+    pub(crate) fn embed(&self, ids: &Tensor, positions: &Tensor, longest: i64) -> Result<Tensor> {
+        let x = scaled(self.embed_tokens.forward(ids)?, self.config.embedding_scale)?;
+        let Some(table) = &self.embed_positions else { return Ok(x) };
+        let most = self.config.max_position_embeddings;
+        if longest > most {
+            let (what, expected) = ("text", format!("of at most {most} tokens, the positions that this model has"));
+            return Err(Error::Input { what, expected, got: longest.to_string() });
+        }
+        Ok(x.f_add(&table.forward(positions)?)?)
     }
 
     /// Block `i`; the last one computes `rows` only.
@@ -136,7 +201,7 @@ impl Decoder {
         i: usize,
         x: &Tensor,
         batch: &TokenBatch,
-        table: &RotaryTable,
+        tables: &RotaryTables,
         mode: Mode,
         rows: Option<&Tensor>,
     ) -> Result<Tensor> {
@@ -149,11 +214,12 @@ impl Decoder {
             _ => 0.0,
         };
         let rows = rows.filter(|_| i + 1 == self.blocks.len());
+        let table = tables.of(self.blocks[i].rule.window);
         self.blocks[i].forward(&self.config, x, table, &batch.segments, dropout, rows)
     }
 
     pub(crate) fn final_norm(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(rms_norm(x, &self.norm, self.config.rms_norm_eps)?)
+        scaled(self.norm.forward(x)?, self.config.logits_scale)
     }
 
     /// `[n, hidden]` to `[n, vocab]`.
@@ -161,7 +227,11 @@ impl Decoder {
     /// # Errors
     /// What an operation reports.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        Ok(self.lm_head.forward(hidden, 0.0)?)
+        let logits = self.lm_head.forward(hidden, 0.0)?;
+        Ok(match self.config.logits_softcap {
+            Some(cap) => logits.f_div_scalar(cap)?.f_tanh()?.f_mul_scalar(cap)?,
+            None => logits,
+        })
     }
 
     /// The summed loss over the trained tokens of a batch, from hidden states of the trained rows only.
@@ -178,8 +248,15 @@ impl Decoder {
 
     /// The summed loss of hidden states of the trained rows.
     pub(crate) fn loss_of(&self, hidden: &Tensor, batch: &TokenBatch) -> Result<Tensor> {
-        let p = self.lm_head.projection();
-        let head = HeadPart { weight: p.weight, bias: p.bias, adapter: p.adapter };
+        let softcap = self.config.logits_softcap;
+        let Some(p) = self.lm_head.as_plain() else {
+            // A head with DoRA: logits in full, as another layer's output.
+            let logits = self.logits(hidden)?;
+            let wide = if logits.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+            let chosen = logits.f_log_softmax(-1, wide)?.f_gather(1, &batch.targets.f_unsqueeze(1)?, false)?;
+            return Ok(chosen.f_sum(wide)?.f_neg()?);
+        };
+        let head = HeadPart { weight: p.weight, bias: p.bias, adapter: p.adapter, softcap };
         Ok(cross_entropy(hidden, head, &batch.targets, LOSS_CHUNK_ROWS)?)
     }
 
@@ -191,11 +268,12 @@ impl Decoder {
     /// # Errors
     /// What an operation reports, or when the cache is full.
     pub fn next_logits(&self, ids: &[i64], cache: &mut KvCache) -> Result<Tensor> {
-        let n = ids.len() as i64;
-        let table = RotaryTable::range(&self.config, cache.len(), n, self.kind(), self.device())?;
-        let mut x = self.embed_tokens.forward(&Tensor::f_from_slice(ids)?.f_to_device(self.device())?)?;
+        let (start, n) = (cache.len(), ids.len() as i64);
+        let positions = Tensor::f_arange_start(start, start + n, (Kind::Int64, self.device()))?;
+        let tables = RotaryTables::new(&self.config, &positions, start + n, self.kind())?;
+        let mut x = self.embed(&Tensor::f_from_slice(ids)?.f_to_device(self.device())?, &positions, start + n)?;
         for (block, layer) in self.blocks.iter().zip(&mut cache.layers) {
-            x = block.forward_cached(&self.config, &x, &table, layer)?;
+            x = block.forward_cached(&self.config, &x, tables.of(block.rule.window), layer)?;
         }
         let last = self.final_norm(&x.f_narrow(0, n - 1, 1)?)?;
         Ok(self.logits(&last)?.f_squeeze_dim(0)?)

@@ -11,7 +11,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub enum Error {
     /// The family of the checkpoint is not one of ours.
     #[error(
-        "{file}: model_type = {model_type:?} is not supported; supported are {supported}. A family is added in lora-model's config.rs"
+        "{file}: model_type = {model_type:?} is not supported; supported are {supported}. A family is added in lora-model's layout.rs and family.rs"
     )]
     Family {
         /// The config file.

@@ -18,7 +18,7 @@ pub struct GenerateOptions {
 }
 
 impl Decoder {
-    /// Continues a prompt. `on_token` sees each new token as it comes; when it returns false, generation stops.
+    /// Continues a prompt; where positions are learned, up to the last of them. `on_token` sees each new token as it comes; when it returns false, generation stops.
     ///
     /// # Errors
     /// [`Error::Input`] for an empty prompt, an id outside the vocabulary, or sampling out of range.
@@ -36,12 +36,18 @@ impl Decoder {
             let expected = format!("in the model's vocabulary [0, {})", self.config.vocab_size);
             return Err(Error::Input { what: "token id", expected, got: id.to_string() });
         }
-        let capacity = (prompt.len() + options.max_new_tokens) as i64;
+        // Learned positions end somewhere, and the text with them; the last new token takes none.
+        let room = match self.config.layout.embed_positions {
+            Some(_) => usize::try_from(self.config.max_position_embeddings).unwrap_or(usize::MAX),
+            None => usize::MAX,
+        };
+        let max_new_tokens = options.max_new_tokens.min((room.saturating_sub(prompt.len())).saturating_add(1));
+        let capacity = (prompt.len() + max_new_tokens) as i64;
         let mut new = Vec::new();
         no_grad(|| -> Result<()> {
             let mut cache = KvCache::new(&self.config, capacity, self.kind(), self.device())?;
             let mut input = prompt.to_vec();
-            while new.len() < options.max_new_tokens {
+            while new.len() < max_new_tokens {
                 let logits = self.next_logits(&input, &mut cache)?;
                 let logits = Vec::<f32>::try_from(&logits.f_to_kind(Kind::Float)?)?;
                 let id = options.sampling.choose(&logits, new.len() as u64) as i64;

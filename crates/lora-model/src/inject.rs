@@ -2,14 +2,13 @@
 
 use crate::decoder::{Decoder, ModuleMut, ModuleRef};
 use crate::error::{Error, Result};
-use crate::names::LM_HEAD;
 use crate::target::InjectionPlan;
 use crate::weights::path_seed;
-use lora_core::{Init, Lora, init_embedding, init_linear};
-use lora_format::{AdapterConfig, AdapterFolder, AdapterModule, InitLoraWeights, TargetModules};
+use lora_core::{Init, LinearLayer, Lora, LoraSpec, Principal, init_embedding, init_linear, residual, row_norms};
+use lora_format::{AdapterConfig, AdapterFolder, AdapterModule, InitLoraWeights, LoraTensors, TargetModules};
 use lora_torch::mix_seed;
 use std::collections::BTreeMap;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// A trained parameter: its name in an adapter file (without PEFT's prefix) or in the checkpoint, and the leaf itself.
 #[derive(Debug)]
@@ -26,27 +25,35 @@ impl Decoder {
     /// # Errors
     /// [`Error::Adapter`] for an initialisation that is not known, or what libtorch reports.
     pub fn inject(&mut self, plan: &InjectionPlan, seed: u64) -> Result<()> {
-        let init = match &plan.config.init_lora_weights {
-            InitLoraWeights::Default => Init::Kaiming,
-            InitLoraWeights::Random => Init::Random,
-            InitLoraWeights::Named(name) if name == "gaussian" => Init::Gaussian,
-            InitLoraWeights::Named(name) => {
-                let reason = "supported are true, false and \"gaussian\"".to_string();
-                return Err(Error::Adapter { field: "init_lora_weights", value: name.clone(), reason });
-            }
-        };
-        let device = self.device();
-        self.lora_dropout = plan.config.lora_dropout;
+        let (config, device) = (&plan.config, self.device());
+        let start = Start::of(config)?;
+        self.lora_dropout = config.lora_dropout;
         let adapters: BTreeMap<&str, _> = plan.adapters.iter().map(|a| (a.module.path.as_str(), a)).collect();
         for (path, module) in self.modules_mut() {
             let Some(planned) = adapters.get(path.as_str()) else { continue };
             let (m, own) = (&planned.module, mix_seed(&[seed, path_seed(&path)]));
             match module {
                 ModuleMut::Linear(l) => {
-                    l.set_adapter(init_linear(m.in_features, m.out_features, planned.spec, init, own, device)?)?;
+                    let mut lora = match start {
+                        Start::Beside(init) => {
+                            init_linear(m.in_features, m.out_features, planned.spec, init, own, device)?
+                        }
+                        Start::OutOf(principal) => take_out(l, principal.start(&l.weight, planned.spec, own)?)?,
+                    };
+                    if config.lora_bias {
+                        lora.bias = Some(leaf(&Tensor::f_zeros([m.out_features], (Kind::Float, device))?, device)?);
+                    }
+                    if config.use_dora {
+                        lora.magnitude = Some(leaf(&row_norms(&l.weight, &lora)?, device)?);
+                    }
+                    l.set_adapter(lora)?;
                 }
                 ModuleMut::Embedding(e) => {
-                    e.set_adapter(init_embedding(m.in_features, m.out_features, planned.spec, own, device)?)?;
+                    let mut lora = init_embedding(m.in_features, m.out_features, planned.spec, own, device)?;
+                    if config.use_dora {
+                        lora.magnitude = Some(leaf(&row_norms(&e.weight.f_tr()?, &lora)?, device)?);
+                    }
+                    e.set_adapter(lora)?;
                 }
                 ModuleMut::Norm(_) => {}
             }
@@ -54,46 +61,75 @@ impl Decoder {
         for module in &plan.saved {
             self.train_module(&module.path, None)?;
         }
-        Ok(())
+        self.train_biases(&config.bias)
     }
 
     /// Puts an existing adapter beside the weights; its tensors become the trained leaves.
     ///
+    /// An adapter of PEFT's that began as a part of the base (PiSSA, OLoRA) and was not converted takes that part out of
+    /// the base again, as PEFT does when it loads one.
+    ///
     /// # Errors
     /// [`Error::Module`] for a module that this model lacks or that has another shape.
     pub fn load_adapter(&mut self, folder: &AdapterFolder) -> Result<()> {
-        let (device, dropout) = (self.device(), folder.config.lora_dropout);
-        let leaf = |t: &Tensor| -> Result<Tensor> {
-            Ok(t.f_detach()?.f_to_device(device)?.f_to_dtype(Kind::Float, false, true)?.f_set_requires_grad(true)?)
-        };
+        let (device, config) = (self.device(), &folder.config);
+        let start = Start::of(config).unwrap_or(Start::Beside(Init::Kaiming));
         for (path, content) in &folder.modules {
             let fault = |reason: String| Error::Module { module: path.clone(), reason };
-            if let AdapterModule::Saved { tensors } = content {
-                self.train_module(path, Some(tensors))?;
-                continue;
-            }
-            let spec = lora_core::LoraSpec::new(
-                folder.config.rank_of(path)?,
-                folder.config.alpha_of(path)?,
-                folder.config.use_rslora,
-            )?;
+            let lora = match content {
+                AdapterModule::Saved { tensors } => {
+                    self.train_module(path, Some(tensors))?;
+                    continue;
+                }
+                AdapterModule::Linear(lora) | AdapterModule::Embedding(lora) => lora,
+            };
+            let spec = LoraSpec::new(config.rank_of(path)?, config.alpha_of(path)?, config.use_rslora)?;
+            let vector = |t: &Option<Tensor>| t.as_ref().map(|t| leaf(t, device)).transpose();
+            let pair = Lora::from_parts(leaf(&lora.a, device)?, leaf(&lora.b, device)?, spec.scale())?
+                .with_vectors(vector(&lora.bias)?, vector(&lora.magnitude)?)
+                .map_err(|e| fault(e.to_string()))?;
             let found = self.modules_mut().into_iter().find(|(p, _)| p == path);
             match (found, content) {
                 (None, _) => return Err(fault("is not in this model".into())),
-                (Some((_, ModuleMut::Linear(l))), AdapterModule::Linear { a, b, base_weight }) => {
-                    replace(&l.weight, base_weight.as_ref()).map_err(&fault)?;
-                    l.set_adapter(Lora::from_parts(leaf(a)?, leaf(b)?, spec.scale())?)
-                        .map_err(|e| fault(e.to_string()))?;
+                (Some((_, ModuleMut::Linear(l))), AdapterModule::Linear(_)) => {
+                    replace(&l.weight, lora.base_weight.as_ref()).map_err(&fault)?;
+                    let mut pair = pair;
+                    if let Start::OutOf(principal) = start {
+                        let began = take_out(l, principal.start(&l.weight, spec, path_seed(path))?)?;
+                        pair.initial = began.initial;
+                    }
+                    if let Some(bias) = &lora.base_bias {
+                        if l.bias.as_ref().is_none_or(|own| own.size() != bias.size()) {
+                            return Err(fault(format!("has no bias of {:?} in this model", bias.size())));
+                        }
+                        l.bias = Some(leaf(bias, device)?);
+                    }
+                    l.set_adapter(pair).map_err(|e| fault(e.to_string()))?;
                 }
-                (Some((_, ModuleMut::Embedding(e))), AdapterModule::Embedding { a, b, base_weight }) => {
-                    replace(&e.weight, base_weight.as_ref()).map_err(&fault)?;
-                    e.set_adapter(Lora::from_parts(leaf(a)?, leaf(b)?, spec.scale())?)
-                        .map_err(|e| fault(e.to_string()))?;
+                (Some((_, ModuleMut::Embedding(e))), AdapterModule::Embedding(_)) => {
+                    replace(&e.weight, lora.base_weight.as_ref()).map_err(&fault)?;
+                    e.set_adapter(pair).map_err(|e| fault(e.to_string()))?;
                 }
                 (Some(_), _) => return Err(fault("is of another kind in this model".into())),
             }
         }
-        self.lora_dropout = dropout;
+        self.lora_dropout = config.lora_dropout;
+        Ok(())
+    }
+
+    /// Makes biases of the base trainable: all of them, or those of layers with an adapter.
+    fn train_biases(&mut self, which: &str) -> Result<()> {
+        let device = self.device();
+        for (_, module) in self.modules_mut() {
+            let bias = match module {
+                ModuleMut::Linear(l) if which == "all" || (which == "lora_only" && l.lora.is_some()) => &mut l.bias,
+                ModuleMut::Norm(n) if which == "all" => &mut n.bias,
+                _ => continue,
+            };
+            if let Some(own) = bias {
+                *own = leaf(own, device)?;
+            }
+        }
         Ok(())
     }
 
@@ -102,27 +138,36 @@ impl Decoder {
     fn train_module(&mut self, path: &str, tensors: Option<&BTreeMap<String, Tensor>>) -> Result<()> {
         let device = self.device();
         let fault = |reason: String| Error::Module { module: path.into(), reason };
+        // A bias alone is what `bias = "all"` saves of a module without an adapter.
+        let wanted = |name: &str| tensors.is_none_or(|t| t.contains_key(name));
+        if let Some((name, _)) = tensors.and_then(|t| t.iter().find(|(n, _)| !["weight", "bias"].contains(&n.as_str())))
+        {
+            return Err(fault(format!("has no `{name}`")));
+        }
         let own = |name: &str, base: &Tensor| -> Result<Tensor> {
-            let t = match tensors {
-                None => base,
-                Some(t) => t.get(name).ok_or_else(|| fault(format!("lacks `{name}` in the adapter")))?,
-            };
+            let t = tensors.and_then(|t| t.get(name)).unwrap_or(base);
             if t.size() != base.size() {
                 return Err(fault(format!("`{name}` is {:?} in the adapter and {:?} here", t.size(), base.size())));
             }
             let kind = if base.kind() == Kind::Double { Kind::Double } else { Kind::Float };
             Ok(t.f_detach()?.f_to_device(device)?.f_to_dtype(kind, false, true)?.f_set_requires_grad(true)?)
         };
-        match self.modules_mut().into_iter().find(|(p, _)| p == path) {
+        let (weight, bias) = match self.modules_mut().into_iter().find(|(p, _)| p == path) {
             None => return Err(fault("is not in this model".into())),
-            Some((_, ModuleMut::Linear(l))) => {
-                l.weight = own("weight", &l.weight)?;
-                if let Some(bias) = &l.bias {
-                    l.bias = Some(own("bias", bias)?);
-                }
+            Some((_, ModuleMut::Linear(l))) => (&mut l.weight, Some(&mut l.bias)),
+            Some((_, ModuleMut::Embedding(e))) => (&mut e.weight, None),
+            Some((_, ModuleMut::Norm(n))) => (&mut n.weight, Some(&mut n.bias)),
+        };
+        if wanted("weight") {
+            *weight = own("weight", weight)?;
+        }
+        match bias {
+            Some(Some(bias)) if wanted("bias") => *bias = own("bias", bias)?,
+            Some(Some(_)) => {}
+            _ if tensors.is_some_and(|t| t.contains_key("bias")) => {
+                return Err(fault("has no bias in this model".into()));
             }
-            Some((_, ModuleMut::Embedding(e))) => e.weight = own("weight", &e.weight)?,
-            Some((_, ModuleMut::Norm(w))) => *w = own("weight", w)?,
+            _ => {}
         }
         Ok(())
     }
@@ -134,14 +179,13 @@ impl Decoder {
     pub fn train_everything(&mut self) -> Result<()> {
         for (_, module) in self.modules() {
             let set = |t: &Tensor| t.f_set_requires_grad(true).map(|_| ());
-            match module {
-                ModuleRef::Linear(l) => {
-                    set(&l.weight)?;
-                    l.bias.as_ref().map_or(Ok(()), set)?;
-                }
-                ModuleRef::Embedding(e) => set(&e.weight)?,
-                ModuleRef::Norm(w) => set(w)?,
-            }
+            let (weight, bias) = match module {
+                ModuleRef::Linear(l) => (&l.weight, l.bias.as_ref()),
+                ModuleRef::Embedding(e) => (&e.weight, None),
+                ModuleRef::Norm(n) => (&n.weight, n.bias.as_ref()),
+            };
+            set(weight)?;
+            bias.map_or(Ok(()), set)?;
         }
         Ok(())
     }
@@ -152,77 +196,119 @@ impl Decoder {
             self.config.tie_word_embeddings && self.lm_head.weight.data_ptr() == self.embed_tokens.weight.data_ptr();
         let mut list = Vec::new();
         for (path, module) in self.modules() {
-            let mut add = |suffix: &str, t: &Tensor| {
-                if t.requires_grad() {
+            let mut add = |suffix: &str, t: Option<&Tensor>| {
+                if let Some(t) = t.filter(|t| t.requires_grad()) {
                     list.push(Parameter { name: format!("{path}.{suffix}"), tensor: t.shallow_clone() });
                 }
             };
-            match module {
-                ModuleRef::Linear(l) => {
-                    if !(tied && path == LM_HEAD) {
-                        add("weight", &l.weight);
-                    }
-                    if let Some(bias) = &l.bias {
-                        add("bias", bias);
-                    }
-                    if let Some(lora) = &l.lora {
-                        add("lora_A.weight", &lora.a);
-                        add("lora_B.weight", &lora.b);
-                    }
-                }
-                ModuleRef::Embedding(e) => {
-                    add("weight", &e.weight);
-                    if let Some(lora) = &e.lora {
-                        add("lora_embedding_A", &lora.a);
-                        add("lora_embedding_B", &lora.b);
-                    }
-                }
-                ModuleRef::Norm(w) => add("weight", w),
+            let (weight, bias, lora, embedding) = match module {
+                ModuleRef::Linear(l) => (&l.weight, l.bias.as_ref(), l.lora.as_ref(), false),
+                ModuleRef::Embedding(e) => (&e.weight, None, e.lora.as_ref(), true),
+                ModuleRef::Norm(n) => (&n.weight, n.bias.as_ref(), None, false),
+            };
+            add("weight", Some(weight).filter(|_| !(tied && path == self.config.layout.lm_head)));
+            add("bias", bias);
+            if let Some(lora) = lora {
+                let [a, b] = if embedding {
+                    ["lora_embedding_A", "lora_embedding_B"]
+                } else {
+                    ["lora_A.weight", "lora_B.weight"]
+                };
+                add(a, Some(&lora.a));
+                add(b, Some(&lora.b));
+                add("lora_B.bias", lora.bias.as_ref());
+                add("lora_magnitude_vector", lora.magnitude.as_ref());
             }
         }
         list
     }
 
-    /// The adapter as PEFT lays it out. Where the embedding or the head has one, the frozen weight goes with it, as PEFT
-    /// saves it.
-    pub fn adapter_modules(&self) -> BTreeMap<String, AdapterModule> {
+    /// The adapter as PEFT lays it out. Where `embed_tokens` or `lm_head` has one, the frozen weight goes with it, as PEFT
+    /// saves it. One that began as a part of the base is converted to a plain one over the unchanged base.
+    ///
+    /// # Errors
+    /// What libtorch reports.
+    pub fn adapter_modules(&self) -> Result<BTreeMap<String, AdapterModule>> {
         let mut list = BTreeMap::new();
-        let saved = |parts: Vec<(&str, &Tensor)>| AdapterModule::Saved {
-            tensors: parts.into_iter().map(|(n, t)| (n.to_string(), t.shallow_clone())).collect(),
-        };
         for (path, module) in self.modules() {
-            let content = match module {
-                ModuleRef::Linear(l) => match &l.lora {
-                    Some(lora) => {
-                        let base_weight = (path == LM_HEAD).then(|| l.weight.shallow_clone());
-                        Some(AdapterModule::Linear {
-                            a: lora.a.shallow_clone(),
-                            b: lora.b.shallow_clone(),
-                            base_weight,
-                        })
-                    }
-                    None if l.weight.requires_grad() => {
-                        let bias = l.bias.as_ref().map(|b| ("bias", b));
-                        Some(saved([("weight", &l.weight)].into_iter().chain(bias).collect()))
-                    }
-                    None => None,
-                },
-                ModuleRef::Embedding(e) => match &e.lora {
-                    Some(lora) => Some(AdapterModule::Embedding {
-                        a: lora.a.shallow_clone(),
-                        b: lora.b.shallow_clone(),
-                        base_weight: Some(e.weight.shallow_clone()),
-                    }),
-                    None => e.weight.requires_grad().then(|| saved(vec![("weight", &e.weight)])),
-                },
-                ModuleRef::Norm(w) => w.requires_grad().then(|| saved(vec![("weight", w)])),
+            let (weight, bias, lora, embedding) = match module {
+                ModuleRef::Linear(l) => (&l.weight, l.bias.as_ref(), l.lora.as_ref(), false),
+                ModuleRef::Embedding(e) => (&e.weight, None, e.lora.as_ref(), true),
+                ModuleRef::Norm(n) => (&n.weight, n.bias.as_ref(), None, false),
             };
-            if let Some(content) = content {
-                list.insert(path, content);
-            }
+            let copy = |t: &Tensor| t.shallow_clone();
+            let trained_bias = bias.filter(|b| b.requires_grad());
+            let Some(lora) = lora else {
+                let parts = [("weight", Some(weight).filter(|w| w.requires_grad())), ("bias", trained_bias)];
+                let tensors: BTreeMap<String, Tensor> =
+                    parts.into_iter().filter_map(|(name, t)| Some((name.to_string(), copy(t?)))).collect();
+                if !tensors.is_empty() {
+                    list.insert(path, AdapterModule::Saved { tensors });
+                }
+                continue;
+            };
+            let (a, b) = lora.converted()?;
+            let saved_along = ["embed_tokens", "lm_head"].contains(&path.rsplit('.').next().unwrap_or(&path));
+            let tensors = LoraTensors {
+                a,
+                b,
+                bias: lora.bias.as_ref().map(copy),
+                magnitude: lora.magnitude.as_ref().map(copy),
+                base_weight: saved_along.then(|| copy(weight)),
+                base_bias: trained_bias.map(copy),
+            };
+            let content = if embedding { AdapterModule::Embedding(tensors) } else { AdapterModule::Linear(tensors) };
+            list.insert(path, content);
         }
-        list
+        Ok(list)
     }
+}
+
+/// A trained leaf, fp32 (fp64 where the value is).
+fn leaf(t: &Tensor, device: Device) -> Result<Tensor> {
+    Ok(t.f_detach()?.f_to_device(device)?.f_to_dtype(Kind::Float, false, true)?.f_set_requires_grad(true)?)
+}
+
+/// How adapters begin.
+#[derive(Clone, Copy)]
+pub(crate) enum Start {
+    /// Beside a base that stays as it is.
+    Beside(Init),
+    /// As a part of the base, which is taken out of it.
+    OutOf(Principal),
+}
+
+impl Start {
+    pub(crate) fn of(config: &AdapterConfig) -> Result<Self> {
+        let name = match &config.init_lora_weights {
+            InitLoraWeights::Default => return Ok(Self::Beside(Init::Kaiming)),
+            InitLoraWeights::Random => return Ok(Self::Beside(Init::Random)),
+            InitLoraWeights::Named(name) if name == "gaussian" => return Ok(Self::Beside(Init::Gaussian)),
+            InitLoraWeights::Named(name) => name,
+        };
+        let refuse = |reason: &str| {
+            Err(Error::Adapter { field: "init_lora_weights", value: name.clone(), reason: reason.into() })
+        };
+        match Principal::named(name) {
+            None => refuse("supported are true, false, \"gaussian\", \"pissa\", \"pissa_niter_N\" and \"olora\""),
+            Some(_) if config.use_dora => refuse("it cannot be combined with use_dora; choose one of them"),
+            Some(principal) => Ok(Self::OutOf(principal)),
+        }
+    }
+}
+
+/// Takes what an adapter begins as out of the layer's weight, and makes it the trained leaves.
+fn take_out(layer: &mut LinearLayer, start: Lora) -> Result<Lora> {
+    layer.weight = residual(&layer.weight, &start)?;
+    let device = layer.weight.device();
+    let trained = |t: &Tensor| -> Result<Tensor> {
+        let mut own = Tensor::f_empty(t.size(), (t.kind(), device))?;
+        own.f_copy_(t)?;
+        Ok(own.f_set_requires_grad(true)?)
+    };
+    let mut lora = Lora::from_parts(trained(&start.a)?, trained(&start.b)?, start.scale)?;
+    lora.initial = Some((start.a, start.b));
+    Ok(lora)
 }
 
 /// Overwrites a frozen weight in place, so that whoever shares it sees the new one, as PEFT's loader does.

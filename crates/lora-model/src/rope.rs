@@ -4,7 +4,7 @@ use crate::config::ModelConfig;
 use crate::error::Result;
 use lora_format::RopeParameters;
 use std::f64::consts::PI;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// Inverse frequencies in fp32 (as the checkpoints' authors computed them) and the factor on cosines and sines.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,9 +15,13 @@ pub struct Frequencies {
     pub scaling: f64,
 }
 
-/// Frequencies for texts of up to `longest` positions (which only `dynamic` and `longrope` look at).
+/// Frequencies of the model's rotary positions for texts of up to `longest` tokens (which only `dynamic` and `longrope`
+/// look at).
 pub fn frequencies(c: &ModelConfig, longest: i64) -> Frequencies {
-    let p = &c.rope;
+    frequencies_of(c, &c.rope, longest)
+}
+
+fn frequencies_of(c: &ModelConfig, p: &RopeParameters, longest: i64) -> Frequencies {
     let dim = (c.head_dim as f64 * p.partial_rotary_factor) as i64;
     let factor = p.factor.unwrap_or(1.0);
     let plain =
@@ -103,26 +107,39 @@ pub struct RotaryTable {
 }
 
 impl RotaryTable {
-    /// Tables for `positions` `[tokens]` int64 of texts of up to `longest` tokens, in `kind`; angles are taken in fp32
-    /// (fp64 for fp64 models).
-    ///
-    /// # Errors
-    /// What libtorch reports.
-    pub fn new(c: &ModelConfig, positions: &Tensor, longest: i64, kind: Kind) -> Result<Self> {
-        let f = frequencies(c, longest);
+    /// Angles are taken in fp32 (fp64 for fp64 models).
+    fn new(f: &Frequencies, positions: &Tensor, kind: Kind) -> Result<Self> {
         let wide = if kind == Kind::Double { Kind::Double } else { Kind::Float };
         let inv = Tensor::f_from_slice(&f.inv_freq)?.f_to_kind(wide)?.f_to_device(positions.device())?;
         let angles = positions.f_to_kind(wide)?.f_unsqueeze(1)?.f_mul(&inv.f_unsqueeze(0)?)?;
         let table = |t: Tensor| -> Result<Tensor> { Ok(t.f_mul_scalar(f.scaling)?.f_to_kind(kind)?) };
         Ok(Self { cos: table(angles.f_cos()?)?, sin: table(angles.f_sin()?)? })
     }
+}
 
-    /// Positions `start..start + n` of one text.
+/// The tables of a batch: of blocks that see everything, and of blocks with a window where those have their own.
+#[derive(Debug)]
+pub struct RotaryTables {
+    all: Option<RotaryTable>,
+    local: Option<RotaryTable>,
+}
+
+impl RotaryTables {
+    /// Tables for `positions` `[tokens]` int64 of texts of up to `longest` tokens, in `kind`; none where positions are
+    /// learned.
     ///
     /// # Errors
     /// What libtorch reports.
-    pub fn range(c: &ModelConfig, start: i64, n: i64, kind: Kind, device: Device) -> Result<Self> {
-        let positions = Tensor::f_arange_start(start, start + n, (Kind::Int64, device))?;
-        Self::new(c, &positions, start + n, kind)
+    pub fn new(c: &ModelConfig, positions: &Tensor, longest: i64, kind: Kind) -> Result<Self> {
+        if c.layout.embed_positions.is_some() {
+            return Ok(Self { all: None, local: None });
+        }
+        let table = |p| RotaryTable::new(&frequencies_of(c, p, longest), positions, kind);
+        Ok(Self { all: Some(table(&c.rope)?), local: c.rope_local.as_ref().map(table).transpose()? })
+    }
+
+    /// The table of a block with this window.
+    pub fn of(&self, window: Option<i64>) -> Option<&RotaryTable> {
+        self.local.as_ref().filter(|_| window.is_some()).or(self.all.as_ref())
     }
 }

@@ -2,10 +2,11 @@
 
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
-use crate::names::{LM_HEAD, ModuleKind, ModuleSpec, modules};
+use crate::inject::Start;
+use crate::names::{ModuleKind, ModuleSpec, modules};
 use fancy_regex::Regex;
-use lora_core::{LoraSpec, ParameterCount};
-use lora_format::{AdapterConfig, TargetModules};
+use lora_core::{LoraSpec, ParameterCount, Principal};
+use lora_format::{AdapterConfig, InitLoraWeights, TargetModules};
 
 /// One adapter to be made.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,7 +24,9 @@ pub struct InjectionPlan {
     pub adapters: Vec<PlannedAdapter>,
     /// Modules that are trained and saved in full.
     pub saved: Vec<ModuleSpec>,
-    /// The configuration as it will be saved; `all-linear` has become names.
+    /// Numbers in biases of the base that are trained (`bias`).
+    pub biases: i64,
+    /// The configuration with which training starts; `all-linear` has become names.
     pub config: AdapterConfig,
 }
 
@@ -39,8 +42,45 @@ impl InjectionPlan {
     /// All trained parameters, modules that are saved in full included.
     pub fn trained(&self) -> i64 {
         let full: i64 = self.saved.iter().flat_map(ModuleSpec::tensors).map(|(_, s)| s.iter().product::<i64>()).sum();
-        self.count().trained + full
+        let vectors = |a: &PlannedAdapter| {
+            let biased = self.config.lora_bias && a.module.kind == ModuleKind::Linear;
+            a.module.out_features * (i64::from(self.config.use_dora) + i64::from(biased))
+        };
+        self.count().trained + full + self.biases + self.adapters.iter().map(vectors).sum::<i64>()
     }
+}
+
+/// The configuration under which [`Decoder::adapter_modules`](crate::Decoder::adapter_modules) is saved: an adapter that
+/// began as a part of the base becomes a plain one of twice the rank and the same scale ([`lora_core::Lora::converted`]).
+pub fn saved_form(mut config: AdapterConfig) -> AdapterConfig {
+    let InitLoraWeights::Named(name) = &config.init_lora_weights else { return config };
+    if Principal::named(name).is_none() {
+        return config;
+    }
+    let alpha = if config.use_rslora { std::f64::consts::SQRT_2 } else { 2.0 };
+    config.r *= 2;
+    config.lora_alpha *= alpha;
+    config.rank_pattern.iter_mut().for_each(|(_, r)| *r *= 2);
+    config.alpha_pattern.iter_mut().for_each(|(_, a)| *a *= alpha);
+    config.init_lora_weights = InitLoraWeights::Default;
+    config
+}
+
+/// The word in `target_modules` for what PEFT targets in this family when nothing is said.
+const PEFT_DEFAULT: &str = "peft-default";
+
+fn has_low_rank_form(module: &ModuleSpec) -> bool {
+    matches!(module.kind, ModuleKind::Linear | ModuleKind::Embedding)
+}
+
+/// How many numbers of biases `bias` trains beside modules that are trained in full.
+fn trained_biases(all: &[ModuleSpec], adapters: &[PlannedAdapter], saved: &[ModuleSpec], which: &str) -> i64 {
+    let adapted = |m: &ModuleSpec| adapters.iter().any(|a| a.module.path == m.path);
+    all.iter()
+        .filter(|m| m.bias && !saved.iter().any(|s| s.path == m.path))
+        .filter(|m| which == "all" || (which == "lora_only" && adapted(m)))
+        .map(|m| m.out_features)
+        .sum()
 }
 
 /// Applies an adapter configuration to a model's module table.
@@ -50,12 +90,9 @@ impl InjectionPlan {
 pub fn plan_injection(model: &ModelConfig, config: &AdapterConfig) -> Result<InjectionPlan> {
     let all = modules(model);
     let mut config = config.clone();
-    if config.bias != "none" {
-        let reason = "only bias = \"none\" is supported".to_string();
-        return Err(Error::Adapter { field: "bias", value: config.bias, reason });
-    }
+    check_method(&config)?;
     let saved = saved_modules(&all, config.modules_to_save.as_deref().unwrap_or_default())?;
-    let targets = expand(&all, config.target_modules.as_ref());
+    let targets = expand(model, &all, config.target_modules.as_ref())?;
     check_names("target_modules", &all, &targets)?;
     if let Some(exclude) = &config.exclude_modules {
         check_names("exclude_modules", &all, exclude)?;
@@ -63,7 +100,7 @@ pub fn plan_injection(model: &ModelConfig, config: &AdapterConfig) -> Result<Inj
     let layers = LayerFilter::new(&config, &targets)?;
 
     let mut adapters = Vec::new();
-    for module in all.iter().filter(|m| m.kind != ModuleKind::Norm) {
+    for module in all.iter().filter(|m| has_low_rank_form(m)) {
         let excluded = config.exclude_modules.as_ref().map_or(Ok(false), |e| e.matches(&module.path))?;
         if excluded
             || saved.iter().any(|s| s.path == module.path)
@@ -89,22 +126,35 @@ pub fn plan_injection(model: &ModelConfig, config: &AdapterConfig) -> Result<Inj
     check_patterns("rank_pattern", config.rank_pattern.iter().map(|(k, _)| k), &adapters)?;
     check_patterns("alpha_pattern", config.alpha_pattern.iter().map(|(k, _)| k), &adapters)?;
     config.target_modules = Some(targets);
-    Ok(InjectionPlan { adapters, saved, config })
+    // PEFT's flag is that of the last linear layer it wraps.
+    let linear = adapters.iter().rev().find(|a| a.module.kind == ModuleKind::Linear);
+    config.fan_in_fan_out = linear.is_some_and(|a| a.module.transposed);
+    let biases = trained_biases(&all, &adapters, &saved, &config.bias);
+    Ok(InjectionPlan { adapters, saved, biases, config })
 }
 
-/// `all-linear`, which is also the default, as names: every linear layer but the output head.
-fn expand(all: &[ModuleSpec], targets: Option<&TargetModules>) -> TargetModules {
+/// `all-linear`, which is also the default, as names: every linear layer but the output head and, in families with
+/// experts, those of the MLPs, which PEFT holds as other adapters than these.
+fn expand(model: &ModelConfig, all: &[ModuleSpec], targets: Option<&TargetModules>) -> Result<TargetModules> {
     match targets {
-        Some(t) if !t.is_all_linear() => t.clone(),
+        Some(TargetModules::Pattern(word)) if word == PEFT_DEFAULT => match model.layout.peft_targets {
+            Some(names) => Ok(TargetModules::List(names.iter().map(|n| (*n).to_string()).collect())),
+            None => Err(Error::Adapter {
+                field: "target_modules",
+                value: PEFT_DEFAULT.into(),
+                reason: format!("PEFT has no default for {}; use \"all-linear\", or name modules", model.family),
+            }),
+        },
+        Some(t) if !t.is_all_linear() => Ok(t.clone()),
         _ => {
             let mut names: Vec<String> = Vec::new();
-            for m in all.iter().filter(|m| m.kind == ModuleKind::Linear && m.path != LM_HEAD) {
+            for m in all.iter().filter(|m| m.in_all_linear) {
                 let name = last_part(&m.path).to_string();
                 if !names.contains(&name) {
                     names.push(name);
                 }
             }
-            TargetModules::List(names)
+            Ok(TargetModules::List(names))
         }
     }
 }
@@ -124,21 +174,24 @@ fn check_names(field: &'static str, all: &[ModuleSpec], targets: &TargetModules)
         return Err(Error::Adapter { field, value: "[]".into(), reason });
     }
     for (value, entry) in entries {
-        let mut norm = None;
+        let mut without = None;
         let mut found = false;
         for module in all {
             if entry.matches(&module.path)? {
-                match module.kind {
-                    ModuleKind::Norm => norm = Some(&module.path),
-                    _ => found = true,
+                match has_low_rank_form(module) {
+                    false => without = Some(module),
+                    true => found = true,
                 }
             }
         }
-        match (found, norm) {
+        match (found, without) {
             (true, _) => {}
-            (false, Some(path)) => {
-                let reason =
-                    format!("`{path}` is a norm, which has no low-rank form; put it into modules_to_save to train it");
+            (false, Some(module)) => {
+                let kind = if module.kind == ModuleKind::Router { "router" } else { "norm" };
+                let reason = format!(
+                    "`{}` is a {kind}, which has no low-rank form; put it into modules_to_save to train it",
+                    module.path
+                );
                 return Err(Error::Adapter { field, value, reason });
             }
             (false, None) => {
@@ -148,6 +201,15 @@ fn check_names(field: &'static str, all: &[ModuleSpec], targets: &TargetModules)
         }
     }
     Ok(())
+}
+
+/// Methods that cannot stand together, and starts that are not known.
+fn check_method(config: &AdapterConfig) -> Result<()> {
+    if config.use_dora && config.lora_bias {
+        let reason = "DoRA has no bias of its own; choose use_dora or lora_bias".to_string();
+        return Err(Error::Adapter { field: "lora_bias", value: "true".into(), reason });
+    }
+    Start::of(config).map(|_| ())
 }
 
 /// `modules_to_save` matches by the end of the path, and each name must match.
@@ -187,7 +249,7 @@ fn check_patterns<'a>(
 
 /// The last parts of module paths that are closest to a name.
 fn nearest_names(all: &[ModuleSpec], name: &str) -> Vec<String> {
-    let mut parts: Vec<&str> = all.iter().filter(|m| m.kind != ModuleKind::Norm).map(|m| last_part(&m.path)).collect();
+    let mut parts: Vec<&str> = all.iter().filter(|m| has_low_rank_form(m)).map(|m| last_part(&m.path)).collect();
     parts.sort_unstable();
     parts.dedup();
     parts.sort_by_key(|p| strsim::damerau_levenshtein(p, last_part(name)));

@@ -1,13 +1,16 @@
 //! From a checkpoint folder, or from a seed, to a decoder; and back to a checkpoint.
 
-use crate::block::Block;
+use crate::block::{Block, Qkv};
 use crate::config::ModelConfig;
 use crate::decoder::{Decoder, ModuleRef};
 use crate::error::{Error, Result};
-use crate::names::{EMBED_TOKENS, FINAL_NORM, LM_HEAD, ModuleKind, checkpoint_tensors, in_block, modules};
+use crate::layout::{MlpLayout, NormKind, QkvLayout};
+use crate::mlp::{Gated, Mlp};
+use crate::names::{ModuleKind, ModuleSpec, checkpoint_tensors, modules};
+use crate::norm::NormLayer;
 use lora_core::{EmbeddingLayer, LinearLayer};
 use lora_format::{Checkpoint, write_tensors};
-use lora_torch::mix_seed;
+use lora_torch::{AttentionRule, mix_seed};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
@@ -40,7 +43,7 @@ impl Decoder {
     /// # Errors
     /// What libtorch reports.
     pub fn fresh(config: ModelConfig, seed: u64, device: Device) -> Result<Self> {
-        let std = config.initializer_range;
+        let (std, plus_one) = (config.initializer_range, config.layout.norm == NormKind::RmsPlusOne);
         let norms: BTreeSet<String> = modules(&config)
             .into_iter()
             .filter(|m| m.kind == ModuleKind::Norm)
@@ -49,7 +52,7 @@ impl Decoder {
         Self::assemble(config, |name, shape| {
             let on = (Kind::Float, Device::Cpu);
             let t = if norms.contains(name) {
-                Tensor::f_ones(shape, on)?
+                if plus_one { Tensor::f_zeros(shape, on)? } else { Tensor::f_ones(shape, on)? }
             } else if name.ends_with(".bias") {
                 Tensor::f_zeros(shape, on)?
             } else {
@@ -61,49 +64,21 @@ impl Decoder {
     }
 
     fn assemble(config: ModelConfig, mut get: impl FnMut(&str, &[i64]) -> Result<Tensor>) -> Result<Self> {
-        let shapes: BTreeMap<String, Vec<i64>> = modules(&config).iter().flat_map(|m| m.tensors()).collect();
-        let mut tensor =
-            |name: String| -> Result<Option<Tensor>> { shapes.get(&name).map(|shape| get(&name, shape)).transpose() };
-        let absent = |name: &str| Error::Module { module: name.into(), reason: "is not in the module table".into() };
-        let mut weight = |path: &str| tensor(format!("{path}.weight"))?.ok_or_else(|| absent(path));
-        let embed_tokens = EmbeddingLayer::frozen(weight(EMBED_TOKENS)?);
-        let mut blocks = Vec::with_capacity(config.windows.len());
-        for (i, &window) in config.windows.iter().enumerate() {
-            let mut linear = |name: &str| -> Result<LinearLayer> {
-                let path = in_block(i, name);
-                let weight = tensor(format!("{path}.weight"))?.ok_or_else(|| absent(&path))?;
-                Ok(LinearLayer::frozen(weight, tensor(format!("{path}.bias"))?)?)
-            };
-            let (q_proj, k_proj, v_proj) =
-                (linear("self_attn.q_proj")?, linear("self_attn.k_proj")?, linear("self_attn.v_proj")?);
-            let o_proj = linear("self_attn.o_proj")?;
-            let (gate_proj, up_proj, down_proj) =
-                (linear("mlp.gate_proj")?, linear("mlp.up_proj")?, linear("mlp.down_proj")?);
-            let mut norm = |name: &str| tensor(format!("{}.weight", in_block(i, name)));
-            let (q_norm, k_norm) = (norm("self_attn.q_norm")?, norm("self_attn.k_norm")?);
-            let input_layernorm = norm("input_layernorm")?.ok_or_else(|| absent("input_layernorm"))?;
-            let post_attention_layernorm =
-                norm("post_attention_layernorm")?.ok_or_else(|| absent("post_attention_layernorm"))?;
-            blocks.push(Block {
-                input_layernorm,
-                q_proj,
-                k_proj,
-                v_proj,
-                q_norm,
-                k_norm,
-                o_proj,
-                post_attention_layernorm,
-                gate_proj,
-                up_proj,
-                down_proj,
-                window,
-            });
-        }
-        let mut weight = |path: &str| tensor(format!("{path}.weight"))?.ok_or_else(|| absent(path));
-        let norm = weight(FINAL_NORM)?;
-        let head = if config.tie_word_embeddings { embed_tokens.weight.shallow_clone() } else { weight(LM_HEAD)? };
+        let specs: BTreeMap<String, ModuleSpec> = modules(&config).into_iter().map(|m| (m.path.clone(), m)).collect();
+        let mut parts = Parts { specs: &specs, config: &config, get: &mut get };
+        let layout = config.layout;
+        let embed_tokens = EmbeddingLayer::frozen(parts.weight(layout.embed_tokens)?);
+        let embed_positions =
+            layout.embed_positions.map(|path| parts.weight(path).map(EmbeddingLayer::frozen)).transpose()?;
+        let blocks = (0..config.windows.len()).map(|i| parts.block(i)).collect::<Result<_>>()?;
+        let norm = parts.norm(layout.final_norm)?;
+        let head = if config.tie_word_embeddings {
+            embed_tokens.weight.shallow_clone()
+        } else {
+            parts.weight(layout.lm_head)?
+        };
         let lm_head = LinearLayer::frozen(head, None)?;
-        Ok(Self { config, embed_tokens, blocks, norm, lm_head, lora_dropout: 0.0 })
+        Ok(Self { embed_tokens, embed_positions, blocks, norm, lm_head, lora_dropout: 0.0, config })
     }
 
     /// Writes the base weights as `model.safetensors`, under the names of the checkpoint.
@@ -111,22 +86,107 @@ impl Decoder {
     /// # Errors
     /// [`Error::Format`] when the file cannot be written.
     pub fn save_weights(&self, dir: &Path) -> Result<()> {
+        let transposed: BTreeSet<String> =
+            modules(&self.config).into_iter().filter(|m| m.transposed).map(|m| m.path).collect();
         let mut tensors = Vec::new();
         for (path, module) in self.modules() {
-            let mut add = |part: &str, t: &Tensor| tensors.push((format!("{path}.{part}"), t.shallow_clone()));
-            match module {
-                ModuleRef::Embedding(e) => add("weight", &e.weight),
-                ModuleRef::Norm(w) => add("weight", w),
-                ModuleRef::Linear(_) if path == LM_HEAD && self.config.tie_word_embeddings => {}
-                ModuleRef::Linear(l) => {
-                    add("weight", &l.weight);
-                    if let Some(bias) = &l.bias {
-                        add("bias", bias);
-                    }
+            let mut add = |part: &str, t: Tensor| tensors.push((format!("{path}.{part}"), t));
+            let (weight, bias) = match module {
+                ModuleRef::Embedding(e) => (&e.weight, None),
+                ModuleRef::Norm(n) => (&n.weight, n.bias.as_ref()),
+                ModuleRef::Linear(_) if path == self.config.layout.lm_head && self.config.tie_word_embeddings => {
+                    continue;
                 }
+                ModuleRef::Linear(l) => (&l.weight, l.bias.as_ref()),
+            };
+            let as_stored = if transposed.contains(&path) { weight.f_tr()? } else { weight.shallow_clone() };
+            add("weight", as_stored.f_contiguous()?);
+            if let Some(bias) = bias {
+                add("bias", bias.shallow_clone());
             }
         }
         Ok(write_tensors(&dir.join("model.safetensors"), &tensors, &BTreeMap::from([("format".into(), "pt".into())]))?)
+    }
+}
+
+/// Makes layers from tensors that `get` gives by name and shape.
+struct Parts<'a> {
+    specs: &'a BTreeMap<String, ModuleSpec>,
+    config: &'a ModelConfig,
+    get: &'a mut dyn FnMut(&str, &[i64]) -> Result<Tensor>,
+}
+
+impl Parts<'_> {
+    fn spec(&self, path: &str) -> Result<&ModuleSpec> {
+        let absent = || Error::Module { module: path.into(), reason: "is not in the module table".into() };
+        self.specs.get(path).ok_or_else(absent)
+    }
+
+    fn weight(&mut self, path: &str) -> Result<Tensor> {
+        let shape = self.spec(path)?.weight_shape();
+        (self.get)(&format!("{path}.weight"), &shape)
+    }
+
+    fn bias(&mut self, path: &str) -> Result<Option<Tensor>> {
+        let spec = self.spec(path)?;
+        let (wanted, width) = (spec.bias, spec.out_features);
+        wanted.then(|| (self.get)(&format!("{path}.bias"), &[width])).transpose()
+    }
+
+    /// A linear layer; one that is stored transposed is turned, without a copy.
+    fn linear(&mut self, path: &str) -> Result<LinearLayer> {
+        let (weight, transposed) = (self.weight(path)?, self.spec(path)?.transposed);
+        let weight = if transposed { weight.f_tr()? } else { weight };
+        Ok(LinearLayer::frozen(weight, self.bias(path)?)?)
+    }
+
+    fn norm(&mut self, path: &str) -> Result<NormLayer> {
+        let (kind, eps) = (self.config.layout.norm, self.config.norm_eps);
+        Ok(NormLayer { weight: self.weight(path)?, bias: self.bias(path)?, kind, eps })
+    }
+
+    fn gated(&mut self, paths: [String; 3]) -> Result<Gated> {
+        let [gate, up, down] = paths;
+        Ok(Gated { gate: self.linear(&gate)?, up: self.linear(&up)?, down: self.linear(&down)? })
+    }
+
+    fn block(&mut self, i: usize) -> Result<Block> {
+        let (c, layout) = (self.config, self.config.layout);
+        let at = |name: &str| c.in_block(i, name);
+        let mut norm = |name: Option<&str>| name.map(|name| self.norm(&at(name))).transpose();
+        let before_attention = norm(layout.before_attention)?;
+        let (after_attention, before_mlp) = (norm(layout.after_attention)?, norm(layout.before_mlp)?);
+        let after_mlp = norm(layout.after_mlp)?;
+        let (q_norm, k_norm) = (norm(layout.qk_norm.map(|n| n.q))?, norm(layout.qk_norm.map(|n| n.k))?);
+        let qkv = match layout.qkv {
+            QkvLayout::Separate([q, k, v]) => {
+                Qkv::Separate([self.linear(&at(q))?, self.linear(&at(k))?, self.linear(&at(v))?])
+            }
+            QkvLayout::Concatenated(name) => Qkv::Concatenated(self.linear(&at(name))?),
+            QkvLayout::PerHead(name) => Qkv::PerHead(self.linear(&at(name))?),
+        };
+        let o_proj = self.linear(&at(layout.o_proj))?;
+        let rule = AttentionRule { scale: c.attention_scales[i], window: c.windows[i], softcap: c.attention_softcap };
+        let mlp = self.mlp(i)?;
+        Ok(Block { before_attention, qkv, q_norm, k_norm, o_proj, after_attention, before_mlp, mlp, after_mlp, rule })
+    }
+
+    fn mlp(&mut self, i: usize) -> Result<Mlp> {
+        let (c, layout) = (self.config, self.config.layout);
+        let at = |name: &str| c.in_block(i, name);
+        if let (Some(names), Some(e), true) = (layout.experts, &c.experts, c.is_sparse(i)) {
+            let router = self.linear(&at(names.router))?;
+            let paths = |expert: i64| names.parts.map(|part| c.in_expert(i, names.experts, expert as usize, part));
+            let experts = (0..e.count).map(|expert| self.gated(paths(expert))).collect::<Result<_>>()?;
+            return Ok(Mlp::Experts { router, experts });
+        }
+        Ok(match layout.mlp {
+            MlpLayout::Gated(names) => Mlp::Gated(self.gated(names.map(at))?),
+            MlpLayout::GatedTogether([gate_up, down]) => {
+                Mlp::GatedTogether { gate_up: self.linear(&at(gate_up))?, down: self.linear(&at(down))? }
+            }
+            MlpLayout::Plain([up, down]) => Mlp::Plain { up: self.linear(&at(up))?, down: self.linear(&at(down))? },
+        })
     }
 }
 
@@ -158,9 +218,11 @@ pub fn check_weights(dir: &Path, config: &ModelConfig) -> Result<()> {
     }
     let known: BTreeSet<&str> = wanted.iter().map(|(n, _)| n.as_str()).collect();
     for name in checkpoint.names() {
-        // Tables that old checkpoints carry and everyone computes, and the stored copy of a tied head.
-        let harmless =
-            name.ends_with("rotary_emb.inv_freq") || (config.tie_word_embeddings && name == "lm_head.weight");
+        // Tables and masks that old checkpoints carry and everyone computes, and the stored copy of a tied head.
+        let computed =
+            ["rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias"];
+        let tied_head = config.tie_word_embeddings && name.strip_suffix(".weight") == Some(config.layout.lm_head);
+        let harmless = tied_head || computed.iter().any(|end| name.ends_with(end));
         if !known.contains(name) && !harmless {
             faults.push(format!(
                 "`{name}` {:?} is not part of a {} model of this config",

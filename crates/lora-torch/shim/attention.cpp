@@ -127,14 +127,36 @@ at::Tensor composed(const at::Tensor& q, const at::Tensor& k, const at::Tensor& 
   return at::cat(outs, 0);
 }
 
+// Scores capped by `softcap * tanh(score / softcap)` before the mask: no fused kernel takes that, so it is written out.
+at::Tensor capped(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, at::IntArrayRef lens, double scale,
+                  int64_t window, double softcap) {
+  const int64_t kv = k.size(1), groups = q.size(1) / kv, d = q.size(2);
+  std::vector<at::Tensor> outs;
+  for (const Run& run : runs_of(lens)) {
+    const int64_t rows = run.count * run.len;
+    const auto heads_first = [&](const at::Tensor& t, int64_t group) {
+      return t.narrow(0, run.start, rows).reshape({run.count, run.len, kv, group, d}).permute({0, 2, 3, 1, 4});
+    };
+    at::Tensor seen = at::ones({run.len, run.len}, q.options().dtype(at::kBool)).tril();
+    if (window > 0) seen = seen.triu(1 - window);
+    const at::Tensor scores = at::matmul(heads_first(q, groups), heads_first(k, 1).transpose(-1, -2)).mul(scale / softcap);
+    const at::Tensor weights =
+        scores.tanh().mul(softcap).masked_fill(seen.logical_not(), -std::numeric_limits<double>::infinity()).softmax(-1);
+    outs.push_back(at::matmul(weights, heads_first(v, 1)).permute({0, 3, 1, 2, 4}).reshape({rows, q.size(1), d}));
+  }
+  return at::cat(outs, 0);
+}
+
 }  // namespace
 
 extern "C" Message lt_attention(CTensor q, CTensor k, CTensor v, const int64_t* lens, size_t n, double scale, int64_t window,
-                                CTensor* out) {
+                                double softcap, CTensor* out) {
   return guarded([&] {
     const at::ScalarType dtype = q->scalar_type();
     const std::vector<int64_t> l(lens, lens + n);
-    if (q->is_cpu() && n > 0) {
+    if (softcap > 0 && n > 0) {
+      *out = new at::Tensor(capped(*q, *k, *v, l, scale, window, softcap));
+    } else if (q->is_cpu() && n > 0) {
       *out = new at::Tensor(CpuAttention::apply(*q, *k, *v, l, scale, window));
     } else if (q->is_cuda() && n > 0 && (dtype == at::kHalf || dtype == at::kBFloat16)) {
       std::vector<int32_t> offsets{0};

@@ -40,7 +40,7 @@ at::Tensor softmax_loss(at::Tensor& logits, const at::Tensor& targets, bool grad
 struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
   // The list of `place` is hidden, weight, bias, a, b; `wanted` says which of them need a gradient.
   static at::Tensor forward(AutogradContext* ctx, at::TensorList present, std::vector<int64_t> place, std::vector<bool> wanted,
-                            const at::Tensor& targets, double scale, int64_t chunk) {
+                            const at::Tensor& targets, double scale, double softcap, int64_t chunk) {
     const variable_list tensors = with_gaps(present, place);
     const at::Tensor hidden = tensors[0].contiguous(), &weight = tensors[1], &bias = tensors[2];
     const bool adapted = tensors[3].defined(), any = std::find(wanted.begin(), wanted.end(), true) != wanted.end();
@@ -59,7 +59,14 @@ struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
         u = at::mm(h, a.t());
         logits.addmm_(u, b.t(), 1, scale);
       }
+      at::Tensor slope;  // of the cap, where there is one
+      if (softcap > 0) {
+        const at::Tensor t = logits.div(softcap).tanh_();
+        slope = any ? 1 - t * t : at::Tensor();
+        logits = t.mul_(softcap);
+      }
       loss.add_(softmax_loss(logits, targets.narrow(0, start, rows), any));
+      if (slope.defined()) logits.mul_(slope);
       const at::Tensor& g = logits;  // the gradient of the logits from here on
       const at::Tensor gu = adapted && any ? at::mm(g, b).mul_(scale) : at::Tensor();
       if (wanted[0]) {
@@ -83,20 +90,21 @@ struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
     variable_list result;
     for (size_t i = 0; i < saved.size(); ++i)
       if (place[i] >= 0) result.push_back(saved[i].defined() ? saved[i].mul(grads[0].to(saved[i].scalar_type())) : saved[i]);
-    result.resize(result.size() + 5);  // the arguments that need no gradient
+    result.resize(result.size() + 6);  // the arguments that need no gradient
     return result;
   }
 };
 
 }  // namespace
 
-extern "C" Message lt_cross_entropy(CTensor hidden, const Projection* head, CTensor targets, int64_t chunk, CTensor* out) {
+extern "C" Message lt_cross_entropy(CTensor hidden, const Projection* head, CTensor targets, double softcap, int64_t chunk,
+                                    CTensor* out) {
   return guarded([&] {
     const std::vector<at::Tensor> tensors{*hidden, value(head->weight), value(head->bias), value(head->a), value(head->b)};
     std::vector<bool> wanted;
     for (const at::Tensor& t : tensors) wanted.push_back(at::GradMode::is_enabled() && t.defined() && t.requires_grad());
     const Present present(tensors);
     *out = new at::Tensor(
-        CrossEntropy::apply(at::TensorList(present.tensors), present.place, wanted, *targets, head->scale, chunk));
+        CrossEntropy::apply(at::TensorList(present.tensors), present.place, wanted, *targets, head->scale, softcap, chunk));
   });
 }

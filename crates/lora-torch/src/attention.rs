@@ -38,23 +38,27 @@ impl Segments {
     }
 }
 
+/// What an attention does to its scores besides the causal mask.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionRule {
+    /// The factor on the scores, `1 / sqrt(head_dim)` in most families.
+    pub scale: f64,
+    /// With `w`, query `i` sees key `j` iff `0 <= i - j < w`; absent, all before it.
+    pub window: Option<i64>,
+    /// Scores become `c · tanh(score / c)` (Gemma 2 report, 2024, section 2): absent in most families. No fused kernel
+    /// takes it, so it costs the square of the longest segment for each head.
+    pub softcap: Option<f64>,
+}
+
 /// Scaled dot-product attention (Vaswani et al., 2017, equation 1), causal within each segment and blind to the others.
-/// `heads` must be a multiple of `kv_heads` (grouped queries; keys are not repeated in memory). With `window = w`, query
-/// `i` sees key `j` iff `0 <= i - j < w`.
+/// `heads` must be a multiple of `kv_heads` (grouped queries; keys are not repeated in memory).
 ///
 /// # Shapes
 /// `q` `[tokens, heads, head_dim]`, `k` and `v` `[tokens, kv_heads, head_dim]`; the result is like `q`.
 ///
 /// # Errors
 /// [`Error::Shape`] when the shapes or the segments do not fit.
-pub fn attention(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    segments: &Segments,
-    scale: f64,
-    window: Option<i64>,
-) -> Result<Tensor> {
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, segments: &Segments, rule: AttentionRule) -> Result<Tensor> {
     const OP: &str = "attention";
     let (qs, ks) = (q.size(), k.size());
     if qs.len() != 3 || qs[0] != segments.total() {
@@ -66,8 +70,12 @@ pub fn attention(
     if v.size() != ks {
         return Err(Error::shape(OP, "v", format!("{ks:?}"), v.size()));
     }
-    if let Some(w) = window.filter(|&w| w < 1) {
+    if let Some(w) = rule.window.filter(|&w| w < 1) {
         return Err(Error::shape(OP, "window", "at least 1", w));
     }
-    ffi::attention(q, k, v, segments.lens(), scale, window.unwrap_or(0))
+    if let Some(c) = rule.softcap.filter(|&c| c <= 0.0) {
+        return Err(Error::shape(OP, "softcap", "above 0", c));
+    }
+    let (window, softcap) = (rule.window.unwrap_or(0), rule.softcap.unwrap_or(0.0));
+    ffi::attention(q, k, v, segments.lens(), rule.scale, window, softcap)
 }

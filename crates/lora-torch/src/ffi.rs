@@ -50,12 +50,14 @@ unsafe extern "C" {
         n: usize,
         scale: f64,
         window: i64,
+        softcap: f64,
         out: *mut *mut C_tensor,
     ) -> Message;
     fn lt_cross_entropy(
         h: *const C_tensor,
         head: *const RawProjection,
         targets: *const C_tensor,
+        softcap: f64,
         chunk: i64,
         out: *mut *mut C_tensor,
     ) -> Message;
@@ -133,14 +135,28 @@ pub(crate) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     take("swiglu", |out| unsafe { lt_swiglu(gate.as_ptr(), up.as_ptr(), out) })
 }
 
-pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, lens: &[i64], scale: f64, window: i64) -> Result<Tensor> {
+pub(crate) fn attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    lens: &[i64],
+    scale: f64,
+    window: i64,
+    softcap: f64,
+) -> Result<Tensor> {
     take("attention", |out| unsafe {
-        lt_attention(q.as_ptr(), k.as_ptr(), v.as_ptr(), lens.as_ptr(), lens.len(), scale, window, out)
+        lt_attention(q.as_ptr(), k.as_ptr(), v.as_ptr(), lens.as_ptr(), lens.len(), scale, window, softcap, out)
     })
 }
 
-pub(crate) fn cross_entropy(h: &Tensor, head: &RawProjection, targets: &Tensor, chunk: i64) -> Result<Tensor> {
-    take("cross_entropy", |out| unsafe { lt_cross_entropy(h.as_ptr(), head, targets.as_ptr(), chunk, out) })
+pub(crate) fn cross_entropy(
+    h: &Tensor,
+    head: &RawProjection,
+    targets: &Tensor,
+    softcap: f64,
+    chunk: i64,
+) -> Result<Tensor> {
+    take("cross_entropy", |out| unsafe { lt_cross_entropy(h.as_ptr(), head, targets.as_ptr(), softcap, chunk, out) })
 }
 
 pub(crate) fn backward(outputs: &[&Tensor], grads: &[&Tensor]) -> Result<()> {

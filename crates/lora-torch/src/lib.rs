@@ -35,7 +35,7 @@ mod optim;
 mod pointwise;
 mod seed;
 
-pub use attention::{Segments, attention};
+pub use attention::{AttentionRule, Segments, attention};
 pub use bytes::{tensor_bytes, tensor_from_bytes, with_bytes};
 pub use device::{
     CudaStatus, DeviceChoice, cuda_status, device_name, libtorch_version, num_threads, resolve_device, set_num_threads,

@@ -14,6 +14,8 @@ pub struct HeadPart<'a> {
     pub bias: Option<&'a Tensor>,
     /// An adapter over the head, if it has one.
     pub adapter: Option<LoraPart<'a>>,
+    /// Logits become `c · tanh(logit / c)` (Gemma 2).
+    pub softcap: Option<f64>,
 }
 
 /// The SUM over rows of `-log softmax(head(hidden))[target]`, fp32 (fp64 for fp64 input).
@@ -47,5 +49,5 @@ pub fn cross_entropy(hidden: &Tensor, head: HeadPart<'_>, targets: &Tensor, chun
         }
     }
     let raw = ffi::raw_projection(head.weight, head.bias, head.adapter.map(|l| (l.a, l.b, l.scale)));
-    ffi::cross_entropy(hidden, &raw, targets, chunk_rows.max(1))
+    ffi::cross_entropy(hidden, &raw, targets, head.softcap.unwrap_or(0.0), chunk_rows.max(1))
 }

@@ -6,8 +6,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a test that cannot go on has failed
 
 use lora_torch::{
-    CudaStatus, HeadPart, LoraPart, Projection, Segments, attention, cross_entropy, cuda_status, lora_linear, rms_norm,
-    rotary, swiglu,
+    AttentionRule, CudaStatus, HeadPart, LoraPart, Projection, Segments, attention, cross_entropy, cuda_status,
+    lora_linear, rms_norm, rotary, swiglu,
 };
 use proptest::prelude::*;
 use tch::{Device, Kind, Tensor};
@@ -69,7 +69,7 @@ fn linear_case(rows: i64, width: i64, outs: Vec<i64>, r: i64, adapted: bool, bia
     Case { name: "lora_linear", inputs, fused: Box::new(fused), plain: Box::new(plain) }
 }
 
-fn plain_attention(q: &Tensor, k: &Tensor, v: &Tensor, lens: &[i64], scale: f64, window: Option<i64>) -> Tensor {
+fn plain_attention(q: &Tensor, k: &Tensor, v: &Tensor, lens: &[i64], rule: AttentionRule) -> Tensor {
     let groups = q.size()[1] / k.size()[1];
     let (k, v) = (k.repeat_interleave_self_int(groups, 1, None), v.repeat_interleave_self_int(groups, 1, None));
     let mut start = 0;
@@ -77,8 +77,9 @@ fn plain_attention(q: &Tensor, k: &Tensor, v: &Tensor, lens: &[i64], scale: f64,
         .iter()
         .map(|&n| {
             let cut = |t: &Tensor| t.narrow(0, start, n).transpose(0, 1);
-            let seen = Tensor::ones([n, n], (Kind::Bool, q.device())).tril(0).triu(window.map_or(-n, |w| 1 - w));
-            let scores = cut(q).matmul(&cut(&k).transpose(1, 2)) * scale;
+            let seen = Tensor::ones([n, n], (Kind::Bool, q.device())).tril(0).triu(rule.window.map_or(-n, |w| 1 - w));
+            let scores = cut(q).matmul(&cut(&k).transpose(1, 2)) * rule.scale;
+            let scores = rule.softcap.map_or(scores.shallow_clone(), |c| (&scores / c).tanh() * c);
             let weights = scores.masked_fill(&seen.logical_not(), f64::NEG_INFINITY).softmax(-1, q.kind());
             let out = weights.matmul(&cut(&v)).transpose(0, 1);
             start += n;
@@ -88,14 +89,15 @@ fn plain_attention(q: &Tensor, k: &Tensor, v: &Tensor, lens: &[i64], scale: f64,
     Tensor::cat(&outs, 0)
 }
 
-fn attention_case(lens: Vec<i64>, kv: i64, groups: i64, d: i64, window: Option<i64>) -> Case {
+fn attention_case(lens: Vec<i64>, kv: i64, groups: i64, d: i64, window: Option<i64>, softcap: Option<f64>) -> Case {
     let n: i64 = lens.iter().sum();
-    let (segments, scale) = (Segments::new(&lens).unwrap(), 1.0 / (d as f64).sqrt());
+    let segments = Segments::new(&lens).unwrap();
+    let rule = AttentionRule { scale: 1.0 / (d as f64).sqrt(), window, softcap };
     Case {
         name: "attention",
         inputs: vec![vec![n, kv * groups, d], vec![n, kv, d], vec![n, kv, d]],
-        fused: Box::new(move |t| attention(&t[0], &t[1], &t[2], &segments, scale, window).unwrap()),
-        plain: Box::new(move |t| plain_attention(&t[0], &t[1], &t[2], &lens, scale, window)),
+        fused: Box::new(move |t| attention(&t[0], &t[1], &t[2], &segments, rule).unwrap()),
+        plain: Box::new(move |t| plain_attention(&t[0], &t[1], &t[2], &lens, rule)),
     }
 }
 
@@ -116,7 +118,7 @@ fn rotary_case(tokens: i64, heads: i64, d: i64, rotated: i64) -> Case {
     }
 }
 
-fn loss_case(rows: i64, d: i64, vocab: i64, chunk: i64, adapted: bool) -> Case {
+fn loss_case(rows: i64, d: i64, vocab: i64, chunk: i64, adapted: bool, softcap: Option<f64>) -> Case {
     let targets = move |on: Device| (Tensor::arange(rows, (Kind::Int64, on)) * 7).remainder(vocab);
     let mut inputs = vec![vec![rows, d], vec![vocab, d], vec![vocab]];
     if adapted {
@@ -127,13 +129,16 @@ fn loss_case(rows: i64, d: i64, vocab: i64, chunk: i64, adapted: bool) -> Case {
         inputs,
         fused: Box::new(move |t| {
             let adapter = adapted.then(|| LoraPart { a: &t[3], b: &t[4], scale: 1.5 });
-            let head = HeadPart { weight: &t[1], bias: Some(&t[2]), adapter };
+            let head = HeadPart { weight: &t[1], bias: Some(&t[2]), adapter, softcap };
             cross_entropy(&t[0], head, &targets(t[0].device()), chunk).unwrap()
         }),
         plain: Box::new(move |t| {
             let mut logits = t[0].matmul(&t[1].tr()) + &t[2];
             if adapted {
                 logits = logits + t[0].matmul(&t[3].tr()).matmul(&t[4].tr()) * 1.5;
+            }
+            if let Some(c) = softcap {
+                logits = (logits / c).tanh() * c;
             }
             let log_p = logits.log_softmax(-1, logits.kind());
             -log_p.gather(1, &targets(t[0].device()).unsqueeze(1), false).sum(logits.kind())
@@ -163,11 +168,13 @@ fn cases() -> Vec<Case> {
             fused: Box::new(|t| swiglu(&t[0], &t[1]).unwrap()),
             plain: Box::new(|t| t[0].silu() * &t[1]),
         },
-        attention_case(vec![9], 2, 1, 8, None),
-        attention_case(vec![4, 4, 7, 1], 2, 3, 8, None),
-        attention_case(vec![11, 3], 1, 2, 16, Some(4)),
-        loss_case(10, 8, 29, 4, false),
-        loss_case(10, 8, 29, 64, true),
+        attention_case(vec![9], 2, 1, 8, None, None),
+        attention_case(vec![4, 4, 7, 1], 2, 3, 8, None, None),
+        attention_case(vec![11, 3], 1, 2, 16, Some(4), None),
+        attention_case(vec![5, 5, 9], 2, 2, 8, Some(6), Some(0.7)),
+        loss_case(10, 8, 29, 4, false, None),
+        loss_case(10, 8, 29, 64, true, None),
+        loss_case(10, 8, 29, 4, true, Some(1.5)),
     ]
 }
 
@@ -309,8 +316,8 @@ proptest! {
     }
 
     #[test]
-    fn attention_any_segments(lens in prop::collection::vec(1i64..12, 1..5), kv in 1i64..3, groups in 1i64..4, window in prop::option::of(1i64..9)) {
-        let case = attention_case(lens, kv, groups, 8, window);
+    fn attention_any_segments(lens in prop::collection::vec(1i64..12, 1..5), kv in 1i64..3, groups in 1i64..4, window in prop::option::of(1i64..9), softcap in prop::option::of(0.5f64..5.0)) {
+        let case = attention_case(lens, kv, groups, 8, window, softcap);
         let (y, g) = run(&case.fused, &leaves(&case, Kind::Double, Device::Cpu));
         let (y2, g2) = run(&case.plain, &leaves(&case, Kind::Double, Device::Cpu));
         prop_assert!(error_of(&y, &y2) < F64_TOLERANCE, "{}", error_of(&y, &y2));
@@ -321,7 +328,7 @@ proptest! {
 
     #[test]
     fn the_chunk_size_does_not_change_the_loss(rows in 1i64..30, chunk in 1i64..40) {
-        let (whole, parts) = (loss_case(rows, 6, 19, rows, false), loss_case(rows, 6, 19, chunk, false));
+        let (whole, parts) = (loss_case(rows, 6, 19, rows, false, None), loss_case(rows, 6, 19, chunk, false, None));
         let (y, g) = run(&whole.fused, &leaves(&whole, Kind::Double, Device::Cpu));
         let (y2, g2) = run(&parts.fused, &leaves(&parts, Kind::Double, Device::Cpu));
         prop_assert!(error_of(&y, &y2) < F64_TOLERANCE, "{}", error_of(&y, &y2));

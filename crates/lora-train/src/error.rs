@@ -40,6 +40,16 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// An example has more tokens than the model has positions.
+    #[error(
+        "an example has {tokens} tokens, and the model has {positions} positions and no more; set data.max_length = {positions}, and data.truncation to say what becomes of longer ones"
+    )]
+    TooLong {
+        /// Tokens of the longest example.
+        tokens: usize,
+        /// `max_position_embeddings`.
+        positions: i64,
+    },
     /// Another run works in the folder.
     #[error("output_dir {}: another run is at work there ({holder}); wait for it or choose another output_dir", path.display())]
     Locked {
@@ -239,6 +249,7 @@ impl Error {
             | Self::ResumeMismatch { .. }
             | Self::EvalSplit { .. }
             | Self::TokenOutsideModel { .. }
+            | Self::TooLong { .. }
             | Self::BenchInput { .. } => true,
             _ => false,
         }

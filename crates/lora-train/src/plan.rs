@@ -11,7 +11,7 @@ use crate::events::{Event, EventSink};
 use crate::schedule::Schedule;
 use lora_data::{DataOptions, DataReport, Example, Format, Source, Tokenizer, build_dataset, epoch_order, pack};
 use lora_format::{AdapterConfig, AdapterFolder, InitLoraWeights as PeftInit, TargetModules, read_adapter};
-use lora_model::{InjectionPlan, ModelConfig, check_weights, modules, plan_injection};
+use lora_model::{InjectionPlan, ModelConfig, check_weights, modules, plan_injection, saved_form};
 use lora_torch::{DeviceChoice, resolve_device};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -83,6 +83,10 @@ impl RunPlan {
 
         let (train, train_report, eval) = datasets(&config, &tokenizer, sink)?;
         check_vocabulary(&model, train.iter().chain(&eval))?;
+        let longest = train.iter().chain(&eval).map(|e| e.input_ids.len()).max().unwrap_or(0);
+        if model.layout.embed_positions.is_some() && longest as i64 > model.max_position_embeddings {
+            return Err(Error::TooLong { tokens: longest, positions: model.max_position_embeddings });
+        }
         let rows = if config.data.packing {
             let lengths: Vec<usize> = train.iter().map(|e| e.input_ids.len()).collect();
             pack(&lengths, config.data.max_length as usize)
@@ -145,11 +149,11 @@ impl RunPlan {
     pub fn adapter_config(&self) -> Option<AdapterConfig> {
         let base_model_name_or_path = Some(self.config.model.path.clone());
         match &self.trained {
-            Trained::Fresh(plan) => Some(AdapterConfig { base_model_name_or_path, ..plan.config.clone() }),
+            Trained::Fresh(plan) => Some(AdapterConfig { base_model_name_or_path, ..saved_form(plan.config.clone()) }),
             Trained::Existing(folder) => Some(AdapterConfig {
                 base_model_name_or_path,
                 lora_dropout: self.config.lora.lora_dropout,
-                ..folder.config.clone()
+                ..saved_form(folder.config.clone())
             }),
             Trained::Everything => None,
         }
@@ -159,7 +163,7 @@ impl RunPlan {
 fn parameters_of(module: &lora_format::AdapterModule) -> i64 {
     use lora_format::AdapterModule::{Embedding, Linear, Saved};
     match module {
-        Linear { a, b, .. } | Embedding { a, b, .. } => (a.numel() + b.numel()) as i64,
+        Linear(lora) | Embedding(lora) => lora.trained(),
         Saved { tensors } => tensors.values().map(|t| t.numel() as i64).sum(),
     }
 }
@@ -204,10 +208,14 @@ fn peft_config(c: &LoraConfig) -> AdapterConfig {
         target_modules: Some(targets(&c.target_modules)),
         exclude_modules: c.exclude_modules.as_ref().map(targets),
         use_rslora: c.use_rslora,
-        init_lora_weights: match c.init_lora_weights {
+        bias: c.bias.name().into(),
+        use_dora: c.use_dora,
+        lora_bias: c.lora_bias,
+        init_lora_weights: match &c.init_lora_weights {
             InitLoraWeights::Kaiming => PeftInit::Default,
             InitLoraWeights::Gaussian => PeftInit::Named("gaussian".into()),
             InitLoraWeights::Random => PeftInit::Random,
+            InitLoraWeights::Principal(name) => PeftInit::Named(name.clone()),
         },
         rank_pattern: c.rank_pattern.iter().map(|(k, v)| (k.clone(), i64::from(*v))).collect(),
         alpha_pattern: c.alpha_pattern.clone(),

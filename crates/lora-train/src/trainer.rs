@@ -188,7 +188,7 @@ impl Trainer {
             return Err(Error::AdapterNotFinite { step: self.state.step });
         }
         match self.plan.adapter_config() {
-            Some(config) => Ok(write_adapter(dir, &config, &self.model.adapter_modules())?),
+            Some(config) => Ok(write_adapter(dir, &config, &self.model.adapter_modules()?)?),
             None => Ok(self.model.save_weights(dir)?),
         }
     }

@@ -61,6 +61,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let encoded = prompts.iter().enumerate().map(encode).collect::<Result<Vec<_>>>()?;
     let model = args.model.load()?;
     let generator = Generator::new(&model, &tokenizer);
+    generator.warn_of_length(encoded.iter().map(Vec::len).max().unwrap_or(0), args.max_new_tokens);
 
     let stream = args.prompt.is_some() && !args.json;
     let mut bar = CountBar::new("generating");

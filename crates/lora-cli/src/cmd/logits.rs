@@ -95,8 +95,10 @@ impl Input {
         let torch = lora_torch::Error::from;
         let shape = [self.rows.len() as i64, self.seq as i64, model.config.vocab_size];
         let all = Tensor::f_zeros(shape, (Kind::Float, Device::Cpu)).map_err(torch)?;
+        let longest = self.rows.iter().map(|(_, ids)| ids.len() as i64).max().unwrap_or(0);
         for (i, (start, ids)) in self.rows.iter().enumerate().filter(|(_, (_, ids))| !ids.is_empty()) {
             let batch = TokenBatch::new(&model.config, ids, &[ids.len() as i64], &[], &[], model.device())?;
+            let batch = batch.beside(longest);
             let logits = no_grad(|| model.logits(&model.hidden(&batch, Mode::Eval, None)?))?;
             let place = all.f_select(0, i as i64).and_then(|row| row.f_narrow(0, *start as i64, ids.len() as i64));
             place.and_then(|mut place| place.f_copy_(&logits)).map_err(torch)?;

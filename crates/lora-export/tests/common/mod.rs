@@ -3,7 +3,7 @@
 #![allow(dead_code, unreachable_pub)]
 
 use lora_export::{MergeOptions, MergeReport, merge};
-use lora_format::{AdapterConfig, AdapterModule, Checkpoint, write_adapter, write_tensors};
+use lora_format::{AdapterConfig, AdapterModule, Checkpoint, LoraTensors, write_adapter, write_tensors};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
@@ -46,7 +46,7 @@ pub fn base_copy(family: &str, change: impl FnOnce(&mut BTreeMap<String, Tensor>
 pub fn linear(seed: i64, outputs: i64, inputs: i64) -> AdapterModule {
     tch::manual_seed(seed);
     let random = |shape: [i64; 2]| Tensor::randn(shape, (Kind::Float, Device::Cpu));
-    AdapterModule::Linear { a: random([2, inputs]), b: random([outputs, 2]), base_weight: None }
+    AdapterModule::Linear(LoraTensors::new(random([2, inputs]), random([outputs, 2])))
 }
 
 /// A module saved in full.

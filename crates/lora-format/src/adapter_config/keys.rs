@@ -66,17 +66,8 @@ impl AdapterConfig {
     /// [`Error::Unsupported`] with the field.
     pub fn check_supported(&self, path: &Path) -> Result<()> {
         let refuse = |field: &str, value: Value, reason| Err(unsupported(path, field, &value, reason));
-        if self.use_dora {
-            return refuse("use_dora", json!(true), "DoRA is not implemented; train with use_dora = false");
-        }
-        if self.lora_bias {
-            return refuse("lora_bias", json!(true), "biases on B are not implemented; train with lora_bias = false");
-        }
-        if self.bias != "none" {
-            return refuse("bias", json!(self.bias), "trained biases are not implemented; train with bias = \"none\"");
-        }
         if let InitLoraWeights::Named(name) = &self.init_lora_weights
-            && (name.starts_with("pissa") || ["olora", "corda", "loftq", "lora_ga"].contains(&name.as_str()))
+            && (name.starts_with("pissa_niter_") || ["corda", "loftq", "lora_ga"].contains(&name.as_str()))
         {
             let reason = "this initialisation changed the base weights, so the adapter is valid only with the changed base; \
                           save it again in PEFT with path_initial_model_for_weight_conversion";

@@ -81,7 +81,10 @@ impl Kind {
             // "q_proj,v_proj" is how other tools write a list; as a regular expression it can match no module.
             Kind::Modules => text
                 .map_or(Kind::Texts.accepts(value), |s| !s.trim().is_empty() && !s.contains(", ") && !is_comma_list(s)),
-            Kind::BoolOr(names) => value.is_bool() || Kind::Choice(names).accepts(value),
+            Kind::BoolOr(names) => {
+                let fits = |v: &str, name: &str| name.strip_suffix('*').map_or(v == name, |start| v.starts_with(start));
+                value.is_bool() || value.as_str().is_some_and(|v| names.iter().any(|name| fits(v, name)))
+            }
             Kind::Map(of) => {
                 value.as_table().is_some_and(|t| t.iter().all(|(k, v)| !k.trim().is_empty() && of.accepts(v)))
             }

@@ -8,6 +8,10 @@ choice! {
     Bias {
         /// None of them.
         None = "none",
+        /// All of them.
+        All = "all",
+        /// Those of layers with an adapter.
+        LoraOnly = "lora_only",
     }
 }
 
@@ -19,8 +23,8 @@ choice! {
     }
 }
 
-/// How the matrix A is drawn. B starts at zero unless this is [`InitLoraWeights::Random`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How the matrix A is drawn. B starts at zero unless this is [`InitLoraWeights::Random`] or a part of the base.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum InitLoraWeights {
     /// `true`: Kaiming uniform with a = sqrt(5), as PEFT's default.
     Kaiming,
@@ -28,6 +32,9 @@ pub enum InitLoraWeights {
     Gaussian,
     /// `false`: as `true`, and B is drawn too, so the adapted model differs from the base from the start. For tests.
     Random,
+    /// `"pissa"`, `"pissa_niter_N"`, `"olora"`: as a part of the base's weight, which is taken out of the base while
+    /// training. What is saved is a plain adapter of twice the rank over the unchanged base.
+    Principal(String),
 }
 
 impl Serialize for InitLoraWeights {
@@ -36,6 +43,7 @@ impl Serialize for InitLoraWeights {
             Self::Kaiming => serializer.serialize_bool(true),
             Self::Gaussian => serializer.serialize_str("gaussian"),
             Self::Random => serializer.serialize_bool(false),
+            Self::Principal(name) => serializer.serialize_str(name),
         }
     }
 }
@@ -46,7 +54,10 @@ impl<'de> Deserialize<'de> for InitLoraWeights {
             toml::Value::Boolean(true) => Ok(Self::Kaiming),
             toml::Value::Boolean(false) => Ok(Self::Random),
             toml::Value::String(s) if s == "gaussian" => Ok(Self::Gaussian),
-            other => Err(de::Error::custom(format!("must be true, false or \"gaussian\", got {other}"))),
+            toml::Value::String(s) if lora_core::Principal::named(&s).is_some() => Ok(Self::Principal(s)),
+            other => Err(de::Error::custom(format!(
+                "must be true, false, \"gaussian\", \"pissa\", \"pissa_niter_N\" or \"olora\", got {other}"
+            ))),
         }
     }
 }
@@ -78,17 +89,23 @@ section! {
         /// Probability with which an element of an adapter's input is dropped while training.
         lora_dropout: f64 = 0.0, Kind::Number(Range::ZeroToBelowOne);
         /// Which modules get an adapter: a list of names, a regular expression for the whole module path, or `all-linear`
-        /// (every linear layer except the output head).
+        /// (every linear layer except the output head and those of experts), or `peft-default` (what PEFT takes for the family
+        /// when nothing is said).
         target_modules: Modules = Modules::Pattern("all-linear".into()), Kind::Modules;
         /// Modules that get no adapter although they are targets: a list of names or a regular expression.
         #[serde(skip_serializing_if = "Option::is_none")]
         exclude_modules: Option<Modules> = None, Kind::Modules;
-        /// Which biases are trained; only `none`.
+        /// Which biases of the base are trained: `none`, `all`, or those of layers with an adapter (`lora_only`).
         bias: Bias = Bias::None, Kind::Choice(Bias::NAMES);
         /// Scale by `lora_alpha / sqrt(r)` (rank-stabilised LoRA), which suits high ranks.
         use_rslora: bool = false, Kind::Bool;
-        /// How A is drawn: `true` (Kaiming uniform) or `gaussian`, both with B at zero; `false` draws B too, for tests.
-        init_lora_weights: InitLoraWeights = InitLoraWeights::Kaiming, Kind::BoolOr(&["gaussian"]);
+        /// Also train the length of each output's weights (DoRA), which costs time and often helps low ranks.
+        use_dora: bool = false, Kind::Bool;
+        /// Also train a bias of each B.
+        lora_bias: bool = false, Kind::Bool;
+        /// How A is drawn: `true` (Kaiming uniform) or `gaussian`, both with B at zero; `pissa`, `pissa_niter_N` (by a fast
+        /// SVD with N power iterations) and `olora` begin as a part of the base; `false` draws B too, for tests.
+        init_lora_weights: InitLoraWeights = InitLoraWeights::Kaiming, Kind::BoolOr(&["gaussian", "pissa", "pissa_niter_*", "olora"]);
         /// Ranks that differ from `r`: a table from module name or regular expression to rank. The first entry that matches
         /// counts.
         #[serde(with = "super::ordered", skip_serializing_if = "Vec::is_empty")]

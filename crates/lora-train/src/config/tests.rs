@@ -35,9 +35,11 @@ fn full() -> RunConfig {
             lora_dropout: 0.1,
             target_modules: Modules::Names(vec!["q_proj".into(), "v_proj".into()]),
             exclude_modules: Some(Modules::Pattern(".*lm_head".into())),
-            bias: Bias::None,
+            bias: Bias::LoraOnly,
             use_rslora: true,
-            init_lora_weights: InitLoraWeights::Gaussian,
+            use_dora: true,
+            lora_bias: true,
+            init_lora_weights: InitLoraWeights::Principal("pissa_niter_4".into()),
             rank_pattern: vec![("z.q_proj".into(), 4), ("a".into(), 2)],
             alpha_pattern: vec![("z.q_proj".into(), 4.5), ("a".into(), 2.0)],
             layers_to_transform: Some(vec![1, 0]),
@@ -109,8 +111,11 @@ lora:
   lora_dropout: 0.1
   target_modules: [q_proj, v_proj]
   exclude_modules: .*lm_head
+  bias: lora_only
   use_rslora: true
-  init_lora_weights: gaussian
+  use_dora: true
+  lora_bias: true
+  init_lora_weights: pissa_niter_4
   rank_pattern: {z.q_proj: 4, a: 2}
   alpha_pattern: {z.q_proj: 4.5, a: 2}
   layers_to_transform: [1, 0]
@@ -184,7 +189,7 @@ r = "16"
 lora_alpha = nan
 lora_dropout = 1.0
 lora_alhpa = 3
-use_dora = true
+loftq_config = true
 target_modules = "q_proj,v_proj"
 rank_pattern = { q_proj = 0 }
 
@@ -216,7 +221,7 @@ warmup_steps = 0.1
         ":12: lora.lora_alpha = nan: must be a finite number above 0",
         ":13: lora.lora_dropout = 1.0: must be a number from 0 to below 1",
         ":14: unknown key `lora.lora_alhpa`; did you mean `lora.lora_alpha`?",
-        ":15: lora.use_dora = true: is not supported yet; remove it",
+        ":15: lora.loftq_config = true: is not supported yet; remove it",
         ":16: lora.target_modules = \"q_proj,v_proj\": must be a list of names",
         ":17: lora.rank_pattern = { q_proj = 0 }: must be a table whose values are each an integer from 1 to 65536",
         ":20: unknown key `data.train[0].fromat`; did you mean `data.train[0].format`?",
@@ -268,12 +273,13 @@ fn every_contradiction_is_refused() {
 
 #[test]
 fn foreign_keys_pass_only_when_they_ask_for_nothing() {
-    let harmless = "use_dora = false\nlora_bias = false\nloftq_config = {}\npeft_type = \"LORA\"\nlayer_replication = []\n[train]\noptim = \"adamw_torch\"\nfp16 = false\nreport_to = \"none\"\n";
+    let harmless = "use_qalora = false\nloftq_config = {}\npeft_type = \"LORA\"\nlayer_replication = []\n[train]\noptim = \"adamw_torch\"\nfp16 = false\nreport_to = \"none\"\n";
     load_text(&format!("{MINIMAL}[lora]\n{harmless}"), "toml", &[]).unwrap();
     for (section, line, part) in [
         ("lora", "loftq_config = { loftq_bits = 4 }", "not supported yet"),
-        ("lora", "init_lora_weights = \"pissa\"", "must be true, false or \"gaussian\""),
-        ("lora", "bias = \"all\"", "must be \"none\""),
+        ("lora", "init_lora_weights = \"corda\"", "must be true, false or \"gaussian\""),
+        ("lora", "init_lora_weights = \"pissa_niter_x\"", "\"pissa_niter_N\""),
+        ("lora", "bias = \"some\"", "must be one of \"none\""),
         ("train", "optim = \"adafactor\"", "only AdamW"),
         ("model", "trust_remote_code = true", "never run"),
         ("train", "max_seq_length = 9", "did you mean `data.max_length`"),

@@ -23,8 +23,6 @@ const NOT_YET: &str = "is not supported yet; remove it";
 const FIXED: &str = "is not a choice here; remove it";
 
 const FOREIGN: &[Foreign] = &[
-    foreign("use_dora", &[], NOT_YET),
-    foreign("lora_bias", &[], NOT_YET),
     foreign("target_parameters", &[], NOT_YET),
     foreign("trainable_token_indices", &[], NOT_YET),
     foreign("layer_replication", &[], NOT_YET),

@@ -1,0 +1,125 @@
+//! The MLP of a block: gated, plain, or of experts.
+
+use crate::config::{Activation, ExpertsConfig, ModelConfig};
+use crate::error::Result;
+use lora_core::{LinearLayer, forward_many};
+use lora_torch::swiglu;
+use tch::{Kind, Tensor};
+
+/// Weights of an MLP.
+#[derive(Debug)]
+pub enum Mlp {
+    /// `down(act(gate(x)) · up(x))`
+    Gated(Gated),
+    /// The same, where one layer gives the gate and then the rest.
+    GatedTogether {
+        /// `[2 · intermediate, hidden]`
+        gate_up: LinearLayer,
+        /// `[hidden, intermediate]`
+        down: LinearLayer,
+    },
+    /// `down(act(up(x)))`
+    Plain {
+        /// `[intermediate, hidden]`
+        up: LinearLayer,
+        /// `[hidden, intermediate]`
+        down: LinearLayer,
+    },
+    /// Each token goes through the experts that `router` ranks first.
+    Experts {
+        /// `[experts, hidden]`
+        router: LinearLayer,
+        /// The experts.
+        experts: Vec<Gated>,
+    },
+}
+
+/// Weights of a gated MLP.
+#[derive(Debug)]
+pub struct Gated {
+    /// `[intermediate, hidden]`
+    pub gate: LinearLayer,
+    /// `[intermediate, hidden]`
+    pub up: LinearLayer,
+    /// `[hidden, intermediate]`
+    pub down: LinearLayer,
+}
+
+impl Mlp {
+    /// `[tokens, hidden]` to the same.
+    ///
+    /// # Errors
+    /// What an operation reports.
+    pub fn forward(&self, c: &ModelConfig, x: &Tensor, dropout: f64) -> Result<Tensor> {
+        match self {
+            Mlp::Gated(gated) => gated.forward(c.activation, x, dropout),
+            Mlp::GatedTogether { gate_up, down } => {
+                let parts = gate_up.forward(x, dropout)?.f_chunk(2, -1)?;
+                Ok(down.forward(&glu(c.activation, &parts[0], &parts[1])?, dropout)?)
+            }
+            Mlp::Plain { up, down } => Ok(down.forward(&activate(c.activation, &up.forward(x, dropout)?)?, dropout)?),
+            Mlp::Experts { router, experts } => match &c.experts {
+                Some(settings) => sparse(c.activation, settings, router, experts, x, dropout),
+                None => Ok(x.f_zeros_like()?),
+            },
+        }
+    }
+}
+
+impl Gated {
+    fn forward(&self, activation: Activation, x: &Tensor, dropout: f64) -> Result<Tensor> {
+        let [gate, up] = forward_many(x, [&self.gate, &self.up], dropout)?;
+        Ok(self.down.forward(&glu(activation, &gate, &up)?, dropout)?)
+    }
+}
+
+/// `act(gate) · up` (Shazeer, "GLU Variants Improve Transformer", 2020).
+fn glu(activation: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    Ok(match activation {
+        Activation::Silu => swiglu(gate, up)?,
+        _ => activate(activation, gate)?.f_mul(up)?,
+    })
+}
+
+fn activate(activation: Activation, x: &Tensor) -> Result<Tensor> {
+    Ok(match activation {
+        Activation::Silu => x.f_silu()?,
+        Activation::Gelu => x.f_gelu("none")?,
+        Activation::GeluTanh => x.f_gelu("tanh")?,
+    })
+}
+
+/// Mixture of experts (Shazeer et al., 2017; Jiang et al., "Mixtral of Experts", 2024, section 2.1): the router's softmax
+/// in fp32, the first `per_token` of it as weights. Every expert computes its own tokens and no other.
+fn sparse(
+    activation: Activation,
+    settings: &ExpertsConfig,
+    router: &LinearLayer,
+    experts: &[Gated],
+    x: &Tensor,
+    dropout: f64,
+) -> Result<Tensor> {
+    let wide = if x.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+    let scores = router.forward(x, 0.0)?.f_softmax(-1, wide)?;
+    let (mut weights, chosen) = scores.f_topk(settings.per_token, -1, true, true)?;
+    if settings.normalised {
+        weights = weights.f_div(&weights.f_sum_dim_intlist([-1i64].as_slice(), true, wide)?)?;
+    }
+    let weights = weights.f_to_kind(x.kind())?.f_view([-1])?;
+    // Which expert each (token, choice) pair goes to; read once for the whole block.
+    let pairs = Vec::<i64>::try_from(&chosen.f_contiguous()?.f_view([-1])?)?;
+    let mut of_expert = vec![Vec::new(); experts.len()];
+    for (pair, &expert) in pairs.iter().enumerate() {
+        of_expert[expert as usize].push(pair as i64);
+    }
+    let mut sum = x.f_zeros_like()?;
+    for (expert, pairs) in experts.iter().zip(&of_expert).filter(|(_, pairs)| !pairs.is_empty()) {
+        let tokens: Vec<i64> = pairs.iter().map(|pair| pair / settings.per_token).collect();
+        let place = |v: &[i64]| Tensor::f_from_slice(v)?.f_to_device(x.device());
+        let (pairs, tokens) = (place(pairs)?, place(&tokens)?);
+        let y = expert.forward(activation, &x.f_index_select(0, &tokens)?, dropout)?;
+        let y = y.f_mul(&weights.f_index_select(0, &pairs)?.f_unsqueeze(1)?)?;
+        sum = sum.f_index_add(0, &tokens, &y)?;
+    }
+    Ok(sum)
+}
