@@ -32,6 +32,8 @@ pub(crate) enum Verb {
     Logits(cmd::logits::Args),
     /// Merge an adapter into its base model
     Merge(cmd::merge::Args),
+    /// Make several adapters into one, or one into another rank
+    Mix(cmd::mix::Args),
     /// What an adapter, a checkpoint, a run or a safetensors file holds
     Inspect(cmd::inspect::Args),
     /// What will be trained, token by token
@@ -72,6 +74,7 @@ mod tests {
             "chat --model m --adapter a",
             "logits --model m --adapter a --input i.safetensors --output o.safetensors",
             "merge --model m --adapter a --adapter b --output o --dtype bfloat16 --verify",
+            "mix --adapter a --weight=0.7 --adapter b --weight -0.3 --type ties_svd --density 0.5 --rank 4 --majority-sign-method frequency --output o --json",
             "inspect p --json",
             "data preview c.toml --n 2",
             "data stats f.jsonl --model m",

@@ -11,6 +11,7 @@ pub(crate) mod init_model;
 pub(crate) mod inspect;
 pub(crate) mod logits;
 pub(crate) mod merge;
+pub(crate) mod mix;
 pub(crate) mod plan;
 pub(crate) mod train;
 
@@ -29,6 +30,7 @@ pub(crate) fn run(verb: Verb) -> Result<()> {
         Verb::Chat(args) => chat::run(&args),
         Verb::Logits(args) => logits::run(&args),
         Verb::Merge(args) => merge::run(&args),
+        Verb::Mix(args) => mix::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
         Verb::Data(verb) => data::run(&verb),
         Verb::Plan(args) => plan::run(&args),

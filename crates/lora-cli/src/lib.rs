@@ -15,6 +15,7 @@ mod machine;
 mod out;
 mod progress;
 mod prompt;
+mod serve;
 mod summary;
 mod train_view;
 

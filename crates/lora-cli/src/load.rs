@@ -1,86 +1,89 @@
-//! A model with its adapter and tokenizer, loaded with the cheap checks first.
+//! A model with its adapters and tokenizer, loaded with the cheap checks first.
 
 use crate::compute::Compute;
 use crate::failure::usage;
 use crate::progress::ByteBar;
+use crate::serve::Served;
 use anyhow::{Context, Result};
 use lora_data::Tokenizer;
 use lora_format::{AdapterFolder, AdapterModule, LoraTensors, read_adapter};
 use lora_model::{Decoder, ModelConfig, modules};
 use std::path::{Path, PathBuf};
 
-/// The flags that name a model and its adapter.
+/// The flags that name a model and its adapters.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ModelArgs {
     /// Folder of the base model: a Hugging Face checkpoint
     #[arg(long, value_name = "DIR")]
     pub(crate) model: PathBuf,
-    /// Folder of an adapter to put beside the weights
+    /// Folder of an adapter to put beside the weights; several are added up, each with its --weight
     #[arg(long, value_name = "DIR")]
     pub(crate) adapter: Vec<PathBuf>,
+    /// What the change of the adapter in the same place is multiplied by; 1 for all when absent
+    #[arg(long, value_name = "W", allow_hyphen_values = true)]
+    pub(crate) weight: Vec<f64>,
     #[command(flatten)]
     pub(crate) compute: Compute,
 }
 
 impl ModelArgs {
-    /// The adapter, if one was given.
+    /// Checks what can be checked without opening anything.
     ///
     /// # Errors
-    /// More than one adapter.
-    pub(crate) fn adapter(&self) -> Result<Option<&Path>> {
-        match self.adapter.as_slice() {
-            [] => Ok(None),
-            [one] => Ok(Some(one)),
-            several => Err(usage(format!(
-                "--adapter was given {} times, and one adapter at a time can be run; `lora merge` takes several",
-                several.len()
-            ))),
+    /// Another number of weights than of adapters, or one that is no number.
+    pub(crate) fn check(&self) -> Result<()> {
+        let (weights, adapters) = (self.weight.len(), self.adapter.len());
+        if weights != 0 && weights != adapters {
+            return Err(usage(format!(
+                "--weight was given {weights} times for {adapters} adapters; give one for each, or none"
+            )));
+        }
+        match self.weight.iter().find(|w| !w.is_finite()) {
+            Some(w) => Err(usage(format!("--weight {w}: must be a finite number"))),
+            None => Ok(()),
         }
     }
 
-    /// Loads the model, with the adapter in place.
+    /// Loads the model, with the adapters in place.
     ///
     /// # Errors
     /// What is wrong with the folders, each by its name.
-    pub(crate) fn load(&self) -> Result<Decoder> {
-        load(&self.model, self.adapter()?, &self.compute)
+    pub(crate) fn load(&self) -> Result<Served> {
+        self.check()?;
+        load(&self.model, &self.adapter, &self.weight, &self.compute)
     }
 
-    /// Loads the tokenizer of the model; one that was saved beside the adapter goes first, as it may have been changed.
+    /// Loads the tokenizer of the model; one that was saved beside the first adapter goes first, as it may have been
+    /// changed.
     ///
     /// # Errors
     /// What is wrong with the tokenizer's files.
     pub(crate) fn tokenizer(&self) -> Result<Tokenizer> {
-        let beside = self.adapter()?.filter(|dir| dir.join("tokenizer.json").is_file());
+        let beside = self.adapter.first().filter(|dir| dir.join("tokenizer.json").is_file());
         check_model_folder(&self.model)?;
         Ok(Tokenizer::load(beside.unwrap_or(&self.model))?)
     }
 }
 
-/// Loads a model with an adapter. Configs and the adapter's shapes are checked before any weight of the base is read.
+/// Loads a model with adapters. Configs and the adapters' shapes are checked before any weight of the base is read.
 ///
 /// # Errors
 /// What is wrong with the folders, each by its name.
-pub(crate) fn load(dir: &Path, adapter: Option<&Path>, compute: &Compute) -> Result<Decoder> {
+pub(crate) fn load(dir: &Path, adapters: &[PathBuf], weights: &[f64], compute: &Compute) -> Result<Served> {
     check_model_folder(dir)?;
     let device = compute.device()?;
     let config = ModelConfig::read(dir)?;
     let kind = compute.kind(&config, device)?;
-    let adapter = match adapter {
-        Some(path) => {
-            let folder = read_adapter(path)?;
-            check_adapter(&config, &folder).with_context(|| format!("adapter {}", path.display()))?;
-            Some((path, folder))
-        }
-        None => None,
+    let read = |path: &PathBuf| -> Result<(PathBuf, AdapterFolder)> {
+        let folder = read_adapter(path)?;
+        check_adapter(&config, &folder).with_context(|| format!("adapter {}", path.display()))?;
+        Ok((path.clone(), folder))
     };
+    let folders = adapters.iter().map(read).collect::<Result<Vec<_>>>()?;
     let mut bar = ByteBar::new("loading");
-    let mut model = Decoder::load(dir, kind, device, &mut |done, of| bar.set(done, of))?;
+    let model = Decoder::load(dir, kind, device, &mut |done, of| bar.set(done, of))?;
     bar.finish();
-    if let Some((path, folder)) = &adapter {
-        model.load_adapter(folder).with_context(|| format!("adapter {}", path.display()))?;
-    }
-    Ok(model)
+    Served::new(model, &folders, weights)
 }
 
 /// Refuses a folder that is none, with a word on what is expected.

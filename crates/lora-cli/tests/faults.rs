@@ -133,9 +133,12 @@ fn an_adapter_of_another_model() {
         &format!("generate --model model --adapter {} --prompt x", own.display()),
         &["adapters/lora", "model.layers.1"],
     );
-    let two =
-        format!("generate --model {0} --adapter {1} --adapter {1} --prompt x", model.display(), adapter.display());
-    refused(&place, &two, &["--adapter", "2 times", "merge"]);
+    let two = format!(
+        "generate --model {0} --adapter {1} --weight 1 --weight 2 --prompt x",
+        model.display(),
+        adapter.display()
+    );
+    refused(&place, &two, &["--weight", "2 times", "1 adapter"]);
     refused(&place, &format!("generate --model {} --adapter nowhere --prompt x", model.display()), &["nowhere"]);
 }
 

@@ -47,7 +47,10 @@ impl EmbeddingLayer {
     pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
         let rows = Tensor::f_embedding(&self.weight, ids, -1, false, false)?;
         let Some(lora) = &self.lora else { return Ok(rows) };
-        let low = Tensor::f_embedding(&lora.a.f_tr()?, ids, -1, false, false)?;
+        let mut low = Tensor::f_embedding(&lora.a.f_tr()?, ids, -1, false, false)?;
+        if let Some(gate) = &lora.gate {
+            low = low.f_mul(gate)?;
+        }
         let update = low.f_matmul(&lora.b.f_tr()?)?.f_mul_scalar(lora.scale)?.f_to_kind(rows.kind())?;
         let sum = rows.f_add(&update)?;
         Ok(match &lora.magnitude {

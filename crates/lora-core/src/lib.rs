@@ -27,6 +27,7 @@ mod error;
 mod init;
 mod linear;
 mod merge;
+mod mix;
 mod principal;
 mod spec;
 
@@ -37,6 +38,7 @@ pub use error::{Error, Result};
 pub use init::{Init, init_embedding, init_linear};
 pub use linear::{LinearLayer, forward_many};
 pub use merge::{delta, merge_embedding, merge_into, merge_lora, unmerge_from};
+pub use mix::{Combination, MajoritySign, MixOptions, MixPart, cut_dense, error_of_mix, mix, padded, size_of_mix};
 pub use principal::{Principal, residual};
 pub use spec::LoraSpec;
 
@@ -60,6 +62,8 @@ pub struct Lora {
     pub magnitude: Option<Tensor>,
     /// What `a` and `b` began as, where that was taken out of the frozen weight (PiSSA, OLoRA).
     pub initial: Option<(Tensor, Tensor)>,
+    /// `[tokens, r]`: what each rank counts for at each token, where the texts of a batch have adapters of their own.
+    pub gate: Option<Tensor>,
 }
 
 impl Lora {
@@ -79,7 +83,7 @@ impl Lora {
         if !scale.is_finite() {
             return Err(Error::Value { what: "scale", value: scale.to_string(), expected: "a finite number" });
         }
-        Ok(Self { a, b, scale, bias: None, magnitude: None, initial: None })
+        Ok(Self { a, b, scale, bias: None, magnitude: None, initial: None, gate: None })
     }
 
     /// The same with a bias of the up-projection and a magnitude, where they are given.

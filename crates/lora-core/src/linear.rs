@@ -100,7 +100,7 @@ impl LinearLayer {
     /// The layer as a head whose logits are never held whole; `None` where an adapter of another form than plain LoRA
     /// stands beside it, whose output has to be computed first.
     pub fn as_plain(&self) -> Option<Projection<'_>> {
-        let plain = self.lora.as_ref().is_none_or(|l| l.bias.is_none() && l.magnitude.is_none());
+        let plain = self.lora.as_ref().is_none_or(|l| l.bias.is_none() && l.magnitude.is_none() && l.gate.is_none());
         plain.then(|| self.projection(self.bias.as_ref()))
     }
 
@@ -149,12 +149,13 @@ impl LinearLayer {
 /// [`Error::Torch`] when a layer does not fit `x`.
 pub fn forward_many<const N: usize>(x: &Tensor, layers: [&LinearLayer; N], dropout: f64) -> Result<[Tensor; N]> {
     let biases: Vec<Option<Tensor>> = layers.iter().map(|l| l.whole_bias()).collect::<Result<_>>()?;
-    let dora = |l: &LinearLayer| l.lora.as_ref().is_some_and(|a| a.magnitude.is_some());
-    let outputs = if layers.iter().any(|l| dora(l)) {
+    let apart = |l: &LinearLayer| l.lora.as_ref().is_some_and(|a| a.magnitude.is_some() || a.gate.is_some());
+    let outputs = if layers.iter().any(|l| apart(l)) {
         let one = |(l, bias): (&&LinearLayer, &Option<Tensor>)| match &l.lora {
             Some(lora @ Lora { magnitude: Some(m), .. }) => {
                 dora::forward(x, &l.weight, bias.as_ref(), lora, m, dropout)
             }
+            Some(lora @ Lora { gate: Some(gate), .. }) => gated(x, l, bias.as_ref(), lora, gate),
             _ => Ok(lora_linear(x, &[l.projection(bias.as_ref())], dropout)?.remove(0)),
         };
         layers.iter().zip(&biases).map(one).collect::<Result<Vec<_>>>()?
@@ -167,4 +168,11 @@ pub fn forward_many<const N: usize>(x: &Tensor, layers: [&LinearLayer; N], dropo
         expected: N.to_string(),
         got: o.len().to_string(),
     })
+}
+
+/// `x Wᵀ + bias + scale · (gate ∘ (x Aᵀ)) Bᵀ`: each token has the ranks that its text's adapters own.
+fn gated(x: &Tensor, layer: &LinearLayer, bias: Option<&Tensor>, lora: &Lora, gate: &Tensor) -> Result<Tensor> {
+    let base = lora_linear(x, &[Projection { weight: &layer.weight, bias, adapter: None }], 0.0)?.remove(0);
+    let low = x.f_matmul(&lora.a.f_to_kind(x.kind())?.f_tr()?)?.f_mul(gate)?;
+    Ok(base.f_add(&low.f_matmul(&lora.b.f_to_kind(x.kind())?.f_tr()?)?.f_mul_scalar(lora.scale)?)?)
 }

@@ -2,8 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a test that cannot go on has failed
 
 use lora_core::{
-    EmbeddingLayer, Init, LinearLayer, Lora, LoraSpec, ParameterCount, delta, init_embedding, init_linear,
-    merge_embedding, merge_into, unmerge_from,
+    Combination, EmbeddingLayer, Init, LinearLayer, Lora, LoraSpec, MajoritySign, MixOptions, MixPart, ParameterCount,
+    Principal, delta, error_of_mix, init_embedding, init_linear, merge_embedding, merge_into, mix, residual, row_norms,
+    unmerge_from,
 };
 use proptest::prelude::*;
 use tch::{Device, Kind, Tensor};
@@ -115,4 +116,79 @@ fn merging_refuses_what_is_not_finite_and_what_does_not_fit() {
     assert!(merge_into(&w, &b, &a, 1.0).is_err());
     assert!(Lora::from_parts(values(2, 6, 1.0), values(4, 3, 1.0), 1.0).is_err());
     assert!(LinearLayer::frozen(values(4, 6, 1.0), Some(values(1, 5, 1.0).view([5]))).is_err());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn dora_forward_equals_its_merged_weight(rows in 1i64..6, i in 1i64..24, o in 1i64..24, r in 1i64..6, scale in -4.0f64..4.0) {
+        let r = r.min(i).min(o);
+        let mut layer = LinearLayer::frozen(values(o, i, 1.0), Some(values(1, o, 2.0).view([o]))).unwrap();
+        let lora = Lora::from_parts(values(r, i, 3.0), values(o, r, 4.0), scale).unwrap();
+        let norms = row_norms(&layer.weight, &lora).unwrap();
+        let sum = &layer.weight + delta(&lora.a, &lora.b, scale, Kind::Double).unwrap();
+        let plain = sum.square().sum_dim_intlist([1i64].as_slice(), false, Kind::Double).sqrt();
+        // The norm comes from ‖w‖² + 2 w·d + ‖d‖², each off by some units of its own size; a small norm is what is left.
+        let size = &layer.weight.abs().max().double_value(&[]) + delta(&lora.a, &lora.b, scale, Kind::Double).unwrap().abs().max().double_value(&[]);
+        prop_assert!(distance(&norms.square(), &plain.square()) < F64_TOLERANCE * (1.0 + size * size * i as f64));
+        prop_assume!(plain.min().double_value(&[]) > 0.1 * size);
+        let lora = lora.with_vectors(None, Some(values(1, o, 6.0).view([o]).abs() + 0.1)).unwrap();
+        layer.set_adapter(lora).unwrap();
+        let x = values(rows, i, 5.0);
+        let merged = LinearLayer::frozen(layer.merged_weight().unwrap(), layer.merged_bias().unwrap()).unwrap();
+        let (y, wanted) = (layer.forward(&x, 0.0).unwrap(), merged.forward(&x, 0.0).unwrap());
+        prop_assert!(distance(&y, &wanted) < F64_TOLERANCE * 1000.0 * (1.0 + wanted.abs().max().double_value(&[])));
+    }
+
+    #[test]
+    fn a_magnitude_of_the_norms_changes_nothing(i in 1i64..24, o in 1i64..24) {
+        let mut layer = LinearLayer::frozen(values(o, i, 1.0), None).unwrap();
+        let lora = Lora::from_parts(values(1, i, 3.0), values(o, 1, 4.0) * 0.0, 2.0).unwrap();
+        let m = row_norms(&layer.weight, &lora).unwrap();
+        prop_assume!(m.min().double_value(&[]) > 1e-3);
+        layer.set_adapter(lora.with_vectors(None, Some(m)).unwrap()).unwrap();
+        prop_assert!(distance(&layer.merged_weight().unwrap(), &values(o, i, 1.0)) < F64_TOLERANCE);
+    }
+
+    #[test]
+    fn a_start_out_of_the_base_leaves_the_layer_as_it_was(i in 2i64..24, o in 2i64..24, r in 1i64..5, which in 0usize..3) {
+        let r = r.min(i).min(o);
+        let weight = values(o, i, 1.0).to_kind(Kind::Float);
+        let spec = LoraSpec::new(r, 3.0, false).unwrap();
+        let principal = [Principal::Pissa, Principal::PissaFast(4), Principal::Olora][which];
+        let start = principal.start(&weight, spec, 7).unwrap();
+        let under = residual(&weight, &start).unwrap();
+        let whole = merge_into(&under, &start.a, &start.b, start.scale).unwrap();
+        // fp32: the part is of the size of the weight, and sums have up to 24 terms.
+        prop_assert!(distance(&whole, &weight) < 100.0 * f64::from(f32::EPSILON), "{principal:?}");
+        if which == 0 {
+            // What is left has lost its largest singular values, whose squares sum to the difference of the norms'.
+            let squares = |t: &Tensor| t.to_kind(Kind::Double).square().sum(Kind::Double).double_value(&[]);
+            let taken = delta(&start.a, &start.b, start.scale, Kind::Double).unwrap();
+            prop_assert!((squares(&weight) - squares(&under) - squares(&taken)).abs() < 1e-4 * squares(&weight));
+        }
+        let mut trained = Lora::from_parts(&start.a + 0.25, &start.b - 0.5, start.scale).unwrap();
+        trained.initial = Some((start.a.shallow_clone(), start.b.shallow_clone()));
+        let (a, b) = trained.converted().unwrap();
+        let plain = merge_into(&weight, &a, &b, start.scale).unwrap();
+        let direct = merge_into(&under, &trained.a, &trained.b, start.scale).unwrap();
+        prop_assert!(distance(&plain, &direct) < 1000.0 * f64::from(f32::EPSILON), "{principal:?}");
+    }
+
+    #[test]
+    fn cat_is_the_exact_sum_and_svd_of_enough_rank_too(i in 2i64..24, o in 2i64..24, ra in 1i64..4, rb in 1i64..4, wa in -2.0f64..2.0, wb in -2.0f64..2.0) {
+        let parts = [(values(ra, i, 1.0), values(o, ra, 2.0), 0.5, wa), (values(rb, i, 3.0), values(o, rb, 4.0), 2.0, wb)];
+        let parts = parts.each_ref().map(|(a, b, scale, weight)| MixPart { a, b, scale: *scale, weight: *weight });
+        let exact = delta(parts[0].a, parts[0].b, 0.5 * wa, Kind::Double).unwrap() + delta(parts[1].a, parts[1].b, 2.0 * wb, Kind::Double).unwrap();
+        for (combination, rank) in [(Combination::Cat, None), (Combination::Svd, Some(ra + rb))] {
+            let options = MixOptions { combination, rank, density: 1.0, majority: MajoritySign::Total, seed: 0 };
+            let (a, b) = mix(&parts, &options, 0).unwrap();
+            prop_assert_eq!(a.size()[0], ra + rb);
+            // The factors of an SVD are given in fp32.
+            let reach = 100.0 * f64::from(f32::EPSILON) * (1.0 + exact.abs().max().double_value(&[]));
+            prop_assert!(distance(&delta(&a, &b, 1.0, Kind::Double).unwrap(), &exact) < reach, "{:?}", combination);
+            prop_assert!(error_of_mix(&a, &b, &parts).unwrap() < 1e-4);
+        }
+    }
 }

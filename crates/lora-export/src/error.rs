@@ -103,6 +103,16 @@ pub enum Error {
         /// The module's path.
         module: String,
     },
+    /// Adapters cannot be mixed in the way that was asked for.
+    #[error("{}: `{module}` {why}", adapter.display())]
+    Mix {
+        /// The adapter's folder.
+        adapter: PathBuf,
+        /// The module's path.
+        module: String,
+        /// Why not, and what works.
+        why: String,
+    },
     /// The merged value of a tensor cannot be computed or stored.
     #[error("tensor `{tensor}`: {source}")]
     Merge {

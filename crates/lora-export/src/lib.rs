@@ -1,4 +1,4 @@
-//! Merge adapters into checkpoints on files, shard by shard, and verify the result.
+//! Merge adapters into checkpoints on files, shard by shard, and verify the result; mix adapters into one.
 //!
 //! No model is built: merging needs names and matrices only, so every family works whose adapter names its tensors, and
 //! memory holds little more than one tensor.
@@ -19,11 +19,15 @@ mod change;
 mod companions;
 mod error;
 mod merge;
+mod mix;
+mod orient;
 mod plan;
 mod provenance;
 mod tied;
 mod verify;
 
 pub use error::{Error, Result};
+pub use lora_core::{Combination, MajoritySign, MixOptions};
 pub use merge::{MergeOptions, MergeReport, merge};
+pub use mix::{MixReport, Weighted, mix_adapters};
 pub use verify::{Agreement, verify};

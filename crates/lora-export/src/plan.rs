@@ -2,6 +2,7 @@
 
 use crate::change::{Change, Delta, Magnitude, Step, blocks};
 use crate::error::{Error, Result};
+use crate::orient::Orientation;
 use crate::tied::{TiedPair, tied_pair};
 use lora_core::{Lora, LoraSpec, Principal};
 use lora_format::{AdapterConfig, AdapterModule, Checkpoint, InitLoraWeights, LoraTensors, read_adapter};
@@ -29,8 +30,8 @@ impl Plan {
             return Err(Error::NoAdapter);
         }
         let tied = tied_pair(base, config);
-        let stores_transposed = matches!(config.get("model_type").and_then(Value::as_str), Some("gpt2" | "openai-gpt"));
-        let mut planner = Planner { base, tied, stores_transposed, changes: BTreeMap::new() };
+        let orientation = Orientation::new(base, config);
+        let mut planner = Planner { base, orientation, changes: BTreeMap::new() };
         let mut named_bases = Vec::new();
         for dir in adapters {
             let folder = read_adapter(dir)?;
@@ -71,9 +72,7 @@ impl Plan {
 
 struct Planner<'a> {
     base: &'a Checkpoint,
-    tied: Option<TiedPair>,
-    /// The family stores the weights of its blocks as `[in, out]`.
-    stores_transposed: bool,
+    orientation: Orientation,
     changes: BTreeMap<String, Change>,
 }
 
@@ -108,7 +107,7 @@ impl Planner<'_> {
                 return Ok(());
             }
             AdapterModule::Linear(lora) => {
-                let transposed = self.is_transposed(config, &weight, &lora.a, &lora.b);
+                let transposed = self.orientation.is_transposed(self.base, config, &weight, &lora.a, &lora.b);
                 (lora, transposed)
             }
             AdapterModule::Embedding(lora) => (lora, true),
@@ -200,29 +199,13 @@ impl Planner<'_> {
         sum.unwrap_or_else(|| Tensor::from(1.0)).f_sqrt().map_err(|e| Error::merge(name, e))
     }
 
-    /// The tensor of the base whose value `name` begins with: a tied head begins with the embedding.
     fn source(&self, name: &str) -> String {
-        match self.tied {
-            Some(pair) if pair.head == name => pair.embedding.into(),
-            _ => name.into(),
-        }
+        self.orientation.source(name)
     }
 
     fn change(&mut self, name: &str) -> &mut Change {
         let source = self.source(name);
         self.changes.entry(name.into()).or_insert_with(|| Change::of(&source))
-    }
-
-    /// Whether a linear layer's weight is stored as `[in, out]`.
-    ///
-    /// The shape tells, except for a square one. `fan_in_fan_out` is then right where it is true, but false says little:
-    /// PEFT clears it for the whole adapter as soon as one target is an ordinary linear layer, such as GPT-2's head.
-    fn is_transposed(&self, config: &AdapterConfig, weight: &str, a: &Tensor, b: &Tensor) -> bool {
-        let (out, input) = (b.size()[0], a.size()[1]);
-        match self.base.info(&self.source(weight)) {
-            Ok(info) if out != input => info.shape == [input, out],
-            _ => config.fan_in_fan_out || (self.stores_transposed && !weight.starts_with("lm_head.")),
-        }
     }
 
     fn check(&self, adapter: &Path, name: &str, got: Vec<i64>) -> Result<()> {

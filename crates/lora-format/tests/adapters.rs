@@ -143,7 +143,7 @@ fn half_precision_is_read_as_float32() {
 #[test]
 fn damaged_adapters_are_refused_by_tensor() {
     type Change = fn(&mut BTreeMap<String, Tensor>, &mut Value);
-    let cases: [(&str, Change, &str); 20] = [
+    let cases: [(&str, Change, &str); 22] = [
         ("no B", |t, _| drop(t.remove(&b())), "q_proj.lora_B.weight`: missing"),
         ("no A", |t, _| drop(t.remove(&a())), "q_proj.lora_A.weight`: missing"),
         ("nothing", |t, _| t.clear(), "holds no adapter tensors"),

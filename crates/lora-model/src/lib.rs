@@ -17,6 +17,7 @@
 //! # Ok::<(), lora_model::Error>(())
 //! ```
 
+mod adapters;
 mod backward;
 mod batch;
 mod block;
@@ -36,6 +37,7 @@ mod sampler;
 mod target;
 mod weights;
 
+pub use adapters::{AdapterMix, AdapterSet};
 pub use batch::TokenBatch;
 pub use block::{Block, Qkv};
 pub use cache::{KvCache, LayerCache};

@@ -37,7 +37,7 @@ fn step(c: &mut Criterion) {
         } else {
             model.train_everything().expect("weights");
         }
-        let params = FlatParams::new(model.parameters()).expect("parameters");
+        let params = FlatParams::new(model.parameters(), None).expect("parameters");
         let batch =
             TokenBatch::new(&model.config, &ids, &[SEQ; ROWS as usize], &rows, &targets, Device::Cpu).expect("a batch");
         let mut number = 0;

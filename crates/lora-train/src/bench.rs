@@ -79,7 +79,7 @@ pub fn bench_step(o: &BenchOptions) -> Result<BenchReport> {
         }
         model.inject(&plan_injection(&model.config, &config)?, 0)?;
     }
-    let params = FlatParams::new(model.parameters())?;
+    let params = FlatParams::new(model.parameters(), None)?;
     let batch = batch(&model.config, o)?;
     let trained = batch.trained() as f64;
 

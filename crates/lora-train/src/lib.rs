@@ -28,7 +28,7 @@ pub use events::{Event, EventSink, NoEvents};
 pub use lock::{Holder, RunLock};
 pub use metrics::{EvalRecord, METRICS_FILE, MetricsWriter, StepRecord};
 pub use overrides::Override;
-pub use params::FlatParams;
+pub use params::{FlatParams, LoraPlus};
 pub use plan::{RunPlan, Trained, data_options, data_sources};
 pub use run::{RunReport, TrainOptions, train};
 pub use schedule::{Schedule, ScheduleKind};

@@ -11,7 +11,7 @@ use tch::{Kind, Tensor};
 #[derive(Debug)]
 pub struct FlatParams {
     slots: Vec<Slot>,
-    /// `[n]`: the parameters; those that decay come first.
+    /// `[n]`: the parameters, group by group; those that decay come first.
     flat: Tensor,
     /// `[n]`: their gradients, which backward passes add to.
     grad: Tensor,
@@ -19,8 +19,37 @@ pub struct FlatParams {
     exp_avg: Tensor,
     /// `[n]`: AdamW's second moment.
     exp_avg_sq: Tensor,
-    /// How many entries decay.
-    decayed: i64,
+    groups: Vec<Group>,
+}
+
+/// A part of the buffer whose parameters are updated alike.
+#[derive(Debug)]
+struct Group {
+    start: i64,
+    n: i64,
+    decays: bool,
+    /// What the learning rate is multiplied by.
+    rate: f64,
+}
+
+/// LoRA+ (Hayou et al., "LoRA+: Efficient Low Rank Adaptation of Large Models", 2024): B learns faster than A.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LoraPlus {
+    /// What the learning rate of B, and of vectors, is multiplied by.
+    pub ratio: f64,
+    /// What the learning rate of adapters of embeddings is multiplied by.
+    pub embedding: f64,
+}
+
+impl LoraPlus {
+    fn rate_of(plus: Option<Self>, name: &str, vector: bool) -> f64 {
+        match plus {
+            None => 1.0,
+            Some(plus) if name.contains("lora_embedding_") => plus.embedding,
+            Some(plus) if vector || name.contains("lora_B") => plus.ratio,
+            Some(_) => 1.0,
+        }
+    }
 }
 
 /// Where a parameter lies in the buffer.
@@ -40,31 +69,38 @@ impl Slot {
 impl FlatParams {
     /// Moves the leaves into one buffer; whoever holds them sees the same values, now as views.
     ///
-    /// Norm weights and biases do not decay, as `TrainingArguments` has it; everything else does.
+    /// Norm weights and biases do not decay, as `TrainingArguments` has it; everything else does. With `plus`, B and
+    /// adapters of embeddings have learning rates of their own.
     ///
     /// # Errors
     /// [`Error::NothingTrained`] without parameters, or [`Error::Torch`] when they differ in dtype or device.
-    pub fn new(mut parameters: Vec<Parameter>) -> Result<Self> {
+    pub fn new(mut parameters: Vec<Parameter>, plus: Option<LoraPlus>) -> Result<Self> {
         let decays = |p: &Parameter| p.tensor.dim() > 1;
-        parameters.sort_by_key(|p| !decays(p));
+        let rate = |p: &Parameter| LoraPlus::rate_of(plus, &p.name, !decays(p));
+        parameters.sort_by(|p, q| decays(q).cmp(&decays(p)).then(rate(p).total_cmp(&rate(q))));
         let Some(first) = parameters.first() else { return Err(Error::NothingTrained) };
         let options = (first.tensor.kind(), first.tensor.device());
         let total: i64 = parameters.iter().map(|p| p.tensor.numel() as i64).sum();
         let buffer = || Tensor::f_zeros([total], options).map_err(lora_torch::Error::from);
         let (flat, grad, exp_avg, exp_avg_sq) = (buffer()?, buffer()?, buffer()?, buffer()?);
-        let decayed = parameters.iter().filter(|p| decays(p)).map(|p| p.tensor.numel() as i64).sum();
+        let mut groups: Vec<Group> = Vec::new();
         let mut slots = Vec::with_capacity(parameters.len());
         let mut start = 0;
         for p in parameters {
+            let (n, decays, rate) = (p.tensor.numel() as i64, decays(&p), rate(&p));
+            match groups.last_mut().filter(|g| (g.decays, g.rate) == (decays, rate)) {
+                Some(group) => group.n += n,
+                None => groups.push(Group { start, n, decays, rate }),
+            }
             let slot = Slot { name: p.name, start, shape: p.tensor.size() };
-            start += p.tensor.numel() as i64;
+            start += n;
             let home = slot.of(&flat)?;
             home.shallow_clone().f_copy_(&p.tensor.f_detach()?)?;
             p.tensor.shallow_clone().f_set_data(&home)?;
             set_grad(&p.tensor, &slot.of(&grad)?)?;
             slots.push(slot);
         }
-        Ok(Self { slots, flat, grad, exp_avg, exp_avg_sq, decayed })
+        Ok(Self { slots, flat, grad, exp_avg, exp_avg_sq, groups })
     }
 
     /// How many numbers are trained.
@@ -105,10 +141,10 @@ impl FlatParams {
     /// # Errors
     /// What libtorch reports.
     pub fn adamw(&self, scalars: &AdamWScalars) -> Result<()> {
-        let ranges = [(0, self.decayed, scalars.weight_decay), (self.decayed, self.len() - self.decayed, 0.0)];
-        for (start, n, weight_decay) in ranges.into_iter().filter(|r| r.1 > 0) {
-            let part = |t: &Tensor| t.f_narrow(0, start, n).map_err(lora_torch::Error::from);
-            let scalars = AdamWScalars { weight_decay, ..*scalars };
+        for group in &self.groups {
+            let part = |t: &Tensor| t.f_narrow(0, group.start, group.n).map_err(lora_torch::Error::from);
+            let weight_decay = if group.decays { scalars.weight_decay } else { 0.0 };
+            let scalars = AdamWScalars { lr: scalars.lr * group.rate, weight_decay, ..*scalars };
             adamw_step(
                 &part(&self.flat)?,
                 &part(&self.grad)?,

@@ -61,7 +61,7 @@ impl Trainer {
             Trained::Everything => model.train_everything()?,
         }
         model.lora_dropout = plan.config.lora.lora_dropout;
-        let params = FlatParams::new(model.parameters())?;
+        let params = FlatParams::new(model.parameters(), plan.config.train.lora_plus())?;
         let sampler = Sampler::new(plan.rows.len(), plan.config.seed, plan.config.data.shuffle);
         Ok(Self { plan, model, params, sampler, state: TrainState::default(), skipped_in_a_row: 0 })
     }

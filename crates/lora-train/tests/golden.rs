@@ -121,3 +121,19 @@ fn a_resumed_run_has_the_bits_of_the_uninterrupted_one() {
         }
     }
 }
+
+#[test]
+fn lora_plus_follows_peft() {
+    let dir = tempfile::tempdir().unwrap();
+    let more =
+        [("train.learning_rate", "2e-3"), ("train.loraplus_lr_ratio", "4"), ("train.loraplus_lr_embedding", "5e-4")];
+    let file = fixtures().join("llama/adapters/embedding/loraplus.safetensors");
+    let reference = TensorFile::open(&file).unwrap();
+    let losses = Vec::<f64>::try_from(&reference.read("train.loss").unwrap()).unwrap();
+    let (steps, _) = run(plan("llama", "embedding", dir.path(), &more));
+    for (i, ((loss, _), wanted)) in steps.iter().zip(&losses).enumerate() {
+        assert!((loss - wanted).abs() < TRAINING_TOLERANCE * wanted, "step {i}: loss {loss} against {wanted}");
+    }
+    let (plain, _) = run(plan("llama", "embedding", tempfile::tempdir().unwrap().path(), &more[..1]));
+    assert!((plain[9].0 - losses[9]).abs() > 100.0 * TRAINING_TOLERANCE, "the rates must be visible");
+}

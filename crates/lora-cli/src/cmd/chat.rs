@@ -6,6 +6,7 @@ use crate::interrupt::stop_while;
 use crate::load::ModelArgs;
 use crate::out;
 use crate::prompt::Prompt;
+use crate::serve::parse_mix;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use std::io::{BufRead, IsTerminal};
@@ -27,20 +28,21 @@ pub(crate) struct Args {
     sampling: SamplingArgs,
 }
 
-const HELP: &str = "/reset begins anew, /exit or Ctrl-D ends, Ctrl-C stops an answer";
+const HELP: &str = "/reset begins anew, /use NAME[=WEIGHT] ... changes the adapters (none for the base), /exit or Ctrl-D ends, \
+     Ctrl-C stops an answer";
 
 /// Runs the verb.
 ///
 /// # Errors
 /// What is wrong with model or adapter, or a tokenizer without a chat template.
 pub(crate) fn run(args: &Args) -> Result<()> {
+    args.model.check()?;
     let tokenizer = args.model.tokenizer()?;
     if tokenizer.template().is_none() {
         let dir = tokenizer.dir().display();
         return Err(usage(format!("{dir}: the tokenizer has no chat template; use `lora generate` to continue text")));
     }
-    let model = args.model.load()?;
-    let generator = Generator::new(&model, &tokenizer);
+    let mut served = args.model.load()?;
     let first: Vec<Value> = args.system.iter().map(|text| json!({"role": "system", "content": text})).collect();
     let mut messages = first.clone();
     let typed = std::io::stdin().is_terminal();
@@ -48,6 +50,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let stop = stop_while(Arc::clone(&busy))?;
     if typed {
         out::note(HELP);
+        if served.names().len() > 1 {
+            out::note(format!("adapters: {}", served.names().join(", ")));
+        }
     }
     let mut turn = 0;
     loop {
@@ -66,6 +71,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 out::note("the conversation begins anew");
                 continue;
             }
+            command if command.starts_with("/use ") => {
+                let changed = parse_mix(&command["/use ".len()..]).and_then(|mix| served.activate(&mix));
+                match changed {
+                    Ok(()) => out::note(&command[1..]),
+                    Err(e) => out::note(format!("{e:#}")),
+                }
+                continue;
+            }
             command if command.starts_with('/') => {
                 out::note(HELP);
                 continue;
@@ -76,6 +89,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         stop.store(false, Ordering::Relaxed);
         busy.store(true, Ordering::Relaxed);
         let sampling = SamplingArgs { seed: args.sampling.seed.wrapping_add(turn), ..args.sampling.clone() };
+        let generator = Generator::new(&served.model, &tokenizer);
         let answer = generator.run(&ids, args.max_new_tokens, &sampling, &mut |piece| {
             out::text(piece)?;
             Ok(!stop.load(Ordering::Relaxed))

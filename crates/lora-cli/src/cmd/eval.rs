@@ -38,6 +38,7 @@ pub(crate) struct Args {
 /// # Errors
 /// What is wrong with model, adapter or data.
 pub(crate) fn run(args: &Args) -> Result<()> {
+    args.model.check()?;
     let tokenizer = args.model.tokenizer()?;
     let format = args.format.as_deref().map(str::parse::<Format>).transpose()?;
     let source = Source { path: args.data.clone(), format, ..Source::default() };
@@ -56,7 +57,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         out::note(format!("note: {cut} of {} examples were cut and {dropped} left out", set.report.read));
     }
 
-    let model = args.model.load()?;
+    let model = args.model.load()?.model;
     let mut bar = CountBar::new("evaluating");
     let mut show = |event| {
         if let Event::Evaluating { done, of } = event {

@@ -4,7 +4,8 @@ use crate::generator::{Generated, Generator, SamplingArgs};
 use crate::load::ModelArgs;
 use crate::out;
 use crate::progress::CountBar;
-use crate::prompt::{Prompt, read_prompts};
+use crate::prompt::{Prompt, Request, read_prompts};
+use crate::serve::Mix;
 use anyhow::{Context, Result};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -18,7 +19,8 @@ pub(crate) struct Args {
     /// Text to continue; where the tokenizer has a chat template, a message to answer
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
-    /// File of prompts: a .jsonl with `prompt` or `messages` in each record, or a prompt a line
+    /// File of prompts: a .jsonl with `prompt` or `messages` in each record, and `adapter` where it is to be answered by
+    /// another than all (a name, or a table of names and weights), or a prompt a line
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
     /// Most tokens of an answer
@@ -48,25 +50,26 @@ struct Answer {
 /// # Errors
 /// What is wrong with model, adapter or prompts.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    args.model.adapter()?;
+    args.model.check()?;
     let prompts = match (&args.prompt, &args.prompts) {
-        (Some(text), _) => vec![Prompt::Text(text.clone())],
+        (Some(text), _) => vec![Request { prompt: Prompt::Text(text.clone()), adapters: None }],
         (None, Some(path)) => read_prompts(path)?,
         (None, None) => Vec::new(),
     };
     let tokenizer = args.model.tokenizer()?;
-    let encode = |(i, prompt): (usize, &Prompt)| {
-        prompt.encode(&tokenizer, args.raw).with_context(|| format!("prompt {}", i + 1))
+    let encode = |(i, request): (usize, &Request)| {
+        request.prompt.encode(&tokenizer, args.raw).with_context(|| format!("prompt {}", i + 1))
     };
     let encoded = prompts.iter().enumerate().map(encode).collect::<Result<Vec<_>>>()?;
-    let model = args.model.load()?;
-    let generator = Generator::new(&model, &tokenizer);
-    generator.warn_of_length(encoded.iter().map(Vec::len).max().unwrap_or(0), args.max_new_tokens);
+    let mut served = args.model.load()?;
+    let all: Mix = served.active().clone();
+    Generator::new(&served.model, &tokenizer)
+        .warn_of_length(encoded.iter().map(Vec::len).max().unwrap_or(0), args.max_new_tokens);
 
     let stream = args.prompt.is_some() && !args.json;
     let mut bar = CountBar::new("generating");
     let mut answers = Vec::new();
-    for (i, (prompt, ids)) in prompts.iter().zip(&encoded).enumerate() {
+    for (i, (request, ids)) in prompts.iter().zip(&encoded).enumerate() {
         if prompts.len() > 1 {
             bar.set(i, prompts.len());
         }
@@ -78,8 +81,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             }
             Ok(true)
         };
+        let wanted = request.adapters.as_ref().unwrap_or(&all);
+        if wanted != served.active() {
+            served.activate(wanted).with_context(|| format!("prompt {}", i + 1))?;
+        }
+        let generator = Generator::new(&served.model, &tokenizer);
         let generated = generator.run(ids, args.max_new_tokens, &sampling, &mut show)?;
-        let prompt = match prompt {
+        let prompt = match &request.prompt {
             Prompt::Text(text) => Some(text.clone()),
             Prompt::Messages(_) => None,
         };

@@ -29,9 +29,9 @@ pub(crate) struct Args {
 /// # Errors
 /// What is wrong with model, adapter or input.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    args.model.adapter()?;
+    args.model.check()?;
     let input = Input::read(&args.input)?;
-    let model = args.model.load()?;
+    let model = args.model.load()?.model;
     let mut bar = CountBar::new("rows");
     let logits = input.logits(&model, &mut |done, of| bar.set(done, of))?;
     bar.finish();

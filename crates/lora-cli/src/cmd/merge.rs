@@ -86,17 +86,21 @@ fn prove(args: &Args) -> Result<()> {
         agreement.max_error,
         100.0 * agreement.max_ratio
     ))?;
-    let [adapter] = args.adapter.as_slice() else {
-        return out::line("logits: not compared, as one adapter at a time can be run");
-    };
     let config = match ModelConfig::read(&args.model) {
         Ok(config) => config,
         Err(e) => return out::line(format!("logits: not compared: {e}")),
     };
     let compute = Compute { device: "cpu".into(), dtype: "float32".into(), threads: 0 };
     let tokens = Input::from_rows(fixed_tokens(&config));
-    let with_adapter = tokens.logits(&load(&args.model, Some(adapter), &compute)?, &mut |_, _| {})?;
-    let merged = tokens.logits(&load(&args.output, None, &compute)?, &mut |_, _| {})?;
+    let beside = match load(&args.model, &args.adapter, &[], &compute) {
+        Ok(served) => served.model,
+        // Several adapters of which one cannot be weighted are merged in order, and cannot be run beside each other.
+        Err(e) if args.adapter.len() > 1 => return out::line(format!("logits: not compared: {e:#}")),
+        Err(e) => return Err(e),
+    };
+    let with_adapter = tokens.logits(&beside, &mut |_, _| {})?;
+    drop(beside);
+    let merged = tokens.logits(&load(&args.output, &[], &[], &compute)?.model, &mut |_, _| {})?;
     let torch = lora_torch::Error::from;
     let largest = |t: tch::Tensor| t.f_abs()?.f_max()?.f_double_value(&[]);
     let difference = with_adapter.f_sub(&merged).and_then(largest).map_err(torch)?;

@@ -34,6 +34,11 @@ pub(crate) fn check(config: &RunConfig, tree: &Table, places: &Places, faults: &
             "train.finetuning_type",
             "full training has no adapter; remove init_adapter",
         );
+        rules.exclude(
+            "train.loraplus_lr_ratio",
+            "train.finetuning_type",
+            "full training has no A and B; remove loraplus_lr_ratio",
+        );
     }
 }
 

@@ -68,6 +68,8 @@ fn full() -> RunConfig {
             per_device_eval_batch_size: 3,
             gradient_accumulation_steps: 4,
             learning_rate: 1e-3,
+            loraplus_lr_ratio: Some(16.0),
+            loraplus_lr_embedding: 1e-5,
             lr_scheduler_type: ScheduleKind::Cosine,
             warmup_steps: None,
             warmup_ratio: Some(0.03),
@@ -140,6 +142,8 @@ train:
   per_device_eval_batch_size: 3
   gradient_accumulation_steps: 4
   learning_rate: 1e-3
+  loraplus_lr_ratio: 16
+  loraplus_lr_embedding: 1e-5
   lr_scheduler_type: cosine
   warmup_ratio: 0.03
   weight_decay: 0.01

@@ -1,6 +1,7 @@
 //! `[train]`: the optimizer, its schedule, and when to evaluate and save. Names are those of `TrainingArguments`.
 
 use super::keys::{Kind, Range, choice, section};
+use crate::params::LoraPlus;
 use crate::schedule::ScheduleKind;
 
 choice! {
@@ -47,6 +48,11 @@ section! {
         gradient_accumulation_steps: u32 = 1, ROWS;
         /// Highest learning rate of the schedule. The default suits adapters; full training wants about 1e-5.
         learning_rate: f64 = 2e-4, Kind::Number(Range::Positive);
+        /// Learning rate of B as a multiple of `learning_rate` (LoRA+; its authors suggest 16); as A's when absent.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        loraplus_lr_ratio: Option<f64> = None, Kind::Number(Range::Positive);
+        /// With `loraplus_lr_ratio`, the learning rate of adapters of embeddings.
+        loraplus_lr_embedding: f64 = 1e-6, Kind::Number(Range::Positive);
         /// How the learning rate goes after the warm-up: `linear` and `cosine` fall to 0 at the last step; `constant` has no
         /// warm-up.
         lr_scheduler_type: ScheduleKind = ScheduleKind::Linear, Kind::Choice(ScheduleKind::NAMES);
@@ -87,6 +93,12 @@ impl TrainConfig {
             (Some(steps), _) => Length::Steps(steps),
             (None, epochs) => Length::Epochs(epochs.unwrap_or(3.0)),
         }
+    }
+
+    /// The learning rates that LoRA+ sets apart, where it is asked for.
+    pub fn lora_plus(&self) -> Option<LoraPlus> {
+        let embedding = self.loraplus_lr_embedding / self.learning_rate;
+        self.loraplus_lr_ratio.map(|ratio| LoraPlus { ratio, embedding })
     }
 
     /// Optimizer steps of warm-up in a run of so many optimizer steps. A ratio is rounded up, as transformers does.

@@ -1,0 +1,161 @@
+//! Several adapters at once: mixed on files, weighted at run time, switched from prompt to prompt; every method trained.
+#![allow(clippy::unwrap_used)] // a helper that fails is a failed test
+
+mod common;
+
+use common::{Place, fixture};
+use lora_format::TensorFile;
+use serde_json::Value;
+use tch::Tensor;
+
+/// One adapter of the sum of the ranks on both sides, in another order of the same fp32 sums.
+const LOGITS_TOLERANCE: f64 = 1e-5;
+
+fn logits(place: &Place, file: &str) -> Tensor {
+    TensorFile::open(&place.path(file)).unwrap().read("logits").unwrap()
+}
+
+fn distance(a: &Tensor, b: &Tensor) -> f64 {
+    (a - b).abs().max().double_value(&[]) / b.abs().max().double_value(&[])
+}
+
+#[test]
+fn weights_on_the_command_line_are_what_mix_writes() {
+    let place = Place::new();
+    let model = fixture("llama");
+    let [a, wide] = ["mix/a", "mix/wide"].map(|name| model.join(name).display().to_string());
+    let (model, input) = (model.display(), model.join("reference.safetensors").display().to_string());
+    let both = format!("--adapter {a} --weight=0.7 --adapter {wide} --weight -0.3");
+    let mixed = place.lora(&format!("mix {both} --output mixed --json")).exits(0).json();
+    assert_eq!(
+        (mixed["type"].as_str(), mixed["rank"].as_i64(), mixed["modules"].as_u64()),
+        (Some("cat"), Some(12), Some(4))
+    );
+    assert!(mixed["error"].as_f64().unwrap() < 1e-6, "{mixed}");
+    place.lora(&format!("logits --model {model} {both} --input {input} --output one.safetensors")).exits(0);
+    place.lora(&format!("logits --model {model} --adapter mixed --input {input} --output two.safetensors")).exits(0);
+    let d = distance(&logits(&place, "one.safetensors"), &logits(&place, "two.safetensors"));
+    assert!(d < LOGITS_TOLERANCE, "{d}");
+
+    let said =
+        place.lora(&format!("mix --adapter {a} --adapter {wide} --type svd --rank 2 --output cut")).exits(0).stdout;
+    assert!(
+        said.contains("svd of 2 adapters, rank 2, 4 modules") && said.contains("off the exact weighted sum"),
+        "{said}"
+    );
+    // Merged in order, and run side by side: the same logits.
+    let line = format!("merge --model {model} --adapter {a} --adapter {wide} --output merged --verify");
+    assert!(place.lora(&line).exits(0).stdout.contains("logits: largest difference"));
+
+    for (line, part) in [
+        (format!("mix {both} --output mixed"), "new or empty"),
+        (format!("mix --adapter {a} --weight 1 --weight 2 --output x"), "2 times for 1 adapter"),
+        (format!("mix --adapter {a} --rank 3 --output x"), "use svd"),
+        (format!("mix --adapter {a} --adapter {wide} --type linear --output x"), "use cat or svd"),
+        (format!("logits --model {model} --adapter {a} --weight nan --input {input} --output x"), "finite"),
+    ] {
+        let done = place.lora(&line).exits(2);
+        assert!(done.stderr.contains(part), "{line}: {done:#?}");
+        assert!(!place.path("x").exists());
+    }
+}
+
+#[test]
+fn prompts_are_answered_each_by_its_adapter() {
+    let place = Place::new();
+    let model = fixture("llama");
+    let [lora, dora] = ["lora", "dora"].map(|name| model.join("adapters").join(name).display().to_string());
+    let model = model.display();
+    let prompts = [
+        r#"{"prompt": "a b c", "adapter": "lora"}"#,
+        r#"{"prompt": "a b c", "adapter": null}"#,
+        r#"{"prompt": "a b c", "adapter": "dora"}"#,
+        r#"{"prompt": "a b c", "adapter": {"lora": 0.5}}"#,
+        r#"{"prompt": "a b c", "adapter": "lora"}"#,
+    ];
+    place.write("p.jsonl", &prompts.join("\n"));
+    let ask = |more: &str| -> Vec<Vec<i64>> {
+        let done =
+            place.lora(&format!("generate --model {model} --raw --max-new-tokens 12 --json {more}")).exits(0).json();
+        let ids =
+            |answer: &Value| answer["token_ids"].as_array().unwrap().iter().map(|id| id.as_i64().unwrap()).collect();
+        match done {
+            Value::Array(all) => all.iter().map(ids).collect(),
+            one => vec![ids(&one)],
+        }
+    };
+    // DoRA cannot be weighted beside another, so neither is active at the start but by a weight that makes it the base.
+    let done = place.lora(&format!("generate --model {model} --adapter {lora} --adapter {dora} --prompt x"));
+    assert!(done.exits(2).stderr.contains("DoRA cannot be weighted"));
+
+    let [embedding] = [model.to_string() + "/adapters/embedding"];
+    place.write("q.jsonl", &prompts.join("\n").replace("dora", "embedding"));
+    let mixed = ask(&format!("--adapter {lora} --adapter {embedding} --prompts q.jsonl"));
+    place.write("one.txt", "a b c\n");
+    let (first, base, third) = (
+        ask(&format!("--adapter {lora} --prompts one.txt")),
+        ask("--prompts one.txt"),
+        ask(&format!("--adapter {embedding} --prompts one.txt")),
+    );
+    assert_eq!([&mixed[0], &mixed[1], &mixed[2], &mixed[4]], [&first[0], &base[0], &third[0], &first[0]]);
+    let half = ask(&format!("--adapter {lora} --weight 0.5 --prompts one.txt"));
+    assert_eq!(mixed[3], half[0]);
+
+    place.write("wrong.jsonl", r#"{"prompt": "a", "adapter": "nobody"}"#);
+    let done = place.lora(&format!("generate --model {model} --adapter {lora} --prompts wrong.jsonl")).exits(2);
+    assert!(done.stderr.contains("nobody") && done.stderr.contains("lora"), "{done:#?}");
+}
+
+#[test]
+fn every_method_trains_resumes_and_is_used() {
+    for (name, lora) in [
+        ("dora", "use_dora = true"),
+        ("bias", "lora_bias = true\nbias = \"all\"\ntarget_modules = [\"q_proj\", \"v_proj\"]"),
+        ("pissa", "init_lora_weights = \"pissa\""),
+        ("fast", "init_lora_weights = \"pissa_niter_4\"\nuse_rslora = true"),
+        ("olora", "init_lora_weights = \"olora\"\nrank_pattern = { up_proj = 2 }"),
+    ] {
+        let place = Place::new();
+        let model = fixture("qwen2");
+        let train = "max_steps = 6\nlearning_rate = 1e-2\nsave_steps = 3\nlogging_steps = 1";
+        let config = place.config("c.toml", &model, "train.jsonl", lora, train);
+        let done = place.lora("train c.toml --set data.eval_split=8 --json").exits(0).json();
+        let (before, after) =
+            (done["eval_before"]["loss"].as_f64().unwrap(), done["eval_after"]["loss"].as_f64().unwrap());
+        assert!(after < before, "{name}: {before} -> {after}");
+        // From the middle again, to the same bits: a start out of the base must be found again.
+        let whole = std::fs::read(place.path("run/adapter_model.safetensors")).unwrap();
+        std::fs::remove_dir_all(place.path("run/checkpoints/step-6")).unwrap();
+        std::fs::remove_file(place.path("run/adapter_model.safetensors")).unwrap();
+        place.lora("train c.toml --set data.eval_split=8 --resume").exits(0);
+        assert!(std::fs::read(place.path("run/adapter_model.safetensors")).unwrap() == whole, "{name}");
+        // What was saved gives the loss that the run ended with, over the unchanged base.
+        let text = std::fs::read_to_string(config).unwrap().replace("\"run\"", "\"next\"");
+        place.write(
+            "next.toml",
+            &text.replace(lora, "init_adapter = \"run\"").replace("max_steps = 6", "max_steps = 1"),
+        );
+        let next = place.lora("train next.toml --set data.eval_split=8 --json").exits(0).json();
+        let resumed = next["eval_before"]["loss"].as_f64().unwrap();
+        assert!((resumed - after).abs() < 1e-4 * after, "{name}: {after} and then {resumed}");
+        let line = format!("merge --model {} --adapter run --output merged --verify", model.display());
+        assert!(place.lora(&line).exits(0).stdout.contains("weights:"), "{name}");
+    }
+}
+
+#[test]
+fn methods_that_exclude_each_other_are_refused_before_anything_is_loaded() {
+    let place = Place::new();
+    for (lora, part) in [
+        ("use_dora = true\nlora_bias = true", "lora_bias"),
+        ("use_dora = true\ninit_lora_weights = \"pissa\"", "use_dora"),
+        ("init_lora_weights = \"corda\"", "pissa"),
+        ("target_modules = \"peft-default\"", "phi3"),
+    ] {
+        let model = if part == "phi3" { fixture("phi3") } else { fixture("llama") };
+        place.config("c.toml", &model, "train.jsonl", lora, "max_steps = 1");
+        let done = place.lora("train c.toml").exits(2);
+        assert!(done.stderr.contains(part), "{lora}: {done:#?}");
+        assert!(!place.path("run").exists(), "{lora}");
+    }
+}

@@ -1,0 +1,324 @@
+//! Several adapters over one base at run time: loaded by name, made active alone or weighted, given to each row of a batch
+//! by itself, taken off, replaced from disk. The base is never read again.
+
+use crate::decoder::{Decoder, ModuleMut};
+use crate::error::{Error, Result};
+use crate::inject::Start;
+use lora_core::{Lora, LoraSpec};
+use lora_format::{AdapterFolder, AdapterModule};
+use lora_torch::Segments;
+use std::collections::{BTreeMap, BTreeSet};
+use tch::{Kind, Tensor};
+
+/// Adapters with what each counts for: `[("poet", 0.7), ("lawyer", 0.3)]`; empty is the base alone.
+pub type AdapterMix<'a> = &'a [(&'a str, f64)];
+
+/// The adapters that are loaded beside a model, and what they replaced in it.
+#[derive(Debug, Default)]
+pub struct AdapterSet {
+    loaded: BTreeMap<String, Loaded>,
+    /// Weights and biases of the base that the active adapter replaces, by module.
+    replaced: BTreeMap<String, (Tensor, Option<Tensor>)>,
+}
+
+/// One adapter.
+#[derive(Debug)]
+struct Loaded {
+    low_rank: BTreeMap<String, Lora>,
+    /// Modules that it has in full, and biases of the base.
+    whole: BTreeMap<String, BTreeMap<String, Tensor>>,
+}
+
+impl AdapterSet {
+    /// Loads an adapter under a name, checked against the model; one of the same name is replaced. It is not yet active.
+    ///
+    /// A PiSSA or OLoRA adapter that was not converted becomes a plain one over the unchanged base here.
+    ///
+    /// # Errors
+    /// [`Error::Module`] for a module that the model lacks or that has another shape.
+    pub fn load(&mut self, name: &str, folder: &AdapterFolder, model: &mut Decoder) -> Result<()> {
+        self.restore(model)?;
+        let (config, device) = (&folder.config, model.device());
+        let start = Start::of(config).ok();
+        let place = |t: &Tensor| -> Result<Tensor> { Ok(t.f_detach()?.f_to_device(device)?.f_to_kind(Kind::Float)?) };
+        let mut loaded = Loaded { low_rank: BTreeMap::new(), whole: BTreeMap::new() };
+        let mut modules: BTreeMap<String, ModuleMut<'_>> = model.modules_mut().into_iter().collect();
+        for (path, content) in &folder.modules {
+            let fault = |reason: String| Error::Module { module: path.clone(), reason };
+            let Some(module) = modules.get_mut(path) else { return Err(fault("is not in this model".into())) };
+            let lora = match content {
+                AdapterModule::Saved { tensors } => {
+                    let of = |name: &str, base: &Tensor| check_size(path, name, tensors.get(name), base);
+                    let (weight, bias) = parts(module);
+                    of("weight", weight)?;
+                    bias.map_or(Ok(()), |b| of("bias", b))?;
+                    let placed = tensors.iter().map(|(n, t)| Ok((n.clone(), place(t)?)));
+                    loaded.whole.insert(path.clone(), placed.collect::<Result<_>>()?);
+                    continue;
+                }
+                AdapterModule::Linear(lora) | AdapterModule::Embedding(lora) => lora,
+            };
+            let spec = LoraSpec::new(config.rank_of(path)?, config.alpha_of(path)?, config.use_rslora)?;
+            let (mut a, mut b) = (place(&lora.a)?, place(&lora.b)?);
+            let weight = parts(module).0;
+            if let Some(Start::OutOf(principal)) = start {
+                let mut began = principal.start(weight, spec, 0)?;
+                began.initial = Some((began.a.shallow_clone(), began.b.shallow_clone()));
+                (began.a, began.b) = (a, b);
+                (a, b) = began.converted()?;
+            }
+            let vector = |t: &Option<Tensor>| t.as_ref().map(place).transpose();
+            let pair =
+                Lora::from_parts(a, b, spec.scale())?.with_vectors(vector(&lora.bias)?, vector(&lora.magnitude)?);
+            let pair = pair.map_err(|e| fault(e.to_string()))?;
+            let (out, input) = (pair.b.size()[0], pair.a.size()[1]);
+            let wanted = match (&*module, content) {
+                (ModuleMut::Linear(l), AdapterModule::Linear(_)) => (l.out_features(), l.in_features()),
+                (ModuleMut::Embedding(e), AdapterModule::Embedding(_)) => (e.weight.size()[1], e.weight.size()[0]),
+                _ => return Err(fault("is of another kind in this model".into())),
+            };
+            if (out, input) != wanted {
+                let (o, i) = wanted;
+                return Err(fault(format!("goes from {input} to {out} in the adapter and from {i} to {o} here")));
+            }
+            let whole = [("weight", &lora.base_weight), ("bias", &lora.base_bias)];
+            let whole: BTreeMap<String, Tensor> = whole
+                .into_iter()
+                .filter_map(|(n, t)| Some((n.to_string(), t.as_ref()?)))
+                // A frozen weight that PEFT saved along is the base's own.
+                .filter(|(n, t)| n == "bias" || !same(t, weight))
+                .map(|(n, t)| Ok((n, place(t)?)))
+                .collect::<Result<_>>()?;
+            if !whole.is_empty() {
+                loaded.whole.insert(path.clone(), whole);
+            }
+            loaded.low_rank.insert(path.clone(), pair);
+        }
+        self.loaded.insert(name.into(), loaded);
+        Ok(())
+    }
+
+    /// The names of the adapters that are loaded.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.loaded.keys().map(String::as_str)
+    }
+
+    /// Makes some adapters the active ones, each with its weight; none for the base alone. Takes as long as copying the
+    /// adapters' matrices, and a pass then costs what one adapter of the sum of their ranks costs.
+    ///
+    /// # Errors
+    /// [`Error::Adapter`] for a name that is not loaded, or adapters that cannot be weighted: those with DoRA, modules
+    /// saved in full or biases of the base are active alone, with a weight of 1.
+    pub fn activate(&mut self, model: &mut Decoder, mix: AdapterMix<'_>) -> Result<()> {
+        let parts = self.parts(mix)?;
+        let alone = matches!(mix, [(_, weight)] if *weight == 1.0);
+        if !alone {
+            self.check_weightable(mix)?;
+        }
+        let whole = if alone { parts.first().map(|(_, l, _)| l.whole.clone_all()) } else { None };
+        self.restore(model)?;
+        let parts = self.parts(mix)?;
+        for (path, module) in model.modules_mut() {
+            let here: Vec<(&Lora, f64)> =
+                parts.iter().filter_map(|(_, l, weight)| Some((l.low_rank.get(&path)?, *weight))).collect();
+            set_lora(module, if here.is_empty() { None } else { Some(combined(&here)?) })?;
+        }
+        let Some(whole) = whole else { return Ok(()) };
+        for (path, module) in model.modules_mut() {
+            let Some(tensors) = whole.get(&path) else { continue };
+            self.replaced.insert(path, replace(module, tensors));
+        }
+        Ok(())
+    }
+
+    /// Gives each text of a batch its own adapters, in one pass over the base: row `i` of `mixes` is for segment `i`.
+    /// Holds until [`AdapterSet::activate`] or the next call, for batches of these segments only, and for passes that need
+    /// every row.
+    ///
+    /// # Errors
+    /// As [`AdapterSet::activate`]; nothing but plain low-rank adapters can be given by row. [`Error::Input`] for another
+    /// number of mixes than segments.
+    pub fn route(&mut self, model: &mut Decoder, segments: &Segments, mixes: &[AdapterMix<'_>]) -> Result<()> {
+        if mixes.len() != segments.lens().len() {
+            let (expected, got) = (segments.lens().len().to_string(), mixes.len().to_string());
+            return Err(Error::Input { what: "adapters by row", expected, got });
+        }
+        for mix in mixes {
+            self.check_weightable(mix)?;
+            let biased = |l: &Loaded| l.low_rank.values().any(|lora| lora.bias.is_some());
+            if let Some((name, ..)) = self.parts(mix)?.into_iter().find(|(_, l, _)| biased(l)) {
+                let reason =
+                    "it has biases of B (lora_bias), which cannot be given by row; use it for a whole batch".into();
+                return Err(Error::Adapter { field: "adapter", value: name.into(), reason });
+            }
+        }
+        self.restore(model)?;
+        let names: BTreeSet<&str> = mixes.iter().flat_map(|mix| mix.iter().map(|(name, _)| *name)).collect();
+        let names: Vec<&str> = names.into_iter().collect();
+        // [tokens, adapters]: what each adapter counts for at each token.
+        let by_token: Vec<f64> = mixes
+            .iter()
+            .zip(segments.lens())
+            .flat_map(|(mix, &n)| {
+                let weight = |name: &&str| mix.iter().filter(|(n, _)| n == name).map(|(_, w)| w).sum::<f64>();
+                let row: Vec<f64> = names.iter().map(weight).collect();
+                std::iter::repeat_n(row, n as usize).flatten()
+            })
+            .collect();
+        let weights = Tensor::f_from_slice(&by_token)?.f_view([segments.total(), names.len() as i64])?;
+        let weights = weights.f_to_kind(model.kind())?.f_to_device(model.device())?;
+        for (path, module) in model.modules_mut() {
+            let here: Vec<(i64, &Lora)> =
+                (0..).zip(&names).filter_map(|(i, name)| Some((i, self.loaded[*name].low_rank.get(&path)?))).collect();
+            if here.is_empty() {
+                set_lora(module, None)?;
+                continue;
+            }
+            let owners: Vec<i64> =
+                here.iter().flat_map(|(i, lora)| std::iter::repeat_n(*i, lora.r() as usize)).collect();
+            let owners = Tensor::f_from_slice(&owners)?.f_to_device(weights.device())?;
+            let mut lora = combined(&here.iter().map(|(_, lora)| (*lora, 1.0)).collect::<Vec<_>>())?;
+            lora.gate = Some(weights.f_index_select(1, &owners)?);
+            set_lora(module, Some(lora))?;
+        }
+        Ok(())
+    }
+
+    /// Takes an adapter out of memory; if it is active, the base is left alone.
+    ///
+    /// # Errors
+    /// [`Error::Adapter`] for a name that is not loaded.
+    pub fn unload(&mut self, model: &mut Decoder, name: &str) -> Result<()> {
+        self.activate(model, &[])?;
+        self.loaded.remove(name).map(|_| ()).ok_or_else(|| self.unknown(name))
+    }
+
+    fn unknown(&self, name: &str) -> Error {
+        let loaded: Vec<&str> = self.names().collect();
+        let reason = format!("no adapter of this name is loaded; there are {}", loaded.join(", "));
+        Error::Adapter { field: "adapter", value: name.into(), reason }
+    }
+
+    fn parts<'a>(&'a self, mix: AdapterMix<'a>) -> Result<Vec<(&'a str, &'a Loaded, f64)>> {
+        let part = |(name, weight): &(&'a str, f64)| {
+            let loaded = self.loaded.get(*name).ok_or_else(|| self.unknown(name))?;
+            Ok((*name, loaded, *weight))
+        };
+        mix.iter().map(part).collect()
+    }
+
+    fn check_weightable(&self, mix: AdapterMix<'_>) -> Result<()> {
+        for (name, loaded, weight) in self.parts(mix)? {
+            let fault = |reason: &str| {
+                let reason = format!("{reason}; use it alone with a weight of 1, or make one adapter by `lora mix`");
+                Err(Error::Adapter { field: "adapter", value: format!("{name}={weight}"), reason })
+            };
+            if !weight.is_finite() {
+                return fault("its weight is not a finite number");
+            }
+            if !loaded.whole.is_empty() {
+                return fault("it has modules or biases in full, which cannot be weighted");
+            }
+            if loaded.low_rank.values().any(|l| l.magnitude.is_some()) {
+                return fault("DoRA cannot be weighted beside the base");
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts back what the active adapter replaced.
+    fn restore(&mut self, model: &mut Decoder) -> Result<()> {
+        for (path, module) in model.modules_mut() {
+            let Some((weight, bias)) = self.replaced.remove(&path) else { continue };
+            match module {
+                ModuleMut::Linear(l) => (l.weight, l.bias) = (weight, bias),
+                ModuleMut::Embedding(e) => e.weight = weight,
+                ModuleMut::Norm(n) => (n.weight, n.bias) = (weight, bias),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Copies of the handles of tensors.
+trait CloneAll {
+    fn clone_all(&self) -> BTreeMap<String, BTreeMap<String, Tensor>>;
+}
+
+impl CloneAll for BTreeMap<String, BTreeMap<String, Tensor>> {
+    fn clone_all(&self) -> BTreeMap<String, BTreeMap<String, Tensor>> {
+        let one =
+            |tensors: &BTreeMap<String, Tensor>| tensors.iter().map(|(n, t)| (n.clone(), t.shallow_clone())).collect();
+        self.iter().map(|(path, tensors)| (path.clone(), one(tensors))).collect()
+    }
+}
+
+fn parts<'a>(module: &'a ModuleMut<'_>) -> (&'a Tensor, Option<&'a Tensor>) {
+    match module {
+        ModuleMut::Linear(l) => (&l.weight, l.bias.as_ref()),
+        ModuleMut::Embedding(e) => (&e.weight, None),
+        ModuleMut::Norm(n) => (&n.weight, n.bias.as_ref()),
+    }
+}
+
+fn check_size(path: &str, name: &str, tensor: Option<&Tensor>, base: &Tensor) -> Result<()> {
+    match tensor {
+        Some(t) if t.size() != base.size() => {
+            let reason = format!("`{name}` is {:?} in the adapter and {:?} here", t.size(), base.size());
+            Err(Error::Module { module: path.into(), reason })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn same(a: &Tensor, b: &Tensor) -> bool {
+    let equal = |b: Tensor| a.f_equal(&b).unwrap_or(false);
+    a.size() == b.size() && b.f_to_device(a.device()).and_then(|b| b.f_to_kind(a.kind())).is_ok_and(equal)
+}
+
+/// Replaces weight and bias where they are given, and returns what was there.
+fn replace(module: ModuleMut<'_>, tensors: &BTreeMap<String, Tensor>) -> (Tensor, Option<Tensor>) {
+    let new = |name: &str, old: &Tensor| tensors.get(name).unwrap_or(old).shallow_clone();
+    let (weight, bias) = match module {
+        ModuleMut::Linear(l) => (&mut l.weight, Some(&mut l.bias)),
+        ModuleMut::Embedding(e) => (&mut e.weight, None),
+        ModuleMut::Norm(n) => (&mut n.weight, Some(&mut n.bias)),
+    };
+    let old = (weight.shallow_clone(), bias.as_deref().and_then(|b| b.as_ref().map(Tensor::shallow_clone)));
+    *weight = new("weight", weight);
+    if let Some(Some(bias)) = bias {
+        *bias = new("bias", bias);
+    }
+    old
+}
+
+fn set_lora(module: ModuleMut<'_>, lora: Option<Lora>) -> Result<()> {
+    match module {
+        ModuleMut::Linear(l) => l.lora = lora,
+        ModuleMut::Embedding(e) => e.lora = lora,
+        ModuleMut::Norm(_) => {}
+    }
+    Ok(())
+}
+
+/// One adapter as it is, or the exact weighted sum of several: `[A_1; A_2]`, `[w_1 s_1 B_1, w_2 s_2 B_2]`.
+fn combined(parts: &[(&Lora, f64)]) -> Result<Lora> {
+    if let [(one, 1.0)] = parts {
+        let vector = |t: &Option<Tensor>| t.as_ref().map(Tensor::shallow_clone);
+        let lora = Lora::from_parts(one.a.shallow_clone(), one.b.shallow_clone(), one.scale)?;
+        return Ok(lora.with_vectors(vector(&one.bias), vector(&one.magnitude))?);
+    }
+    let a: Vec<&Tensor> = parts.iter().map(|(lora, _)| &lora.a).collect();
+    let b = parts.iter().map(|(lora, weight)| lora.b.f_mul_scalar(lora.scale * weight));
+    let b: Vec<Tensor> = b.collect::<std::result::Result<_, _>>()?;
+    let mut bias: Option<Tensor> = None;
+    for (lora, weight) in parts {
+        let Some(own) = &lora.bias else { continue };
+        let term = own.f_mul_scalar(lora.scale * weight)?;
+        bias = Some(match bias {
+            Some(sum) => sum.f_add(&term)?,
+            None => term,
+        });
+    }
+    Ok(Lora::from_parts(Tensor::f_cat(&a, 0)?, Tensor::f_cat(&b, 1)?, 1.0)?.with_vectors(bias, None)?)
+}
