@@ -34,6 +34,9 @@ pub(crate) enum Verb {
     Merge(cmd::merge::Args),
     /// Make several adapters into one, or one into another rank
     Mix(cmd::mix::Args),
+    /// Write a model or an adapter for other programs
+    #[command(subcommand)]
+    Export(cmd::export::Verb),
     /// What an adapter, a checkpoint, a run or a safetensors file holds
     Inspect(cmd::inspect::Args),
     /// What will be trained, token by token
@@ -75,6 +78,9 @@ mod tests {
             "logits --model m --adapter a --input i.safetensors --output o.safetensors",
             "merge --model m --adapter a --adapter b --output o --dtype bfloat16 --verify",
             "mix --adapter a --weight=0.7 --adapter b --weight -0.3 --type ties_svd --density 0.5 --rank 4 --majority-sign-method frequency --output o --json",
+            "export gguf --model m --adapter a --adapter b --output f.gguf --type q8_0",
+            "export gguf-lora --model m --adapter a --output f.gguf",
+            "export ollama --model m --output d",
             "inspect p --json",
             "data preview c.toml --n 2",
             "data stats f.jsonl --model m",

@@ -6,6 +6,7 @@ pub(crate) mod data;
 pub(crate) mod demo;
 pub(crate) mod doctor;
 pub(crate) mod eval;
+pub(crate) mod export;
 pub(crate) mod generate;
 pub(crate) mod init_model;
 pub(crate) mod inspect;
@@ -31,6 +32,7 @@ pub(crate) fn run(verb: Verb) -> Result<()> {
         Verb::Logits(args) => logits::run(&args),
         Verb::Merge(args) => merge::run(&args),
         Verb::Mix(args) => mix::run(&args),
+        Verb::Export(verb) => export::run(&verb),
         Verb::Inspect(args) => inspect::run(&args),
         Verb::Data(verb) => data::run(&verb),
         Verb::Plan(args) => plan::run(&args),

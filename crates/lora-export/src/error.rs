@@ -103,6 +103,14 @@ pub enum Error {
         /// The module's path.
         module: String,
     },
+    /// A model or an adapter has no GGUF form.
+    #[error("{}: {why}", path.display())]
+    Gguf {
+        /// The file or folder at fault.
+        path: PathBuf,
+        /// Why, and what to do.
+        why: String,
+    },
     /// Adapters cannot be mixed in the way that was asked for.
     #[error("{}: `{module}` {why}", adapter.display())]
     Mix {

@@ -1,4 +1,4 @@
-//! Merge adapters into checkpoints on files, shard by shard, and verify the result; mix adapters into one.
+//! Merge adapters into checkpoints on files, shard by shard, and verify the result; mix adapters into one; export to GGUF.
 //!
 //! No model is built: merging needs names and matrices only, so every family works whose adapter names its tensors, and
 //! memory holds little more than one tensor.
@@ -18,6 +18,7 @@
 mod change;
 mod companions;
 mod error;
+mod gguf;
 mod merge;
 mod mix;
 mod orient;
@@ -27,6 +28,7 @@ mod tied;
 mod verify;
 
 pub use error::{Error, Result};
+pub use gguf::{GgufReport, export_gguf, export_gguf_lora};
 pub use lora_core::{Combination, MajoritySign, MixOptions};
 pub use merge::{MergeOptions, MergeReport, merge};
 pub use mix::{MixReport, Weighted, mix_adapters};
