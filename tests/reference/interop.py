@@ -158,28 +158,61 @@ def checks(family):
     yield "ours in theirs: all-linear", lambda: family.ours_in_theirs("all-linear")
 
 
+def write_table(path, rows):
+    import peft
+
+    def cell(family, name):
+        return next((difference for f, n, difference in rows if (f, n) == (family, name)), "")
+
+    kinds = ("theirs in ours", "merged")
+    text = f"""# Against PEFT
+
+Written by `cargo xtask interop --table docs/reference/interop.md`: PEFT {peft.__version__}, transformers {transformers.__version__},
+torch {torch.__version__.split("+")[0]}, float32 on a CPU. Each number is the largest difference of a logit, relative to the largest logit, on
+the fixtures' checkpoints. *Theirs in ours*: PEFT's adapter in `lora logits`. *Merged*: `lora merge`, loaded by transformers. *Ours in
+theirs*: an adapter that `lora train` made, loaded by PEFT, every tensor accounted for.
+
+| family | adapter | theirs in ours | merged | ours in theirs | all-linear, ours in theirs |
+|---|---|---:|---:|---:|---:|
+"""
+    for family in dict.fromkeys(f for f, _, _ in rows):
+        adapters = dict.fromkeys(n.split(": ")[1] for f, n, _ in rows if f == family and n.startswith("theirs in ours"))
+        for i, adapter in enumerate(adapters):
+            own = [cell(family, "ours in theirs"), cell(family, "ours in theirs: all-linear")] if i == 0 else ["", ""]
+            both = [cell(family, f"{kind}: {adapter}") for kind in kinds]
+            text += f"| {family if i == 0 else ''} | {adapter} | {' | '.join(both + own)} |\n"
+    path.write_text(text)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lora", type=pathlib.Path, required=True)
     parser.add_argument("--fixtures", type=pathlib.Path, required=True)
     parser.add_argument("--work", type=pathlib.Path, required=True)
+    parser.add_argument("--table", type=pathlib.Path, help="Markdown page to write")
     parser.add_argument("family", nargs="*")
     args = parser.parse_args()
     folders = sorted(p.parent for p in args.fixtures.glob("*/config.json"))
     if unknown := set(args.family) - {f.name for f in folders}:
         sys.exit(f"no such family in {args.fixtures}: {', '.join(sorted(unknown))}")
     passed = failed = 0
+    rows = []
     for folder in folders:
         if args.family and folder.name not in args.family:
             continue
         family = Family(args.lora.resolve(), folder, args.work)
         for name, check in checks(family):
             try:
-                print(f"ok    {folder.name}: {name} ({check()})", flush=True)
+                difference = check()
+                print(f"ok    {folder.name}: {name} ({difference})", flush=True)
+                rows.append((folder.name, name, difference))
                 passed += 1
             except Exception as error:  # one broken family must not hide the others
                 print(f"FAIL  {folder.name}: {name}: {type(error).__name__}: {error}", flush=True)
+                rows.append((folder.name, name, "FAILED"))
                 failed += 1
+    if args.table:
+        write_table(args.table, rows)
     print(f"{passed} passed, {failed} failed")
     sys.exit(1 if failed or not passed else 0)
 

@@ -98,7 +98,7 @@ fn scan(folder: &Path) -> Result<Manifest> {
 /// Runs the reference script and compares what it writes with the fixtures; `take` copies it over them.
 fn regenerate(ws: &Workspace, folder: &Path, take: bool, python: Option<&Path>) -> Result<()> {
     let target = ws.target()?;
-    let python = python::reference(python, &target.join("interop"), &ws.root.join(".libtorch-cache"))?;
+    let python = python::reference(python, &target.join("interop"), &ws.root.join(".libtorch-cache"), &python::PEFT)?;
     let out = target.join("fixtures");
     let _ = fs::remove_dir_all(&out);
     let script = ws.root.join("tests/reference/make_fixtures.py");

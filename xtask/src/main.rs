@@ -107,7 +107,13 @@ enum Verb {
         /// A Python that has the reference packages, instead of a private environment
         #[arg(long, value_name = "PROGRAM")]
         python: Option<PathBuf>,
-        /// Only these model families of the fixtures
+        /// Write what was found as a Markdown page, too
+        #[arg(long, value_name = "FILE")]
+        table: Option<PathBuf>,
+        /// Check the GGUF files against llama.cpp instead
+        #[arg(long)]
+        gguf: bool,
+        /// Only these model families of the fixtures; with --gguf, folders of real models to compare greedy texts of
         family: Vec<String>,
     },
     /// Check the rules that the compiler does not: dependencies, file lengths, printing, links
@@ -174,7 +180,13 @@ fn run(cli: Cli) -> Result<()> {
         Verb::Fixtures { check: _, update, regenerate, python } => {
             fixtures::run(&ws, update, regenerate, python.as_deref())
         }
-        Verb::Interop { python, family } => interop::run(&ws, python.as_deref(), &family),
+        Verb::Interop { python, table: _, gguf: true, family } => {
+            let real: Vec<PathBuf> = family.iter().map(PathBuf::from).collect();
+            interop::gguf(&ws, python.as_deref(), &real)
+        }
+        Verb::Interop { python, table, gguf: false, family } => {
+            interop::run(&ws, python.as_deref(), table.as_deref(), &family)
+        }
         Verb::Tidy => tidy::run(&ws),
         Verb::GpuCheck { package } => gpu_check::run(&ws, &package),
         Verb::DemoBase { data_only } => demo::run(&ws, data_only),

@@ -47,25 +47,53 @@ pub fn pip() -> Result<Command> {
     Ok(command)
 }
 
-/// The packages that the reference scripts need, by their exact versions.
-const REFERENCE: [&str; 4] = ["torch==2.11.0", "transformers==5.23.0", "peft==0.21.2", "numpy"];
+/// Packages that reference scripts need.
+pub struct Packages {
+    /// By their exact versions.
+    names: &'static [&'static str],
+    /// What shows that they are there.
+    imports: &'static str,
+    /// The folder of the private environment.
+    venv: &'static str,
+    /// What making that costs.
+    cost: &'static str,
+}
 
-/// The Python with the reference packages: the named one, or a private environment under `folder`, made on first use.
-pub fn reference(named: Option<&Path>, folder: &Path, wheels: &Path) -> Result<PathBuf> {
+/// PEFT and transformers.
+pub const PEFT: Packages = Packages {
+    names: &["torch==2.11.0", "transformers==5.23.0", "peft==0.21.2", "numpy"],
+    imports: "import torch, transformers, peft, safetensors",
+    venv: "venv",
+    cost: "fetches about 3 GB",
+};
+
+/// llama.cpp, built from source, and the reader of its files.
+pub const LLAMA_CPP: Packages = Packages {
+    names: &["gguf==0.19.0", "llama-cpp-python==0.3.36", "safetensors", "numpy"],
+    imports: "import gguf, llama_cpp, safetensors",
+    venv: "venv-llama-cpp",
+    cost: "builds llama.cpp, some 15 minutes on two cores",
+};
+
+/// The Python with these packages: the named one, or a private environment under `folder`, made on first use.
+pub fn reference(named: Option<&Path>, folder: &Path, wheels: &Path, packages: &Packages) -> Result<PathBuf> {
     if let Some(program) = named {
-        let check = "import torch, transformers, peft, safetensors";
-        if let Err(error) = capture(Command::new(program).args(["-c", check])) {
-            bail!("--python {} lacks the reference packages ({}): {error:#}", program.display(), REFERENCE.join(", "));
+        if let Err(error) = capture(Command::new(program).args(["-c", packages.imports])) {
+            bail!(
+                "--python {} lacks the reference packages ({}): {error:#}",
+                program.display(),
+                packages.names.join(", ")
+            );
         }
         return Ok(program.to_path_buf());
     }
-    let venv = folder.join("venv");
+    let venv = folder.join(packages.venv);
     let (python, stamp) = (venv.join("bin/python"), venv.join("installed"));
-    let wanted = REFERENCE.join("\n");
+    let wanted = packages.names.join("\n");
     if std::fs::read_to_string(&stamp).is_ok_and(|made| made == wanted) {
         return Ok(python);
     }
-    eprintln!("making {} (fetches about 3 GB; once)", venv.display());
+    eprintln!("making {} ({}; once)", venv.display(), packages.cost);
     std::fs::create_dir_all(folder)?;
     run(Command::new(PROGRAM).args(["-m", "venv", "--clear"]).arg(&venv)).map_err(|error| {
         error
@@ -76,7 +104,7 @@ pub fn reference(named: Option<&Path>, folder: &Path, wheels: &Path) -> Result<P
     if wheels.exists() {
         install.arg("--find-links").arg(wheels);
     }
-    run(install.args(REFERENCE))?;
+    run(install.args(packages.names))?;
     std::fs::write(&stamp, wanted)?;
     Ok(python)
 }

@@ -22,21 +22,22 @@ pub(crate) struct Memory {
 }
 
 /// The formula of the activations, for a reader.
-pub(crate) const ACTIVATIONS_FORMULA: &str = "tokens x bytes x layers x (4 hidden + 2 heads x head_dim + 2 kv_heads x head_dim + 3 intermediate); \
-     with gradient_checkpointing tokens x bytes x (layers x hidden + one such layer)";
+pub(crate) const ACTIVATIONS_FORMULA: &str = "tokens x bytes x layers x (4 hidden + 2 heads x head_dim + 2 kv_heads x head_dim + 3 intermediate; 2 without a gate, \
+     a token's experts where there are any); with gradient_checkpointing tokens x bytes x (layers x hidden + one such layer)";
 
 /// Values of a token that one block keeps for its backward pass: the two inputs of the norms and what they give (4 hidden),
 /// q and the attention's result, k and v, and gate, up and their product.
-fn kept_by_block(m: &ModelConfig) -> i64 {
+fn kept_by_block(m: &ModelConfig, i: usize) -> i64 {
     let (q, kv) = (m.num_attention_heads * m.head_dim, m.num_key_value_heads * m.head_dim);
-    4 * m.hidden_size + 2 * q + 2 * kv + 3 * m.intermediate_size
+    4 * m.hidden_size + 2 * q + 2 * kv + m.mlp_kept(i)
 }
 
 /// Bytes of activations of a batch.
 pub(crate) fn activations(m: &ModelConfig, tokens: i64, bytes: i64, checkpointing: bool) -> i64 {
-    let per_token = match checkpointing {
-        true => m.num_hidden_layers * m.hidden_size + kept_by_block(m),
-        false => m.num_hidden_layers * kept_by_block(m),
+    let blocks = || (0..m.windows.len()).map(|i| kept_by_block(m, i));
+    let per_token: i64 = match checkpointing {
+        true => m.num_hidden_layers * m.hidden_size + blocks().max().unwrap_or(0),
+        false => blocks().sum(),
     };
     tokens * bytes * per_token
 }
@@ -66,8 +67,9 @@ pub(crate) fn memory(plan: &RunPlan) -> Memory {
 pub(crate) fn operations_per_step(plan: &RunPlan) -> f64 {
     let m = &plan.model;
     let (h, hd, l) = (m.hidden_size as f64, m.head_dim as f64, m.num_hidden_layers as f64);
-    let (nh, kv, ff) = (m.num_attention_heads as f64, m.num_key_value_heads as f64, m.intermediate_size as f64);
-    let block = l * (h * nh * hd * 2.0 + 2.0 * h * kv * hd + 3.0 * h * ff);
+    let (nh, kv) = (m.num_attention_heads as f64, m.num_key_value_heads as f64);
+    let mlps: i64 = (0..m.windows.len()).map(|i| m.mlp_weights(i)).sum();
+    let block = l * (h * nh * hd * 2.0 + 2.0 * h * kv * hd) + mlps as f64;
     let lengths: Vec<f64> = plan.train.iter().map(|e| e.input_ids.len() as f64).collect();
     let tokens: f64 = lengths.iter().sum();
     let trained: usize = plan.train.iter().map(|e| e.trained.iter().filter(|t| **t).count()).sum();

@@ -11,8 +11,8 @@ use arch::{Arch, Transform, refuse};
 use encode::encode;
 use lora_core::LoraSpec;
 use lora_format::{
-    AdapterModule, Checkpoint, GGUF_BLOCK, GgufTensor, GgufType, GgufValue, GgufWriter, LoraTensors,
-    read_adapter, read_hf_config, read_json_object,
+    AdapterModule, Checkpoint, GGUF_BLOCK, GgufTensor, GgufType, GgufValue, GgufWriter, LoraTensors, read_adapter,
+    read_hf_config, read_json_object,
 };
 use std::path::{Path, PathBuf};
 use tch::{Kind, Tensor};
@@ -103,6 +103,7 @@ pub fn export_gguf(
     if let Some(factors) = factors {
         let flat: Vec<u8> = factors.iter().flat_map(|f| f.to_le_bytes()).collect();
         writer.put("rope_freqs.weight", &flat)?;
+        progress(bytes, bytes);
     }
     writer.finish()?;
     Ok(GgufReport { tensors: tensors.len(), bytes, wider })

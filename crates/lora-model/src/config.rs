@@ -1,7 +1,7 @@
 //! One decoder, described by configuration: what differs between families is a field here and not another model.
 
 use crate::error::Result;
-use crate::layout::Layout;
+use crate::layout::{Layout, MlpLayout};
 use lora_format::{RopeParameters, read_hf_config};
 use std::path::Path;
 
@@ -106,6 +106,24 @@ impl ModelConfig {
     /// that cannot be read.
     pub fn read(dir: &Path) -> Result<Self> {
         Self::from_hf(&read_hf_config(dir)?, &dir.join("config.json"))
+    }
+
+    /// Weights that a token is multiplied with in the MLP of block `i`.
+    pub fn mlp_weights(&self, i: usize) -> i64 {
+        let matrices = if matches!(self.layout.mlp, MlpLayout::Plain(_)) { 2 } else { 3 };
+        match &self.experts {
+            Some(e) if self.is_sparse(i) => self.hidden_size * (3 * e.intermediate_size * e.per_token + e.count),
+            _ => matrices * self.hidden_size * self.intermediate_size,
+        }
+    }
+
+    /// Values of a token that the MLP of block `i` keeps for its backward pass, besides its input.
+    pub fn mlp_kept(&self, i: usize) -> i64 {
+        let values = if matches!(self.layout.mlp, MlpLayout::Plain(_)) { 2 } else { 3 };
+        match &self.experts {
+            Some(e) if self.is_sparse(i) => e.per_token * (3 * e.intermediate_size + 2 * self.hidden_size),
+            _ => values * self.intermediate_size,
+        }
     }
 
     /// Whether the MLP of block `i` has experts.

@@ -143,8 +143,9 @@ fn batch(config: &ModelConfig, o: &BenchOptions) -> Result<TokenBatch> {
 /// training), causal attention at half the square, and the adapters.
 fn operations(c: &ModelConfig, o: &BenchOptions, trainable: i64) -> f64 {
     let (h, hd, l) = (c.hidden_size as f64, c.head_dim as f64, c.num_hidden_layers as f64);
-    let (nh, kv, ff) = (c.num_attention_heads as f64, c.num_key_value_heads as f64, c.intermediate_size as f64);
-    let per_token = l * (h * nh * hd * 2.0 + 2.0 * h * kv * hd + 3.0 * h * ff) + h * c.vocab_size as f64;
+    let (nh, kv) = (c.num_attention_heads as f64, c.num_key_value_heads as f64);
+    let mlps: i64 = (0..c.windows.len()).map(|i| c.mlp_weights(i)).sum();
+    let per_token = l * (h * nh * hd * 2.0 + 2.0 * h * kv * hd) + mlps as f64 + h * c.vocab_size as f64;
     let attention = l * 2.0 * nh * hd * (o.seq as f64 / 2.0);
     let (passes, lora) = if o.full { (6.0, 0.0) } else { (4.0, trainable as f64) };
     (o.batch * o.seq) as f64 * (passes * per_token + 6.0 * attention + 6.0 * lora)
