@@ -31,6 +31,18 @@ transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
 
+# What `lora train` is told for each method.
+METHODS = {
+    "rslora": "use_rslora = true",
+    "dora": "use_dora = true",
+    "lora_bias": "lora_bias = true",
+    "bias_all": 'bias = "all"',
+    "pissa": 'init_lora_weights = "pissa"',
+    "pissa_niter_4": 'init_lora_weights = "pissa_niter_4"',
+    "olora": 'init_lora_weights = "olora"',
+}
+
+
 class Failed(Exception):
     """One check that does not hold."""
 
@@ -99,7 +111,7 @@ class Family:
         merged = their_logits(base(out, self.folder.name), self.batch)
         return self.compare(merged, their_logits(self.peft(adapter), self.batch), MERGED_REACH)
 
-    def train(self, target_modules):
+    def train(self, target_modules, more=""):
         data = self.work / "train.jsonl"
         with open(data, "w") as f:
             for ids, labels, mask in zip(self.batch["input_ids"], self.labels, self.batch["attention_mask"].bool()):
@@ -118,6 +130,7 @@ dtype = "float32"
 r = 4
 lora_alpha = 8
 target_modules = {quoted(target_modules)}
+{more}
 [data]
 train = [{{ path = {quoted(str(data))}, format = "tokenized" }}]
 max_length = 64
@@ -129,8 +142,8 @@ learning_rate = 0.01
         run(self.lora, "train", config)
         return run_dir
 
-    def ours_in_theirs(self, target_modules):
-        adapter = self.train(target_modules)
+    def ours_in_theirs(self, target_modules, more=""):
+        adapter = self.train(target_modules, more)
         written = load_file(adapter / "adapter_model.safetensors")
         model = self.peft(adapter)
         held = get_peft_model_state_dict(model)
@@ -146,16 +159,19 @@ learning_rate = 0.01
 
 def checks(family):
     """(name, function) of everything to check in a family."""
+    # A bias of an adapter has no place in a projection without one: PEFT cannot merge that either.
+    biased = json.loads((family.folder / "config.json").read_text())["model_type"] in ("qwen2", "gpt2", "gpt_neox")
     for adapter in sorted((family.folder / "adapters").iterdir()):
         config = json.loads((adapter / "adapter_config.json").read_text())
         yield f"theirs in ours: {adapter.name}", lambda a=adapter: family.theirs_in_ours(a)
-        # A bias of an adapter has no place in a projection without one: PEFT cannot merge that either.
-        biased = json.loads((family.folder / "config.json").read_text())["model_type"] in ("qwen2", "gpt2", "gpt_neox")
         if biased or not config.get("lora_bias"):
             yield f"merged: {adapter.name}", lambda a=adapter: family.merged(a)
     targets = json.loads((family.folder / "adapters/lora/adapter_config.json").read_text())["target_modules"]
     yield "ours in theirs", lambda: family.ours_in_theirs(sorted(targets))
     yield "ours in theirs: all-linear", lambda: family.ours_in_theirs("all-linear")
+    for name, more in METHODS.items():
+        if name != "lora_bias" or biased:
+            yield f"ours in theirs: {name}", lambda more=more: family.ours_in_theirs(sorted(targets), more)
 
 
 def write_table(path, rows):
@@ -172,15 +188,15 @@ torch {torch.__version__.split("+")[0]}, float32 on a CPU. Each number is the la
 the fixtures' checkpoints. *Theirs in ours*: PEFT's adapter in `lora logits`. *Merged*: `lora merge`, loaded by transformers. *Ours in
 theirs*: an adapter that `lora train` made, loaded by PEFT, every tensor accounted for.
 
-| family | adapter | theirs in ours | merged | ours in theirs | all-linear, ours in theirs |
-|---|---|---:|---:|---:|---:|
+| family | adapter | theirs in ours | merged | ours in theirs |
+|---|---|---:|---:|---:|
 """
     for family in dict.fromkeys(f for f, _, _ in rows):
-        adapters = dict.fromkeys(n.split(": ")[1] for f, n, _ in rows if f == family and n.startswith("theirs in ours"))
-        for i, adapter in enumerate(adapters):
-            own = [cell(family, "ours in theirs"), cell(family, "ours in theirs: all-linear")] if i == 0 else ["", ""]
-            both = [cell(family, f"{kind}: {adapter}") for kind in kinds]
-            text += f"| {family if i == 0 else ''} | {adapter} | {' | '.join(both + own)} |\n"
+        names = dict.fromkeys(n.split(": ")[-1] if ": " in n else "lora" for f, n, _ in rows if f == family)
+        for i, adapter in enumerate(names):
+            own = cell(family, "ours in theirs" if adapter == "lora" else f"ours in theirs: {adapter}")
+            cells = [cell(family, f"{kind}: {adapter}") for kind in kinds] + [own]
+            text += f"| {family if i == 0 else ''} | {adapter} | {' | '.join(cells)} |\n"
     path.write_text(text)
 
 
