@@ -34,6 +34,8 @@ pub(crate) enum Verb {
     Merge(cmd::merge::Args),
     /// Make several adapters into one, or one into another rank
     Mix(cmd::mix::Args),
+    /// What full fine-tuning changed, as an adapter
+    Extract(cmd::extract::Args),
     /// Write a model or an adapter for other programs
     #[command(subcommand)]
     Export(cmd::export::Verb),
@@ -81,6 +83,7 @@ mod tests {
             "export gguf --model m --adapter a --adapter b --output f.gguf --type q8_0",
             "export gguf-lora --model m --adapter a --output f.gguf",
             "export ollama --model m --output d",
+            "extract --model m --tuned t --rank 8 --output o",
             "inspect p --json",
             "data preview c.toml --n 2",
             "data stats f.jsonl --model m",

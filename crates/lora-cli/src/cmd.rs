@@ -7,6 +7,7 @@ pub(crate) mod demo;
 pub(crate) mod doctor;
 pub(crate) mod eval;
 pub(crate) mod export;
+pub(crate) mod extract;
 pub(crate) mod generate;
 pub(crate) mod init_model;
 pub(crate) mod inspect;
@@ -33,6 +34,7 @@ pub(crate) fn run(verb: Verb) -> Result<()> {
         Verb::Merge(args) => merge::run(&args),
         Verb::Mix(args) => mix::run(&args),
         Verb::Export(verb) => export::run(&verb),
+        Verb::Extract(args) => extract::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
         Verb::Data(verb) => data::run(&verb),
         Verb::Plan(args) => plan::run(&args),

@@ -103,6 +103,14 @@ pub enum Error {
         /// The module's path.
         module: String,
     },
+    /// Two checkpoints whose difference is no adapter.
+    #[error("{}: {why}", tuned.display())]
+    Extract {
+        /// The fine-tuned checkpoint's folder.
+        tuned: PathBuf,
+        /// Why not.
+        why: String,
+    },
     /// A model or an adapter has no GGUF form.
     #[error("{}: {why}", path.display())]
     Gguf {

@@ -18,6 +18,7 @@
 mod change;
 mod companions;
 mod error;
+mod extract;
 mod gguf;
 mod merge;
 mod mix;
@@ -28,6 +29,7 @@ mod tied;
 mod verify;
 
 pub use error::{Error, Result};
+pub use extract::{ExtractReport, extract};
 pub use gguf::{GgufReport, export_gguf, export_gguf_lora};
 pub use lora_core::{Combination, MajoritySign, MixOptions};
 pub use merge::{MergeOptions, MergeReport, merge};

@@ -26,6 +26,11 @@ impl Orientation {
         }
     }
 
+    /// Whether the family stores this weight of a linear layer as `[in, out]`.
+    pub(crate) fn stores_transposed(&self, weight: &str) -> bool {
+        self.stores_transposed && !weight.starts_with("lm_head.")
+    }
+
     /// Whether a linear layer's weight is stored as `[in, out]`.
     ///
     /// The shape tells, except for a square one. `fan_in_fan_out` is then right where it is true, but false says little:
@@ -41,7 +46,7 @@ impl Orientation {
         let (out, input) = (b.size()[0], a.size()[1]);
         match base.info(&self.source(weight)) {
             Ok(info) if out != input => info.shape == [input, out],
-            _ => config.fan_in_fan_out || (self.stores_transposed && !weight.starts_with("lm_head.")),
+            _ => config.fan_in_fan_out || self.stores_transposed(weight),
         }
     }
 }

@@ -118,8 +118,14 @@ fn loaders(config: &AdapterConfig, ranks: &BTreeSet<i64>, ours: Option<String>) 
         let note = (!reasons.is_empty()).then(|| format!("it does not take {}", reasons.join(", ")));
         Loader { program, loads: note.is_none(), note }
     };
-    // llama.cpp divides alpha by the rank of each module, and knows no other scale; vLLM takes one rank for all.
-    let llama_cpp = refused("llama.cpp", if config.use_rslora { &["use_rslora"] } else { &[] });
+    // `lora export gguf-lora` puts each module's own scale into its B, so llama.cpp need not know of patterns and rsLoRA.
+    let mut llama_cpp = refused("llama.cpp", &[]);
+    let only_scales = common.iter().all(|reason| *reason == "alpha_pattern");
+    if only_scales {
+        (llama_cpp.loads, llama_cpp.note) = (true, Some("as a file of `lora export gguf-lora`".into()));
+    }
+    let mistral_rs = refused("mistral.rs", if config.rank_pattern.is_empty() { &[] } else { &["rank_pattern"] });
+    // vLLM takes one rank for all.
     let mut vllm = refused("vLLM", if config.rank_pattern.is_empty() { &[] } else { &["rank_pattern"] });
     let highest = ranks.last().copied().unwrap_or(config.r);
     if vllm.loads && highest > VLLM_DEFAULT_RANK {
@@ -130,6 +136,7 @@ fn loaders(config: &AdapterConfig, ranks: &BTreeSet<i64>, ours: Option<String>) 
         Loader { program: "PEFT", loads: true, note: None },
         vllm,
         llama_cpp,
+        mistral_rs,
     ]
 }
 
@@ -187,17 +194,19 @@ mod tests {
             loaders(config, &BTreeSet::from([rank]), None).iter().map(|l| l.loads).collect()
         };
         let plain = AdapterConfig::default();
-        assert_eq!(loads(&plain, 8), [true; 4]);
+        assert_eq!(loads(&plain, 8), [true; 5]);
         assert!(loaders(&plain, &BTreeSet::from([64]), None)[2].note.as_ref().unwrap().contains("64"));
-        assert_eq!(loads(&AdapterConfig { use_dora: true, ..plain.clone() }, 8)[2..], [false, false]);
-        assert_eq!(loads(&AdapterConfig { use_rslora: true, ..plain.clone() }, 8)[2..], [true, false]);
+        assert_eq!(loads(&AdapterConfig { use_dora: true, ..plain.clone() }, 8)[2..], [false; 3]);
+        assert_eq!(loads(&AdapterConfig { use_rslora: true, ..plain.clone() }, 8)[2..], [true; 3]);
+        let alphas = AdapterConfig { alpha_pattern: vec![("q".into(), 4.0)], ..plain.clone() };
+        assert_eq!(loads(&alphas, 8)[2..], [false, true, false]);
         assert_eq!(
             loads(&AdapterConfig { rank_pattern: vec![("q".into(), 4)], ..plain.clone() }, 8)[2..],
-            [false, true]
+            [false, true, false]
         );
         assert_eq!(
             loads(&AdapterConfig { modules_to_save: Some(vec!["lm_head".into()]), ..plain }, 8)[2..],
-            [false, false]
+            [false; 3]
         );
     }
 }
