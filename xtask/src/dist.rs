@@ -35,6 +35,8 @@ pub fn run(ws: &Workspace) -> Result<()> {
     for file in ["LICENSE-MIT", "LICENSE-APACHE", "README.md"] {
         fs::copy(ws.root.join(file), folder.join(file)).with_context(|| format!("copying {file}"))?;
     }
+    // `lora demo` looks for it beside the program.
+    run_command(Command::new("cp").arg("-r").arg(ws.root.join("demo")).arg(folder.join("demo")))?;
     licences(ws, &folder.join("licences"))?;
     // It must start from where it lies, without the workspace's libraries: the archive is worth nothing otherwise.
     let found = capture(Command::new("ldd").arg(folder.join("lora")))?;

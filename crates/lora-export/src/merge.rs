@@ -71,17 +71,21 @@ pub fn merge(
     let staging = create_staging_dir(out)?;
     let mut done = 0;
     progress(0, bytes);
-    for shard in &layout {
-        shard.write(staging.path(), &base, &plan, &mut |n| {
-            done += n;
-            progress(done, bytes);
-        })?;
-    }
+    let dtype = options.dtype.map(lora_torch::kind_name);
+    // Hashing the inputs takes as long as reading them, and needs nothing of what is written.
+    let record = std::thread::scope(|scope| {
+        let hashing = scope.spawn(|| provenance::record(&base, adapters, &plan.named_bases, json!({"dtype": dtype})));
+        for shard in &layout {
+            shard.write(staging.path(), &base, &plan, &mut |n| {
+                done += n;
+                progress(done, bytes);
+            })?;
+        }
+        hashing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })?;
     companions::copy(&companions, base.dir(), staging.path())?;
     write_config(staging.path(), &base, config, &plan, options)?;
     write_index(staging.path(), &base, &layout)?;
-    let dtype = options.dtype.map(lora_torch::kind_name);
-    let record = provenance::record(&base, adapters, &plan.named_bases, json!({"dtype": dtype}))?;
     write_json(&staging.path().join(provenance::FILE), &record)?;
     sync_dir(staging.path())?;
     fs::rename(staging.path(), out).map_err(|e| Error::io("rename to", out, e))?;
