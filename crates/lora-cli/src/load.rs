@@ -32,16 +32,7 @@ impl ModelArgs {
     /// # Errors
     /// Another number of weights than of adapters, or one that is no number.
     pub(crate) fn check(&self) -> Result<()> {
-        let (weights, adapters) = (self.weight.len(), self.adapter.len());
-        if weights != 0 && weights != adapters {
-            return Err(usage(format!(
-                "--weight was given {weights} times for {adapters} adapters; give one for each, or none"
-            )));
-        }
-        match self.weight.iter().find(|w| !w.is_finite()) {
-            Some(w) => Err(usage(format!("--weight {w}: must be a finite number"))),
-            None => Ok(()),
-        }
+        check_mix(self.adapter.len(), &self.weight)
     }
 
     /// Loads the model, with the adapters in place.
@@ -63,6 +54,35 @@ impl ModelArgs {
         check_model_folder(&self.model)?;
         Ok(Tokenizer::load(beside.unwrap_or(&self.model))?)
     }
+}
+
+/// Checks that there is a weight for each adapter, or none at all.
+///
+/// # Errors
+/// Another number of weights than of adapters, or one that is no number.
+pub(crate) fn check_mix(adapters: usize, weights: &[f64]) -> Result<()> {
+    let given = weights.len();
+    if given != 0 && given != adapters {
+        return Err(usage(format!(
+            "--weight was given {given} times for {adapters} adapters; give one for each, or none"
+        )));
+    }
+    match weights.iter().find(|w| !w.is_finite()) {
+        Some(w) => Err(usage(format!("--weight {w}: must be a finite number"))),
+        None => Ok(()),
+    }
+}
+
+/// Refuses an output that is a file, or a folder with something in it.
+///
+/// # Errors
+/// When it is taken.
+pub(crate) fn check_new_folder(output: &Path) -> Result<()> {
+    let holds = std::fs::read_dir(output).is_ok_and(|mut entries| entries.next().is_some());
+    if holds || output.is_file() {
+        return Err(usage(format!("--output {}: must be a new or empty folder", output.display())));
+    }
+    Ok(())
 }
 
 /// Loads a model with adapters. Configs and the adapters' shapes are checked before any weight of the base is read.

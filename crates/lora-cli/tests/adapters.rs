@@ -56,6 +56,11 @@ fn weights_on_the_command_line_are_what_mix_writes() {
         (format!("mix --adapter {a} --weight 1 --weight 2 --output x"), "2 times for 1 adapter"),
         (format!("mix --adapter {a} --rank 3 --output x"), "use svd"),
         (format!("mix --adapter {a} --adapter {wide} --type linear --output x"), "use cat or svd"),
+        (format!("mix --adapter {a} --adapter {wide} --type ties_svd --density 0 --output x"), "--density 0"),
+        (
+            format!("mix --adapter {a} --adapter {} --output x", fixture("mistral/adapters/lora").display()),
+            "different models",
+        ),
         (format!("logits --model {model} --adapter {a} --weight nan --input {input} --output x"), "finite"),
     ] {
         let done = place.lora(&line).exits(2);

@@ -37,6 +37,7 @@ fn what_has_no_form_there_is_refused_and_leaves_nothing() {
             format!("export gguf-lora --model {} --adapter {} --output x.gguf", at("llama"), at("llama/adapters/dora")),
             "merge it",
         ),
+        (format!("export ollama --model {} --output x.gguf", at("gpt_neox")), "gpt_neox"),
         (format!("export gguf-lora --model {} --adapter nowhere --output x.gguf", at("llama")), "nowhere"),
     ] {
         let done = place.lora(&line).exits(2);

@@ -143,6 +143,24 @@ fn an_adapter_of_another_model() {
 }
 
 #[test]
+fn numbers_of_a_family_that_make_no_sense() {
+    for (family, key, value) in [
+        ("gemma2", "query_pre_attn_scalar", "0"),
+        ("gemma2", "attn_logit_softcapping", "-1.0"),
+        ("gemma2", "final_logit_softcapping", "0.0"),
+        ("granite", "logits_scaling", "0"),
+        ("mixtral", "num_experts_per_tok", "9"),
+    ] {
+        let place = Place::new();
+        let config = place.copy_of(family).join("config.json");
+        let mut json: serde_json::Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+        json[key] = serde_json::from_str(value).unwrap();
+        std::fs::write(&config, json.to_string()).unwrap();
+        refused(&place, "generate --model model --prompt x", &["config.json", key]);
+    }
+}
+
+#[test]
 fn devices_and_files_of_tokens() {
     let place = Place::new();
     let model = fixture("llama");

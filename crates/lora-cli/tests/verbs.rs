@@ -51,6 +51,21 @@ fn a_run_leaves_the_documented_files_and_says_what_to_type_next() {
 }
 
 #[test]
+fn every_so_many_th_step_and_the_last_are_written() {
+    let place = Place::new();
+    place.config("c.toml", &fixture("llama"), "train.jsonl", "", "max_steps = 7\nlogging_steps = 3");
+    place.lora("train c.toml").exits(0);
+    let text = std::fs::read_to_string(place.path("run/metrics.jsonl")).unwrap();
+    let steps: Vec<u64> = text
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+        .filter(|line| line.get("loss").is_some())
+        .map(|line| line["step"].as_u64().unwrap())
+        .collect();
+    assert_eq!(steps, [3, 6, 7]);
+}
+
+#[test]
 fn nothing_is_written_by_looking_ahead() {
     let place = Place::new();
     place.config("c.toml", &fixture("llama"), "train.jsonl", "", "max_steps = 4");

@@ -18,8 +18,9 @@ pub fn row_norms(weight: &Tensor, lora: &Lora) -> Result<Tensor> {
     no_grad(|| {
         let (a, b) = (wide(&lora.a)?, wide(&lora.b)?);
         let compute = if weight.kind() == Kind::Double { Kind::Double } else { Kind::Float };
-        let squares =
-            weight.f_to_kind(compute)?.f_square()?.f_sum_dim_intlist([1i64].as_slice(), false, Kind::Double)?;
+        // One pass over the weight, and nothing of its size is made.
+        let norms = weight.f_norm_scalaropt_dim_dtype(2, [1i64].as_slice(), false, compute)?;
+        let squares = norms.f_to_kind(Kind::Double)?.f_square()?;
         // [out, r]: the only product with the weight.
         let wa = weight.f_matmul(&lora.a.f_detach()?.f_to_kind(weight.kind())?.f_tr()?)?.f_to_kind(Kind::Double)?;
         let rows = |t: Tensor| t.f_mul(&b)?.f_sum_dim_intlist([1i64].as_slice(), false, Kind::Double);

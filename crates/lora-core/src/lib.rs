@@ -38,7 +38,7 @@ pub use error::{Error, Result};
 pub use init::{Init, init_embedding, init_linear};
 pub use linear::{LinearLayer, forward_many};
 pub use merge::{delta, merge_embedding, merge_into, merge_lora, unmerge_from};
-pub use mix::{Combination, MajoritySign, MixOptions, MixPart, cut_dense, error_of_mix, mix, padded, size_of_mix};
+pub use mix::{Combination, MajoritySign, MixOptions, MixPart, cut_dense, error_of_mix, mix, padded};
 pub use principal::{Principal, residual};
 pub use spec::LoraSpec;
 

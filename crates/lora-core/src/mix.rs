@@ -268,14 +268,6 @@ impl Factors {
     }
 }
 
-/// `‖Σ w s B_i A_i‖` (Frobenius), in fp64 from the factors.
-///
-/// # Errors
-/// What libtorch reports.
-pub fn size_of_mix(parts: &[MixPart<'_>]) -> Result<f64> {
-    no_grad(|| Factors::of(parts)?.norm())
-}
-
 /// The first singular triplets of a sum of products, without making that sum: exact, at the cost of the ranks.
 fn cut(factors: &Factors, rank: i64) -> Result<(Tensor, Tensor)> {
     let (q_left, core, q_right) = factors.core()?;
@@ -315,11 +307,11 @@ pub fn padded(a: &Tensor, b: &Tensor, rank: i64) -> Result<(Tensor, Tensor)> {
     Ok((Tensor::f_cat(&[a, &zeros(lacking, a.size()[1])?], 0)?, Tensor::f_cat(&[b, &zeros(b.size()[0], lacking)?], 1)?))
 }
 
-/// `‖B A - Σ w s B_i A_i‖ / ‖Σ w s B_i A_i‖` (Frobenius), computed in fp64 from the factors; 0 for two zeros.
+/// `‖B A - Σ w s B_i A_i‖ / ‖Σ w s B_i A_i‖` (Frobenius; 0 for two zeros), and that divisor, in fp64 from the factors.
 ///
 /// # Errors
 /// What libtorch reports.
-pub fn error_of_mix(a: &Tensor, b: &Tensor, parts: &[MixPart<'_>]) -> Result<f64> {
+pub fn error_of_mix(a: &Tensor, b: &Tensor, parts: &[MixPart<'_>]) -> Result<(f64, f64)> {
     no_grad(|| {
         let exact = Factors::of(parts)?;
         let wide = |t: &Tensor| t.f_to_kind(Kind::Double);
@@ -328,6 +320,6 @@ pub fn error_of_mix(a: &Tensor, b: &Tensor, parts: &[MixPart<'_>]) -> Result<f64
             right: Tensor::f_cat(&[&exact.right, &wide(a)?], 0)?,
         };
         let (error, size) = (difference.norm()?, exact.norm()?);
-        Ok(if error == 0.0 { 0.0 } else { error / size })
+        Ok((if error == 0.0 { 0.0 } else { error / size }, size))
     })
 }

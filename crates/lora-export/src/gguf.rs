@@ -6,7 +6,7 @@ mod vocab;
 
 use crate::change::blocks;
 use crate::error::{Error, Result};
-use crate::plan::Plan;
+use crate::plan::{Plan, began_as};
 use arch::{Arch, Transform, refuse};
 use encode::encode;
 use lora_core::LoraSpec;
@@ -125,7 +125,7 @@ pub fn export_gguf_lora(base: &Path, adapter: &Path, out: &Path, kind: GgufType)
         return Err(refuse(out, "an adapter is stored as f32, f16 or bf16".into()));
     }
     // One alpha for all: what a module's own scale differs by goes into its B.
-    let alpha = config.lora_alpha;
+    let alpha = config.r as f64;
     let mut parts: Vec<(GgufTensor, Tensor)> = Vec::new();
     for (module, content) in &folder.modules {
         let plain = match content {
@@ -133,8 +133,7 @@ pub fn export_gguf_lora(base: &Path, adapter: &Path, out: &Path, kind: GgufType)
             _ => None,
         };
         let plain = plain.filter(|l| l.magnitude.is_none() && l.bias.is_none() && l.base_bias.is_none());
-        let unconverted = matches!(&config.init_lora_weights, lora_format::InitLoraWeights::Named(n)
-            if lora_core::Principal::named(n).is_some());
+        let unconverted = began_as(config).is_some();
         let Some(LoraTensors { a, b, .. }) = plain.filter(|_| !unconverted) else {
             return Err(refuse(
                 adapter,

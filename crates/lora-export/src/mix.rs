@@ -2,9 +2,9 @@
 
 use crate::error::{Error, Result};
 use crate::orient::Orientation;
+use crate::plan::began_as;
 use lora_core::{
-    Combination, Lora, LoraSpec, MixOptions, MixPart, Principal, cut_dense, error_of_mix, merge_lora, mix, padded,
-    residual, size_of_mix,
+    Combination, Lora, LoraSpec, MixOptions, MixPart, cut_dense, error_of_mix, merge_lora, mix, padded, residual,
 };
 use lora_format::{
     AdapterConfig, AdapterFolder, AdapterModule, Checkpoint, InitLoraWeights, LoraTensors, TargetModules, read_adapter,
@@ -150,6 +150,14 @@ impl Mixed {
             }
             pairs.push((pair, weighted.weight));
         }
+        let widths = |p: &Pair| (p.a.size()[1], p.b.size()[0]);
+        if let Some((i, (pair, _))) = pairs.iter().enumerate().find(|(_, (p, _))| widths(p) != widths(&pairs[0].0)) {
+            let ((i1, o1), (i2, o2)) = (widths(pair), widths(&pairs[0].0));
+            let why = format!(
+                "goes from {i1} to {o1} here and from {i2} to {o2} in the first adapter; they belong to different models"
+            );
+            return Err(refuse(&owners[i].0.adapter, name, &why));
+        }
         let ranks = |p: &Pair| p.a.size()[0];
         if options.combination.needs_one_rank()
             && let Some((i, other)) = pairs.iter().enumerate().find(|(_, (p, _))| ranks(p) != ranks(&pairs[0].0))
@@ -167,8 +175,7 @@ impl Mixed {
             .map(|(pair, weight)| MixPart { a: &pair.a, b: &pair.b, scale: pair.scale, weight: *weight })
             .collect();
         let (a, b) = mix(&parts, options, salt).map_err(fail)?;
-        let error = error_of_mix(&a, &b, &parts).map_err(fail)?;
-        let size = size_of_mix(&parts).map_err(fail)?;
+        let (error, size) = error_of_mix(&a, &b, &parts).map_err(fail)?;
         let tensors = LoraTensors { bias, base_weight, ..LoraTensors::new(a, b) };
         Ok(Self { tensors, embedding, error, size })
     }
@@ -194,10 +201,7 @@ impl Pair {
         let fail = |e: lora_core::Error| Error::merge(name, e);
         let config = &folder.config;
         let spec = LoraSpec::new(config.rank_of(name)?, config.alpha_of(name)?, config.use_rslora).map_err(fail)?;
-        let began = match &config.init_lora_weights {
-            InitLoraWeights::Named(init) => Principal::named(init),
-            _ => None,
-        };
+        let began = began_as(config);
         if lora.magnitude.is_none() && began.is_none() {
             return Ok(Self { a: lora.a.shallow_clone(), b: lora.b.shallow_clone(), scale: spec.scale() });
         }

@@ -123,7 +123,7 @@ impl Planner<'_> {
         let spec = spec.map_err(|e| Error::merge(&weight, e))?;
         let scale = spec.scale();
         self.add_biases(adapter, module, bias, scale, base_bias)?;
-        let began = self.began_as(config, &weight, spec, transposed)?;
+        let began = self.start_of(config, &weight, spec, transposed)?;
         let change = self.change(&weight);
         if let Some(saved) = base_weight {
             match &change.replacement {
@@ -174,9 +174,8 @@ impl Planner<'_> {
 
     /// What PEFT took out of the base when an adapter that was saved unconverted began (PiSSA, OLoRA): it is taken out
     /// again, as PEFT does when it loads one.
-    fn began_as(&self, config: &AdapterConfig, weight: &str, spec: LoraSpec, transposed: bool) -> Result<Option<Lora>> {
-        let InitLoraWeights::Named(name) = &config.init_lora_weights else { return Ok(None) };
-        let Some(principal) = Principal::named(name) else { return Ok(None) };
+    fn start_of(&self, config: &AdapterConfig, weight: &str, spec: LoraSpec, transposed: bool) -> Result<Option<Lora>> {
+        let Some(principal) = began_as(config) else { return Ok(None) };
         let stored = self.base.read(&self.source(weight))?;
         let oriented = if transposed { turn(weight, &stored)? } else { stored };
         Ok(Some(principal.start(&oriented, spec, 0).map_err(|e| Error::merge(weight, e))?))
@@ -228,6 +227,14 @@ impl Planner<'_> {
             return Err(Error::NotFloat { base: self.base.dir().into(), tensor: name.into(), got });
         }
         Ok(())
+    }
+}
+
+/// The part of the base that an adapter began as, where PEFT saved it unconverted.
+pub(crate) fn began_as(config: &AdapterConfig) -> Option<Principal> {
+    match &config.init_lora_weights {
+        InitLoraWeights::Named(name) => Principal::named(name),
+        _ => None,
     }
 }
 

@@ -37,7 +37,7 @@ impl AdapterSet {
     /// # Errors
     /// [`Error::Module`] for a module that the model lacks or that has another shape.
     pub fn load(&mut self, name: &str, folder: &AdapterFolder, model: &mut Decoder) -> Result<()> {
-        self.restore(model)?;
+        restore(&mut self.replaced, model);
         let (config, device) = (&folder.config, model.device());
         let start = Start::of(config).ok();
         let place = |t: &Tensor| -> Result<Tensor> { Ok(t.f_detach()?.f_to_device(device)?.f_to_kind(Kind::Float)?) };
@@ -48,10 +48,9 @@ impl AdapterSet {
             let Some(module) = modules.get_mut(path) else { return Err(fault("is not in this model".into())) };
             let lora = match content {
                 AdapterModule::Saved { tensors } => {
-                    let of = |name: &str, base: &Tensor| check_size(path, name, tensors.get(name), base);
                     let (weight, bias) = parts(module);
-                    of("weight", weight)?;
-                    bias.map_or(Ok(()), |b| of("bias", b))?;
+                    check_size(path, "weight", tensors.get("weight"), Some(weight))?;
+                    check_size(path, "bias", tensors.get("bias"), bias)?;
                     let placed = tensors.iter().map(|(n, t)| Ok((n.clone(), place(t)?)));
                     loaded.whole.insert(path.clone(), placed.collect::<Result<_>>()?);
                     continue;
@@ -81,6 +80,7 @@ impl AdapterSet {
                 let (o, i) = wanted;
                 return Err(fault(format!("goes from {input} to {out} in the adapter and from {i} to {o} here")));
             }
+            check_size(path, "bias", lora.base_bias.as_ref(), parts(module).1)?;
             let whole = [("weight", &lora.base_weight), ("bias", &lora.base_bias)];
             let whole: BTreeMap<String, Tensor> = whole
                 .into_iter()
@@ -110,23 +110,24 @@ impl AdapterSet {
     /// [`Error::Adapter`] for a name that is not loaded, or adapters that cannot be weighted: those with DoRA, modules
     /// saved in full or biases of the base are active alone, with a weight of 1.
     pub fn activate(&mut self, model: &mut Decoder, mix: AdapterMix<'_>) -> Result<()> {
-        let parts = self.parts(mix)?;
         let alone = matches!(mix, [(_, weight)] if *weight == 1.0);
-        if !alone {
+        if alone {
+            self.parts(mix)?;
+        } else {
             self.check_weightable(mix)?;
         }
-        let whole = if alone { parts.first().map(|(_, l, _)| l.whole.clone_all()) } else { None };
-        self.restore(model)?;
-        let parts = self.parts(mix)?;
+        restore(&mut self.replaced, model);
+        let active: Vec<(&Loaded, f64)> = mix.iter().map(|(name, weight)| (&self.loaded[*name], *weight)).collect();
         for (path, module) in model.modules_mut() {
             let here: Vec<(&Lora, f64)> =
-                parts.iter().filter_map(|(_, l, weight)| Some((l.low_rank.get(&path)?, *weight))).collect();
-            set_lora(module, if here.is_empty() { None } else { Some(combined(&here)?) })?;
+                active.iter().filter_map(|(l, weight)| Some((l.low_rank.get(&path)?, *weight))).collect();
+            set_lora(module, if here.is_empty() { None } else { Some(combined(&here)?) });
         }
-        let Some(whole) = whole else { return Ok(()) };
+        // Only an adapter that is alone has modules in full.
         for (path, module) in model.modules_mut() {
-            let Some(tensors) = whole.get(&path) else { continue };
-            self.replaced.insert(path, replace(module, tensors));
+            if let Some(tensors) = active.iter().find_map(|(l, _)| l.whole.get(&path)) {
+                self.replaced.insert(path, replace(module, tensors));
+            }
         }
         Ok(())
     }
@@ -152,7 +153,7 @@ impl AdapterSet {
                 return Err(Error::Adapter { field: "adapter", value: name.into(), reason });
             }
         }
-        self.restore(model)?;
+        restore(&mut self.replaced, model);
         let names: BTreeSet<&str> = mixes.iter().flat_map(|mix| mix.iter().map(|(name, _)| *name)).collect();
         let names: Vec<&str> = names.into_iter().collect();
         // [tokens, adapters]: what each adapter counts for at each token.
@@ -171,7 +172,7 @@ impl AdapterSet {
             let here: Vec<(i64, &Lora)> =
                 (0..).zip(&names).filter_map(|(i, name)| Some((i, self.loaded[*name].low_rank.get(&path)?))).collect();
             if here.is_empty() {
-                set_lora(module, None)?;
+                set_lora(module, None);
                 continue;
             }
             let owners: Vec<i64> =
@@ -179,7 +180,7 @@ impl AdapterSet {
             let owners = Tensor::f_from_slice(&owners)?.f_to_device(weights.device())?;
             let mut lora = combined(&here.iter().map(|(_, lora)| (*lora, 1.0)).collect::<Vec<_>>())?;
             lora.gate = Some(weights.f_index_select(1, &owners)?);
-            set_lora(module, Some(lora))?;
+            set_lora(module, Some(lora));
         }
         Ok(())
     }
@@ -225,31 +226,17 @@ impl AdapterSet {
         }
         Ok(())
     }
+}
 
-    /// Puts back what the active adapter replaced.
-    fn restore(&mut self, model: &mut Decoder) -> Result<()> {
-        for (path, module) in model.modules_mut() {
-            let Some((weight, bias)) = self.replaced.remove(&path) else { continue };
-            match module {
-                ModuleMut::Linear(l) => (l.weight, l.bias) = (weight, bias),
-                ModuleMut::Embedding(e) => e.weight = weight,
-                ModuleMut::Norm(n) => (n.weight, n.bias) = (weight, bias),
-            }
+/// Puts back what the active adapter replaced.
+fn restore(replaced: &mut BTreeMap<String, (Tensor, Option<Tensor>)>, model: &mut Decoder) {
+    for (path, module) in model.modules_mut() {
+        let Some((weight, bias)) = replaced.remove(&path) else { continue };
+        match module {
+            ModuleMut::Linear(l) => (l.weight, l.bias) = (weight, bias),
+            ModuleMut::Embedding(e) => e.weight = weight,
+            ModuleMut::Norm(n) => (n.weight, n.bias) = (weight, bias),
         }
-        Ok(())
-    }
-}
-
-/// Copies of the handles of tensors.
-trait CloneAll {
-    fn clone_all(&self) -> BTreeMap<String, BTreeMap<String, Tensor>>;
-}
-
-impl CloneAll for BTreeMap<String, BTreeMap<String, Tensor>> {
-    fn clone_all(&self) -> BTreeMap<String, BTreeMap<String, Tensor>> {
-        let one =
-            |tensors: &BTreeMap<String, Tensor>| tensors.iter().map(|(n, t)| (n.clone(), t.shallow_clone())).collect();
-        self.iter().map(|(path, tensors)| (path.clone(), one(tensors))).collect()
     }
 }
 
@@ -261,14 +248,14 @@ fn parts<'a>(module: &'a ModuleMut<'_>) -> (&'a Tensor, Option<&'a Tensor>) {
     }
 }
 
-fn check_size(path: &str, name: &str, tensor: Option<&Tensor>, base: &Tensor) -> Result<()> {
-    match tensor {
-        Some(t) if t.size() != base.size() => {
-            let reason = format!("`{name}` is {:?} in the adapter and {:?} here", t.size(), base.size());
-            Err(Error::Module { module: path.into(), reason })
-        }
-        _ => Ok(()),
-    }
+/// A tensor that replaces one of the base must find one of its size.
+fn check_size(path: &str, name: &str, tensor: Option<&Tensor>, base: Option<&Tensor>) -> Result<()> {
+    let Some(t) = tensor.filter(|t| base.is_none_or(|b| b.size() != t.size())) else { return Ok(()) };
+    let here = base.map_or_else(|| "absent".into(), |b| format!("{:?}", b.size()));
+    Err(Error::Module {
+        module: path.into(),
+        reason: format!("`{name}` is {:?} in the adapter and {here} here", t.size()),
+    })
 }
 
 fn same(a: &Tensor, b: &Tensor) -> bool {
@@ -292,13 +279,12 @@ fn replace(module: ModuleMut<'_>, tensors: &BTreeMap<String, Tensor>) -> (Tensor
     old
 }
 
-fn set_lora(module: ModuleMut<'_>, lora: Option<Lora>) -> Result<()> {
+fn set_lora(module: ModuleMut<'_>, lora: Option<Lora>) {
     match module {
         ModuleMut::Linear(l) => l.lora = lora,
         ModuleMut::Embedding(e) => e.lora = lora,
         ModuleMut::Norm(_) => {}
     }
-    Ok(())
 }
 
 /// One adapter as it is, or the exact weighted sum of several: `[A_1; A_2]`, `[w_1 s_1 B_1, w_2 s_2 B_2]`.

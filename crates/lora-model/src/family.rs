@@ -39,7 +39,17 @@ impl ModelConfig {
             let supported = families().join(", ");
             return Err(Error::Family { file: file.into(), model_type: family.into(), supported });
         };
-        let float = |key: &str, default: f64| -> Result<f64> { Ok(hf.float(file, key)?.unwrap_or(default)) };
+        // Every such number is a divisor, a cap or a factor of all that follows.
+        let above_zero = |key: &'static str| -> Result<Option<f64>> {
+            match hf.float(file, key)? {
+                Some(x) if x <= 0.0 => {
+                    let (value, reason) = (x.to_string(), "it must be above 0");
+                    Err(Error::Config { file: file.into(), field: key, value, reason })
+                }
+                given => Ok(given),
+            }
+        };
+        let float = |key: &'static str, default: f64| -> Result<f64> { Ok(above_zero(key)?.unwrap_or(default)) };
         let flag = |key: &str, default: bool| -> Result<bool> { Ok(hf.bool(file, key)?.unwrap_or(default)) };
         let gemma = family.starts_with("gemma");
         let layer_norm = layout.norm == layout::NormKind::Layer;
@@ -52,9 +62,9 @@ impl ModelConfig {
         };
         let by_layer = family == "gpt2" && flag("scale_attn_by_inverse_layer_idx", false)?;
         let scale_of = |i: i64| if by_layer { scale / (i + 1) as f64 } else { scale };
-        let cap = |key: &str, default: f64| -> Result<Option<f64>> {
+        let cap = |key: &'static str, default: f64| -> Result<Option<f64>> {
             let default = Some(default).filter(|_| family == "gemma2" && !hf.raw.contains_key(key));
-            Ok(hf.float(file, key)?.or(default).filter(|_| gemma))
+            Ok(above_zero(key)?.or(default).filter(|_| gemma))
         };
         let attention_bias = match family {
             "qwen2" | "gpt2" => true,

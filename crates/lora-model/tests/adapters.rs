@@ -1,16 +1,19 @@
 //! Several adapters over one base: switched, weighted, given by row, replaced, taken off.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a test that cannot go on has failed
 
+mod common;
+
+use common::{distance, fixtures};
 use lora_format::{AdapterFolder, TensorFile, read_adapter};
 use lora_model::{AdapterSet, Decoder, Error, Mode, TokenBatch};
-use std::path::{Path, PathBuf};
-use tch::{Device, Kind, Tensor};
+use std::path::PathBuf;
+use tch::Tensor;
 
 /// The reach that the fixtures' README names for logits in fp32.
 const LOGITS_TOLERANCE: f64 = 1e-5;
 
 fn llama() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/llama")
+    fixtures().join("llama")
 }
 
 fn adapter(name: &str) -> AdapterFolder {
@@ -18,19 +21,12 @@ fn adapter(name: &str) -> AdapterFolder {
 }
 
 fn load() -> Decoder {
-    Decoder::load(&llama(), Kind::Float, Device::Cpu, &mut |_, _| {}).unwrap()
+    common::load(&llama())
 }
 
-/// Both rows of the fixtures' batch end to end, and the reference logits of their tokens from a file.
+/// Both rows of the fixtures' batch end to end, and where each token stood in the padded batch.
 fn batch(model: &Decoder) -> (TokenBatch, Tensor) {
-    let file = TensorFile::open(&llama().join("reference.safetensors")).unwrap();
-    let read = |name: &str| Vec::<Vec<i64>>::try_from(&file.read(name).unwrap()).unwrap();
-    let (ids, mask) = (read("input_ids"), read("attention_mask"));
-    let lens: Vec<i64> = mask.iter().map(|row| row.iter().sum()).collect();
-    let flat: Vec<i64> = ids.iter().zip(&lens).flat_map(|(row, n)| row[..*n as usize].to_vec()).collect();
-    let width = ids[0].len() as i64;
-    let places: Vec<i64> = (0..).zip(&lens).flat_map(|(i, n)| (0..*n).map(move |t| i * width + t)).collect();
-    (TokenBatch::new(&model.config, &flat, &lens, &[], &[], Device::Cpu).unwrap(), Tensor::from_slice(&places))
+    common::unpadded(model, &TensorFile::open(&llama().join("reference.safetensors")).unwrap())
 }
 
 fn logits(model: &Decoder, batch: &TokenBatch) -> Tensor {
@@ -40,10 +36,6 @@ fn logits(model: &Decoder, batch: &TokenBatch) -> Tensor {
 fn reference(file: &str, places: &Tensor) -> Tensor {
     let file = TensorFile::open(&llama().join(file).join("reference.safetensors")).unwrap();
     file.read("logits").unwrap().flatten(0, 1).index_select(0, places)
-}
-
-fn distance(got: &Tensor, wanted: &Tensor) -> f64 {
-    (got - wanted).abs().max().double_value(&[]) / wanted.abs().max().double_value(&[])
 }
 
 const ALL: [&str; 13] = [

@@ -86,7 +86,9 @@ pub fn train(
         match trainer.step()? {
             StepOutcome::Updated(record) => {
                 loss = Some(record.loss);
-                metrics.write_step(&record)?;
+                if record.step.is_multiple_of(config.logging_steps) || record.step == total {
+                    metrics.write_step(&record)?;
+                }
                 sink.event(Event::Step(record));
             }
             StepOutcome::Skipped { step, loss, grad_norm } => sink.event(Event::Skipped { step, loss, grad_norm }),

@@ -1,7 +1,7 @@
 //! `lora export`: a model or an adapter for other programs.
 
 use crate::failure::usage;
-use crate::load::check_model_folder;
+use crate::load::{check_model_folder, check_new_folder};
 use crate::out;
 use crate::progress::ByteBar;
 use anyhow::{Context, Result};
@@ -120,12 +120,13 @@ fn model(base: &Path, adapters: &[PathBuf], output: &Path, kind: &str) -> Result
 fn ollama(args: &OllamaArgs) -> Result<()> {
     check_model_folder(&args.model)?;
     let shown = args.output.display();
-    if std::fs::read_dir(&args.output).is_ok_and(|mut entries| entries.next().is_some()) || args.output.is_file() {
-        return Err(usage(format!("--output {shown}: must be a new or empty folder")));
-    }
+    check_new_folder(&args.output)?;
     std::fs::create_dir_all(&args.output).with_context(|| format!("cannot create {shown}"))?;
     let file = args.output.join("model.gguf");
-    let report = model(&args.model, &args.adapter, &file, &args.kind)?;
+    let report = model(&args.model, &args.adapter, &file, &args.kind).inspect_err(|_| {
+        // Nothing was written into it; a folder that holds something else stays.
+        let _ = std::fs::remove_dir(&args.output);
+    })?;
     write_atomic(&args.output.join("Modelfile"), b"FROM ./model.gguf\n")?;
     tell(&file, &args.kind, &report)?;
     out::line(format!("try it       ollama create my-model -f {shown}/Modelfile && ollama run my-model"))

@@ -1,7 +1,6 @@
 //! `lora extract`: what full fine-tuning changed, as an adapter.
 
-use crate::failure::usage;
-use crate::load::check_model_folder;
+use crate::load::{check_model_folder, check_new_folder};
 use crate::out;
 use crate::progress::CountBar;
 use anyhow::Result;
@@ -32,10 +31,8 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     check_model_folder(&args.model)?;
     check_model_folder(&args.tuned)?;
+    check_new_folder(&args.output)?;
     let shown = args.output.display();
-    if std::fs::read_dir(&args.output).is_ok_and(|mut entries| entries.next().is_some()) || args.output.is_file() {
-        return Err(usage(format!("--output {shown}: must be a new or empty folder")));
-    }
     let mut bar = CountBar::new("comparing");
     let report = extract(&args.model, &args.tuned, args.rank.into(), &args.output, &mut |done, of| bar.set(done, of));
     bar.finish();

@@ -1,7 +1,7 @@
 //! `lora init-model`: a checkpoint with fresh random weights, to be trained from the beginning.
 
 use crate::compute::STORED_DTYPES;
-use crate::failure::usage;
+use crate::load::check_new_folder;
 use crate::out;
 use anyhow::{Context, Result};
 use lora_format::{TensorFile, create_staging_dir, read_json_object, sync_dir, write_atomic, write_tensors};
@@ -47,9 +47,7 @@ pub(crate) struct Args {
 /// What is wrong with the config, or an output that is taken.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let out_dir = &args.output;
-    if std::fs::read_dir(out_dir).is_ok_and(|mut entries| entries.next().is_some()) || out_dir.is_file() {
-        return Err(usage(format!("--output {}: must be a new or empty folder", out_dir.display())));
-    }
+    check_new_folder(out_dir)?;
     let kind = parse_kind(&args.dtype).unwrap_or(Kind::Float);
     let mut config = read_json_object(&args.config)?;
     config.remove("torch_dtype");

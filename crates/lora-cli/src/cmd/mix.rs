@@ -1,7 +1,7 @@
 //! `lora mix`: several adapters made into one, or one into another rank.
 
 use crate::failure::usage;
-use crate::load::check_model_folder;
+use crate::load::{check_mix, check_model_folder, check_new_folder};
 use crate::out;
 use anyhow::Result;
 use lora_export::{Combination, MajoritySign, MixOptions};
@@ -66,17 +66,10 @@ struct Report<'a> {
 /// Flags or adapters that do not fit each other.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let shown = args.output.display();
-    if std::fs::read_dir(&args.output).is_ok_and(|mut entries| entries.next().is_some()) || args.output.is_file() {
-        return Err(usage(format!("--output {shown}: must be a new or empty folder")));
-    }
-    if !args.weight.is_empty() && args.weight.len() != args.adapter.len() {
-        let (weights, adapters) = (args.weight.len(), args.adapter.len());
-        return Err(usage(format!(
-            "--weight was given {weights} times for {adapters} adapters; give one for each, or none"
-        )));
-    }
-    if let Some(w) = args.weight.iter().find(|w| !w.is_finite()) {
-        return Err(usage(format!("--weight {w}: must be a finite number")));
+    check_new_folder(&args.output)?;
+    check_mix(args.adapter.len(), &args.weight)?;
+    if !(args.density > 0.0 && args.density <= 1.0) {
+        return Err(usage(format!("--density {}: must be above 0 and at most 1", args.density)));
     }
     let found = Combination::ALL.iter().find(|(name, _)| *name == args.combination);
     let Some(&(name, combination)) = found else { return Err(usage(format!("--type {}", args.combination))) };

@@ -81,7 +81,7 @@ section! {
         save_steps: u64 = 500, COUNT_OR_ZERO;
         /// Checkpoints that are kept, the newest ones; at least 2, so that a damaged one never costs the run.
         save_total_limit: u32 = 2, Kind::Integer { min: 2, max: 1_000_000 };
-        /// Reads the loss back from the device, and writes the steps since, every so many optimizer steps.
+        /// Writes every so many-th optimizer step, and the last, to `metrics.jsonl`.
         logging_steps: u64 = 1, COUNT;
     }
 }
