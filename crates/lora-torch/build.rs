@@ -17,8 +17,9 @@ fn main() {
     link_to(&lib, &link);
     println!("cargo:rustc-link-search=native={}", link.display());
 
-    let sources = ["kernels.cpp", "linear.cpp", "pointwise.cpp", "attention.cpp", "loss.cpp", "runtime.cpp"]
-        .map(|f| Path::new("shim").join(f));
+    let sources =
+        ["kernels.cpp", "linear.cpp", "pointwise.cpp", "attention.cpp", "loss.cpp", "runtime.cpp", "stored.cpp"]
+            .map(|f| Path::new("shim").join(f));
     let mut build = cc::Build::new();
     build
         .cpp(true)

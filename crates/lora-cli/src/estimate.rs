@@ -1,14 +1,15 @@
 //! Memory and operations of a run, from the model's sizes and the lengths of the examples alone.
 
-use lora_model::{LOSS_CHUNK_ROWS, ModelConfig};
+use lora_model::{LOSS_CHUNK_ROWS, LOSS_CHUNK_ROWS_CONVERTED, ModelConfig};
 use lora_torch::kind_bytes;
+use lora_train::config::Weights;
 use lora_train::{RunPlan, Trained};
 use serde::Serialize;
 
 /// Bytes that a run will hold, by what they are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Memory {
-    /// The base's weights in the dtype that it computes in.
+    /// The base's weights as they are kept.
     pub(crate) weights: u64,
     /// Trained parameters, their gradients and AdamW's two moments, 4 bytes each: `16 * trained`. A full training's weights
     /// are among these and not above.
@@ -54,10 +55,12 @@ pub(crate) fn memory(plan: &RunPlan) -> Memory {
     lengths.sort_unstable_by(|a, b| b.cmp(a));
     let largest: usize = lengths.iter().take(plan.config.train.per_device_train_batch_size as usize).sum();
     let full = matches!(plan.trained, Trained::Everything);
-    let weights = if full { 0 } else { plan.base_parameters() * bytes };
+    let weights = if full { 0 } else { plan.base_bytes() };
     let trained = plan.trained_parameters() * 16;
     let activations = activations(m, largest as i64, bytes, plan.config.train.gradient_checkpointing);
-    let logits = 2 * LOSS_CHUNK_ROWS * m.vocab_size * 4;
+    let rows =
+        if plan.config.model.weights == Weights::Converted { LOSS_CHUNK_ROWS } else { LOSS_CHUNK_ROWS_CONVERTED };
+    let logits = 2 * rows * m.vocab_size * 4;
     let [weights, trained, activations, logits] = [weights, trained, activations, logits].map(i64::unsigned_abs);
     Memory { weights, trained, activations, logits, total: weights + trained + activations + logits }
 }

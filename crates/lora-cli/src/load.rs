@@ -7,7 +7,7 @@ use crate::serve::Served;
 use anyhow::{Context, Result};
 use lora_data::Tokenizer;
 use lora_format::{AdapterFolder, AdapterModule, LoraTensors, read_adapter};
-use lora_model::{Decoder, ModelConfig, modules};
+use lora_model::{ModelConfig, modules};
 use std::path::{Path, PathBuf};
 
 /// The flags that name a model and its adapters.
@@ -101,7 +101,7 @@ pub(crate) fn load(dir: &Path, adapters: &[PathBuf], weights: &[f64], compute: &
     };
     let folders = adapters.iter().map(read).collect::<Result<Vec<_>>>()?;
     let mut bar = ByteBar::new("loading");
-    let model = Decoder::load(dir, kind, device, &mut |done, of| bar.set(done, of))?;
+    let model = compute.load(dir, kind, device, &mut |done, of| bar.set(done, of))?;
     bar.finish();
     Served::new(model, &folders, weights)
 }

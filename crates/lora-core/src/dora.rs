@@ -2,7 +2,7 @@
 
 use crate::Lora;
 use crate::error::Result;
-use lora_torch::{LoraPart, Projection, lora_linear};
+use lora_torch::{LoraPart, Projection, Weight, lora_linear};
 use tch::{Kind, Tensor, no_grad};
 
 /// The norm of each row of `W + scale · B A`, without making that sum:
@@ -13,16 +13,16 @@ use tch::{Kind, Tensor, no_grad};
 ///
 /// # Errors
 /// What libtorch reports.
-pub fn row_norms(weight: &Tensor, lora: &Lora) -> Result<Tensor> {
+pub fn row_norms(weight: &Weight, lora: &Lora) -> Result<Tensor> {
     let wide = |t: &Tensor| t.f_detach()?.f_to_kind(Kind::Double);
     no_grad(|| {
         let (a, b) = (wide(&lora.a)?, wide(&lora.b)?);
-        let compute = if weight.kind() == Kind::Double { Kind::Double } else { Kind::Float };
         // One pass over the weight, and nothing of its size is made.
-        let norms = weight.f_norm_scalaropt_dim_dtype(2, [1i64].as_slice(), false, compute)?;
-        let squares = norms.f_to_kind(Kind::Double)?.f_square()?;
-        // [out, r]: the only product with the weight.
-        let wa = weight.f_matmul(&lora.a.f_detach()?.f_to_kind(weight.kind())?.f_tr()?)?.f_to_kind(Kind::Double)?;
+        let squares = weight.row_norms()?.f_to_kind(Kind::Double)?.f_square()?;
+        // [r, out]: the only product with the weight.
+        let rows = lora.a.f_detach()?.f_to_kind(weight.plain().map_or(Kind::Float, Tensor::kind))?;
+        let product = lora_linear(&rows, &[Projection { weight, bias: None, adapter: None }], 0.0)?.remove(0);
+        let wa = product.f_tr()?.f_to_kind(Kind::Double)?;
         let rows = |t: Tensor| t.f_mul(&b)?.f_sum_dim_intlist([1i64].as_slice(), false, Kind::Double);
         let cross = rows(wa)?.f_mul_scalar(2.0 * lora.scale)?;
         let own = rows(b.f_matmul(&a.f_matmul(&a.f_tr()?)?)?)?.f_mul_scalar(lora.scale * lora.scale)?;
@@ -31,7 +31,7 @@ pub fn row_norms(weight: &Tensor, lora: &Lora) -> Result<Tensor> {
 }
 
 /// `m / ‖W + scale · B A‖` in `kind`; gradients reach `m` only.
-pub(crate) fn magnitude_ratio(weight: &Tensor, lora: &Lora, magnitude: &Tensor, kind: Kind) -> Result<Tensor> {
+pub(crate) fn magnitude_ratio(weight: &Weight, lora: &Lora, magnitude: &Tensor, kind: Kind) -> Result<Tensor> {
     let norms = row_norms(weight, lora)?;
     Ok(magnitude.f_to_kind(Kind::Double)?.f_div(&norms)?.f_to_kind(kind)?)
 }
@@ -40,7 +40,7 @@ pub(crate) fn magnitude_ratio(weight: &Tensor, lora: &Lora, magnitude: &Tensor, 
 /// rest the whole one: `W (x - x') + bias + (m / n) · (W + scale · B A) x'`.
 pub(crate) fn forward(
     x: &Tensor,
-    weight: &Tensor,
+    weight: &Weight,
     bias: Option<&Tensor>,
     lora: &Lora,
     magnitude: &Tensor,

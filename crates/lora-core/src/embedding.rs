@@ -3,13 +3,15 @@
 use crate::Lora;
 use crate::dora::magnitude_ratio;
 use crate::error::{Error, Result};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// Row `i` of the result is `W[i] + scale · (B A)ᵀ[i]`; with a magnitude (DoRA), each column of that is `m / n` times it.
 #[derive(Debug)]
 pub struct EmbeddingLayer {
     /// `[vocab, hidden]`
     pub weight: Tensor,
+    /// The dtype of what it gives, whatever that of the table.
+    pub kind: Kind,
     /// The adapter, if this embedding has one: `a` `[r, vocab]`, `b` `[hidden, r]`.
     pub lora: Option<Lora>,
 }
@@ -17,7 +19,7 @@ pub struct EmbeddingLayer {
 impl EmbeddingLayer {
     /// An embedding without an adapter.
     pub fn frozen(weight: Tensor) -> Self {
-        Self { weight, lora: None }
+        Self { kind: weight.kind(), weight, lora: None }
     }
 
     /// Puts an adapter beside the table.
@@ -40,12 +42,12 @@ impl EmbeddingLayer {
     /// Looks rows up.
     ///
     /// # Shapes
-    /// `ids` `[tokens]` int64 in `[0, vocab)`; the result is `[tokens, hidden]` in the dtype of the table.
+    /// `ids` `[tokens]` int64 in `[0, vocab)`; the result is `[tokens, hidden]`, in [`kind`](Self::kind).
     ///
     /// # Errors
     /// [`Error::Torch`] for an id outside the table.
     pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
-        let rows = Tensor::f_embedding(&self.weight, ids, -1, false, false)?;
+        let rows = Tensor::f_embedding(&self.weight, ids, -1, false, false)?.f_to_kind(self.kind)?;
         let Some(lora) = &self.lora else { return Ok(rows) };
         let mut low = Tensor::f_embedding(&lora.a.f_tr()?, ids, -1, false, false)?;
         if let Some(gate) = &lora.gate {
@@ -54,7 +56,7 @@ impl EmbeddingLayer {
         let update = low.f_matmul(&lora.b.f_tr()?)?.f_mul_scalar(lora.scale)?.f_to_kind(rows.kind())?;
         let sum = rows.f_add(&update)?;
         Ok(match &lora.magnitude {
-            Some(m) => sum.f_mul(&magnitude_ratio(&self.weight.f_tr()?, lora, m, sum.kind())?)?,
+            Some(m) => sum.f_mul(&magnitude_ratio(&self.weight.f_tr()?.into(), lora, m, sum.kind())?)?,
             None => sum,
         })
     }

@@ -6,14 +6,14 @@ use crate::init::{Init, init_linear};
 use crate::merge::merge_lora;
 use crate::spec::LoraSpec;
 use crate::{Lora, ParameterCount};
-use lora_torch::{LoraPart, Projection, lora_linear};
-use tch::Tensor;
+use lora_torch::{LoraPart, Projection, Weight, lora_linear};
+use tch::{Kind, Tensor};
 
 /// `y = x Wᵀ + bias + scale · dropout(x) Aᵀ Bᵀ` (Hu et al., 2021, equation 3); with a magnitude, DoRA.
 #[derive(Debug)]
 pub struct LinearLayer {
     /// `[out_features, in_features]`
-    pub weight: Tensor,
+    pub weight: Weight,
     /// `[out_features]`
     pub bias: Option<Tensor>,
     /// The adapter, if this layer has one.
@@ -25,7 +25,8 @@ impl LinearLayer {
     ///
     /// # Errors
     /// [`Error::Shape`] when `weight` is no matrix or `bias` does not fit it.
-    pub fn frozen(weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
+    pub fn frozen(weight: impl Into<Weight>, bias: Option<Tensor>) -> Result<Self> {
+        let weight = weight.into();
         let size = weight.size();
         if size.len() != 2 {
             return Err(Error::Shape { what: "weight", expected: "[out, in]".into(), got: format!("{size:?}") });
@@ -80,12 +81,12 @@ impl LinearLayer {
         Ok(())
     }
 
-    /// The bias of the layer and, scaled, that of its adapter, in one.
-    fn whole_bias(&self) -> Result<Option<Tensor>> {
+    /// The bias of the layer and, scaled, that of its adapter, in one, for an output in `kind`.
+    fn whole_bias(&self, kind: Kind) -> Result<Option<Tensor>> {
         let Some((lora, own)) = self.lora.as_ref().and_then(|l| Some((l, l.bias.as_ref()?))) else {
             return Ok(self.bias.as_ref().map(Tensor::shallow_clone));
         };
-        let scaled = own.f_mul_scalar(lora.scale)?.f_to_kind(self.weight.kind())?;
+        let scaled = own.f_mul_scalar(lora.scale)?.f_to_kind(kind)?;
         Ok(Some(match &self.bias {
             Some(bias) => bias.f_add(&scaled)?,
             None => scaled,
@@ -116,14 +117,15 @@ impl LinearLayer {
         Ok(y)
     }
 
-    /// `W + scale · B A`, with a magnitude `(m / n) · (W + scale · B A)`, as a new tensor in the dtype of `W`.
+    /// `W + scale · B A`, with a magnitude `(m / n) · (W + scale · B A)`, as a new tensor in the dtype of `W`; of a packed
+    /// weight in fp32.
     ///
     /// # Errors
     /// [`Error::NotFinite`] when the result is not finite.
     pub fn merged_weight(&self) -> Result<Tensor> {
         match &self.lora {
-            Some(l) => merge_lora(&self.weight, l),
-            None => Ok(self.weight.shallow_clone()),
+            Some(l) => merge_lora(&self.weight.dense()?, l),
+            None => Ok(self.weight.dense()?),
         }
     }
 
@@ -132,7 +134,8 @@ impl LinearLayer {
     /// # Errors
     /// What libtorch reports.
     pub fn merged_bias(&self) -> Result<Option<Tensor>> {
-        Ok(self.whole_bias()?.map(|b| b.f_detach()).transpose()?)
+        let kind = self.bias.as_ref().map_or(Kind::Float, Tensor::kind);
+        Ok(self.whole_bias(kind)?.map(|b| b.f_detach()).transpose()?)
     }
 
     /// What the adapter trains against what the weight holds; nothing for a layer without one.
@@ -148,7 +151,7 @@ impl LinearLayer {
 /// # Errors
 /// [`Error::Torch`] when a layer does not fit `x`.
 pub fn forward_many<const N: usize>(x: &Tensor, layers: [&LinearLayer; N], dropout: f64) -> Result<[Tensor; N]> {
-    let biases: Vec<Option<Tensor>> = layers.iter().map(|l| l.whole_bias()).collect::<Result<_>>()?;
+    let biases: Vec<Option<Tensor>> = layers.iter().map(|l| l.whole_bias(x.kind())).collect::<Result<_>>()?;
     let apart = |l: &LinearLayer| l.lora.as_ref().is_some_and(|a| a.magnitude.is_some() || a.gate.is_some());
     let outputs = if layers.iter().any(|l| apart(l)) {
         let one = |(l, bias): (&&LinearLayer, &Option<Tensor>)| match &l.lora {

@@ -48,7 +48,7 @@ pub fn merge_lora(weight: &Tensor, lora: &Lora) -> Result<Tensor> {
     let Some(magnitude) = &lora.magnitude else { return merge_into(weight, &lora.a, &lora.b, lora.scale) };
     let kind = wide(weight);
     let sum = weight.f_detach()?.f_to_kind(kind)?.f_add(&delta(&lora.a, &lora.b, lora.scale, kind)?)?;
-    let ratio = magnitude_ratio(weight, lora, &magnitude.f_detach()?, kind)?;
+    let ratio = magnitude_ratio(&weight.shallow_clone().into(), lora, &magnitude.f_detach()?, kind)?;
     finite(sum.f_mul(&ratio.f_unsqueeze(1)?)?.f_to_kind(weight.kind())?)
 }
 

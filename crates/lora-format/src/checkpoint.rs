@@ -114,6 +114,22 @@ impl Checkpoint {
         self.shard_of(name)?.read(self.stored(name))
     }
 
+    /// A tensor over its mapped file, as [`TensorFile::view`].
+    ///
+    /// # Errors
+    /// As [`TensorFile::view`].
+    pub fn view(&self, name: &str) -> Result<Tensor> {
+        self.shard_of(name)?.view(self.stored(name))
+    }
+
+    /// Lets go of the pages of a tensor, as [`TensorFile::release`].
+    ///
+    /// # Errors
+    /// [`TensorFault::Missing`].
+    pub fn release(&self, name: &str) -> Result<()> {
+        self.shard_of(name)?.release(self.stored(name))
+    }
+
     /// A copy of some rows of a tensor on the CPU in its own dtype.
     ///
     /// # Errors

@@ -258,6 +258,12 @@ pub enum TensorFault {
         /// The other tensor.
         other: String,
     },
+    /// It is part of a packed weight that cannot be read.
+    #[error("cannot be unpacked: {why}")]
+    Packed {
+        /// Why.
+        why: String,
+    },
     /// Rows were asked for that it does not have.
     #[error("has shape {shape:?}, so there are no {count} rows from row {first} on")]
     Rows {

@@ -23,6 +23,7 @@ mod adapter;
 mod adapter_config;
 mod adapter_write;
 mod atomic;
+mod bnb;
 mod checkpoint;
 mod dtype;
 mod error;
@@ -43,6 +44,7 @@ pub use adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterFolder, AdapterModule,
 pub use adapter_config::{AdapterConfig, InitLoraWeights};
 pub use adapter_write::write_adapter;
 pub use atomic::{create_staging_dir, sync_dir, write_atomic};
+pub use bnb::{is_packed, is_part, nf4_tensors, packed_shape, quantization_config, read_nf4};
 pub use checkpoint::Checkpoint;
 pub use error::{Error, HeaderFault, Result, ShardFault, TensorFault};
 pub use gguf::{GGUF_BLOCK, GgufTensor, GgufType, GgufValue, GgufWriter};

@@ -7,13 +7,14 @@ use memmap2::Mmap;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use tch::Tensor;
 
 /// A safetensors file, mapped and checked; tensors are read on demand.
 #[derive(Debug)]
 pub struct TensorFile {
     path: PathBuf,
-    map: Mmap,
+    map: Arc<Mmap>,
     header: Header,
 }
 
@@ -30,7 +31,7 @@ impl TensorFile {
         let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
         let map = map_file(&file).map_err(|e| Error::io("map", path, e))?;
         match header::parse(&map, path) {
-            Ok(header) => Ok(TensorFile { path: path.into(), map, header }),
+            Ok(header) => Ok(TensorFile { path: path.into(), map: Arc::new(map), header }),
             Err(Error::Header { .. }) if has_pickle_magic(&map) => Err(Error::Pickle { path: path.into() }),
             Err(error) => Err(error),
         }
@@ -78,6 +79,31 @@ impl TensorFile {
             .map_err(|source| Error::Torch { path: self.path.clone(), source })
     }
 
+    /// A tensor over the mapped file itself: nothing is read until it is used, and the system may drop its pages and read
+    /// them again. It must not be written to. Numbers that lie where their dtype cannot be read are copied.
+    ///
+    /// # Errors
+    /// [`TensorFault::Missing`]; [`Error::Torch`].
+    pub fn view(&self, name: &str) -> Result<Tensor> {
+        let info = self.info(name)?;
+        let start = self.header.data_start + info.bytes.start;
+        if !start.is_multiple_of(lora_torch::kind_bytes(info.kind).max(1)) {
+            return self.read(name);
+        }
+        lora_torch::tensor_over(self.map.clone(), start, &info.shape, info.kind)
+            .map_err(|source| Error::Torch { path: self.path.clone(), source })
+    }
+
+    /// Lets go of the pages of a tensor that this process has touched; they are read again when they are used again.
+    ///
+    /// # Errors
+    /// [`TensorFault::Missing`].
+    pub fn release(&self, name: &str) -> Result<()> {
+        let bytes = &self.info(name)?.bytes;
+        release_pages(&self.map, self.header.data_start + bytes.start, bytes.len());
+        Ok(())
+    }
+
     /// A copy of `count` rows from row `first` on, on the CPU in the tensor's own dtype.
     ///
     /// # Shapes
@@ -114,6 +140,14 @@ impl TensorFile {
     pub fn data_bytes(&self) -> u64 {
         (self.map.len() - self.header.data_start) as u64
     }
+}
+
+/// A hint to the system: one that it does not take changes nothing but the memory that is counted for this process.
+#[allow(unsafe_code)]
+fn release_pages(map: &Mmap, start: usize, len: usize) {
+    #[cfg(unix)]
+    // SAFETY: the mapping is of a file and never written to, so its pages come back as they were.
+    let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, len) };
 }
 
 #[allow(unsafe_code)]

@@ -7,6 +7,7 @@ use crate::inject::Start;
 use lora_core::{Lora, LoraSpec};
 use lora_format::{AdapterFolder, AdapterModule};
 use lora_torch::Segments;
+use lora_torch::Weight;
 use std::collections::{BTreeMap, BTreeSet};
 use tch::{Kind, Tensor};
 
@@ -18,7 +19,7 @@ pub type AdapterMix<'a> = &'a [(&'a str, f64)];
 pub struct AdapterSet {
     loaded: BTreeMap<String, Loaded>,
     /// Weights and biases of the base that the active adapter replaces, by module.
-    replaced: BTreeMap<String, (Tensor, Option<Tensor>)>,
+    replaced: BTreeMap<String, (Weight, Option<Tensor>)>,
 }
 
 /// One adapter.
@@ -48,7 +49,7 @@ impl AdapterSet {
             let Some(module) = modules.get_mut(path) else { return Err(fault("is not in this model".into())) };
             let lora = match content {
                 AdapterModule::Saved { tensors } => {
-                    let (weight, bias) = parts(module);
+                    let (weight, bias) = sizes(module);
                     check_size(path, "weight", tensors.get("weight"), Some(weight))?;
                     check_size(path, "bias", tensors.get("bias"), bias)?;
                     let placed = tensors.iter().map(|(n, t)| Ok((n.clone(), place(t)?)));
@@ -59,9 +60,8 @@ impl AdapterSet {
             };
             let spec = LoraSpec::new(config.rank_of(path)?, config.alpha_of(path)?, config.use_rslora)?;
             let (mut a, mut b) = (place(&lora.a)?, place(&lora.b)?);
-            let weight = parts(module).0;
             if let Some(Start::OutOf(principal)) = start {
-                let mut began = principal.start(weight, spec, 0)?;
+                let mut began = principal.start(&dense(module)?, spec, 0)?;
                 began.initial = Some((began.a.shallow_clone(), began.b.shallow_clone()));
                 (began.a, began.b) = (a, b);
                 (a, b) = began.converted()?;
@@ -80,13 +80,17 @@ impl AdapterSet {
                 let (o, i) = wanted;
                 return Err(fault(format!("goes from {input} to {out} in the adapter and from {i} to {o} here")));
             }
-            check_size(path, "bias", lora.base_bias.as_ref(), parts(module).1)?;
+            check_size(path, "bias", lora.base_bias.as_ref(), sizes(module).1)?;
+            // A frozen weight that PEFT saved along is the base's own.
+            let changed = match &lora.base_weight {
+                Some(t) => !same(t, &dense(module)?),
+                None => false,
+            };
             let whole = [("weight", &lora.base_weight), ("bias", &lora.base_bias)];
             let whole: BTreeMap<String, Tensor> = whole
                 .into_iter()
                 .filter_map(|(n, t)| Some((n.to_string(), t.as_ref()?)))
-                // A frozen weight that PEFT saved along is the base's own.
-                .filter(|(n, t)| n == "bias" || !same(t, weight))
+                .filter(|(n, _)| n == "bias" || changed)
                 .map(|(n, t)| Ok((n, place(t)?)))
                 .collect::<Result<_>>()?;
             if !whole.is_empty() {
@@ -229,29 +233,48 @@ impl AdapterSet {
 }
 
 /// Puts back what the active adapter replaced.
-fn restore(replaced: &mut BTreeMap<String, (Tensor, Option<Tensor>)>, model: &mut Decoder) {
+fn restore(replaced: &mut BTreeMap<String, (Weight, Option<Tensor>)>, model: &mut Decoder) {
     for (path, module) in model.modules_mut() {
         let Some((weight, bias)) = replaced.remove(&path) else { continue };
         match module {
             ModuleMut::Linear(l) => (l.weight, l.bias) = (weight, bias),
-            ModuleMut::Embedding(e) => e.weight = weight,
-            ModuleMut::Norm(n) => (n.weight, n.bias) = (weight, bias),
+            ModuleMut::Embedding(e) => put(&mut e.weight, weight),
+            ModuleMut::Norm(n) => {
+                put(&mut n.weight, weight);
+                n.bias = bias;
+            }
         }
     }
 }
 
-fn parts<'a>(module: &'a ModuleMut<'_>) -> (&'a Tensor, Option<&'a Tensor>) {
-    match module {
-        ModuleMut::Linear(l) => (&l.weight, l.bias.as_ref()),
-        ModuleMut::Embedding(e) => (&e.weight, None),
-        ModuleMut::Norm(n) => (&n.weight, n.bias.as_ref()),
+/// Tables and norms are never packed.
+fn put(place: &mut Tensor, weight: Weight) {
+    if let Weight::Plain(t) = weight {
+        *place = t;
     }
 }
 
+/// Shapes of weight and bias.
+fn sizes(module: &ModuleMut<'_>) -> (Vec<i64>, Option<Vec<i64>>) {
+    match module {
+        ModuleMut::Linear(l) => (l.weight.size(), l.bias.as_ref().map(Tensor::size)),
+        ModuleMut::Embedding(e) => (e.weight.size(), None),
+        ModuleMut::Norm(n) => (n.weight.size(), n.bias.as_ref().map(Tensor::size)),
+    }
+}
+
+fn dense(module: &ModuleMut<'_>) -> Result<Tensor> {
+    Ok(match module {
+        ModuleMut::Linear(l) => l.weight.dense()?,
+        ModuleMut::Embedding(e) => e.weight.shallow_clone(),
+        ModuleMut::Norm(n) => n.weight.shallow_clone(),
+    })
+}
+
 /// A tensor that replaces one of the base must find one of its size.
-fn check_size(path: &str, name: &str, tensor: Option<&Tensor>, base: Option<&Tensor>) -> Result<()> {
-    let Some(t) = tensor.filter(|t| base.is_none_or(|b| b.size() != t.size())) else { return Ok(()) };
-    let here = base.map_or_else(|| "absent".into(), |b| format!("{:?}", b.size()));
+fn check_size(path: &str, name: &str, tensor: Option<&Tensor>, base: Option<Vec<i64>>) -> Result<()> {
+    let Some(t) = tensor.filter(|t| base.as_ref().is_none_or(|b| *b != t.size())) else { return Ok(()) };
+    let here = base.map_or_else(|| "absent".into(), |b| format!("{b:?}"));
     Err(Error::Module {
         module: path.into(),
         reason: format!("`{name}` is {:?} in the adapter and {here} here", t.size()),
@@ -264,19 +287,27 @@ fn same(a: &Tensor, b: &Tensor) -> bool {
 }
 
 /// Replaces weight and bias where they are given, and returns what was there.
-fn replace(module: ModuleMut<'_>, tensors: &BTreeMap<String, Tensor>) -> (Tensor, Option<Tensor>) {
-    let new = |name: &str, old: &Tensor| tensors.get(name).unwrap_or(old).shallow_clone();
-    let (weight, bias) = match module {
-        ModuleMut::Linear(l) => (&mut l.weight, Some(&mut l.bias)),
-        ModuleMut::Embedding(e) => (&mut e.weight, None),
-        ModuleMut::Norm(n) => (&mut n.weight, Some(&mut n.bias)),
+fn replace(module: ModuleMut<'_>, tensors: &BTreeMap<String, Tensor>) -> (Weight, Option<Tensor>) {
+    let new = |name: &str| tensors.get(name).map(Tensor::shallow_clone);
+    let table = |place: &mut Tensor| {
+        let old = place.shallow_clone();
+        *place = new("weight").unwrap_or_else(|| place.shallow_clone());
+        Weight::Plain(old)
     };
-    let old = (weight.shallow_clone(), bias.as_deref().and_then(|b| b.as_ref().map(Tensor::shallow_clone)));
-    *weight = new("weight", weight);
+    let (weight, bias) = match module {
+        ModuleMut::Linear(l) => {
+            // A layer whose bias alone is replaced keeps its weight, and gets the same one back.
+            let now = new("weight").map_or_else(|| l.weight.shallow_clone(), Weight::Plain);
+            (std::mem::replace(&mut l.weight, now), Some(&mut l.bias))
+        }
+        ModuleMut::Embedding(e) => (table(&mut e.weight), None),
+        ModuleMut::Norm(n) => (table(&mut n.weight), Some(&mut n.bias)),
+    };
+    let old = bias.as_deref().and_then(|b| b.as_ref().map(Tensor::shallow_clone));
     if let Some(Some(bias)) = bias {
-        *bias = new("bias", bias);
+        *bias = new("bias").unwrap_or_else(|| bias.shallow_clone());
     }
-    old
+    (weight, old)
 }
 
 fn set_lora(module: ModuleMut<'_>, lora: Option<Lora>) {

@@ -23,6 +23,7 @@ impl Decoder {
         }
         let loss = self.loss(batch, mode)?;
         backward(&[&loss], &[&loss.f_full_like(weight)?])?;
+        (0..self.blocks.len()).try_for_each(|i| self.release_block(i))?;
         Ok(loss.f_detach()?)
     }
 
@@ -54,6 +55,7 @@ impl Decoder {
             let input = input.f_set_requires_grad(passes_on)?;
             let output = self.block(i, &input, batch, &tables, mode, rows)?;
             backward(&[&output], &[&gradient])?;
+            self.release_block(i)?;
             if passes_on {
                 gradient = input.f_grad()?;
             }
@@ -74,7 +76,9 @@ impl Decoder {
         let of_block = |i: usize| {
             let prefix = self.config.in_block(i, "");
             self.modules().iter().filter(|(path, _)| path.starts_with(&prefix)).any(|(_, m)| match m {
-                ModuleRef::Linear(l) => l.lora.is_some() || trains(&l.weight) || l.bias.as_ref().is_some_and(trains),
+                ModuleRef::Linear(l) => {
+                    l.lora.is_some() || l.weight.plain().is_some_and(trains) || l.bias.as_ref().is_some_and(trains)
+                }
                 ModuleRef::Norm(n) => trains(&n.weight) || n.bias.as_ref().is_some_and(trains),
                 ModuleRef::Embedding(_) => false,
             })

@@ -5,16 +5,20 @@ use crate::block::{Block, Qkv, scaled};
 use crate::cache::KvCache;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
+use crate::keep::MappedBase;
 use crate::layout::{MlpLayout, QkvLayout};
 use crate::mlp::{Gated, Mlp};
 use crate::norm::NormLayer;
 use crate::rope::RotaryTables;
 use lora_core::{EmbeddingLayer, LinearLayer};
 use lora_torch::{HeadPart, cross_entropy, manual_seed, mix_seed};
+use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
 /// Logits of this many rows exist at a time; 128 rows of a vocabulary of 128k are 64 MB in fp32.
 pub const LOSS_CHUNK_ROWS: i64 = 128;
+/// The same where the head is made dense for every chunk, so that this costs little beside the products.
+pub const LOSS_CHUNK_ROWS_CONVERTED: i64 = 512;
 
 /// Whether dropout is on, and what it draws from.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -45,6 +49,8 @@ pub struct Decoder {
     pub lm_head: LinearLayer,
     /// `lora_dropout` of the adapter.
     pub lora_dropout: f64,
+    /// The file behind a base that is mapped.
+    pub(crate) mapped: Option<Arc<MappedBase>>,
 }
 
 /// A module, to be looked at.
@@ -164,7 +170,7 @@ impl Decoder {
 
     /// What the model computes in.
     pub fn kind(&self) -> Kind {
-        self.embed_tokens.weight.kind()
+        self.embed_tokens.kind
     }
 
     /// Hidden states after the last norm: of every token, or of `rows` only (which spares the last block the rest).
@@ -215,7 +221,9 @@ impl Decoder {
         };
         let rows = rows.filter(|_| i + 1 == self.blocks.len());
         let table = tables.of(self.blocks[i].rule.window);
-        self.blocks[i].forward(&self.config, x, table, &batch.segments, dropout, rows)
+        let y = self.blocks[i].forward(&self.config, x, table, &batch.segments, dropout, rows)?;
+        self.release_block(i)?;
+        Ok(y)
     }
 
     pub(crate) fn final_norm(&self, x: &Tensor) -> Result<Tensor> {
@@ -257,7 +265,11 @@ impl Decoder {
             return Ok(chosen.f_sum(wide)?.f_neg()?);
         };
         let head = HeadPart { weight: p.weight, bias: p.bias, adapter: p.adapter, softcap };
-        Ok(cross_entropy(hidden, head, &batch.targets, LOSS_CHUNK_ROWS)?)
+        let ready = p.weight.plain().is_some_and(|w| w.kind() == hidden.kind());
+        let chunk = if ready { LOSS_CHUNK_ROWS } else { LOSS_CHUNK_ROWS_CONVERTED };
+        let loss = cross_entropy(hidden, head, &batch.targets, chunk)?;
+        self.release_head()?;
+        Ok(loss)
     }
 
     /// Logits of the last of `ids`, which follow what is in `cache`.
@@ -272,8 +284,9 @@ impl Decoder {
         let positions = Tensor::f_arange_start(start, start + n, (Kind::Int64, self.device()))?;
         let tables = RotaryTables::new(&self.config, &positions, start + n, self.kind())?;
         let mut x = self.embed(&Tensor::f_from_slice(ids)?.f_to_device(self.device())?, &positions, start + n)?;
-        for (block, layer) in self.blocks.iter().zip(&mut cache.layers) {
+        for (i, (block, layer)) in self.blocks.iter().zip(&mut cache.layers).enumerate() {
             x = block.forward_cached(&self.config, &x, tables.of(block.rule.window), layer)?;
+            self.release_block(i)?;
         }
         let last = self.final_norm(&x.f_narrow(0, n - 1, 1)?)?;
         Ok(self.logits(&last)?.f_squeeze_dim(0)?)

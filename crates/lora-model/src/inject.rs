@@ -6,7 +6,7 @@ use crate::target::InjectionPlan;
 use crate::weights::path_seed;
 use lora_core::{Init, LinearLayer, Lora, LoraSpec, Principal, init_embedding, init_linear, residual, row_norms};
 use lora_format::{AdapterConfig, AdapterFolder, AdapterModule, InitLoraWeights, LoraTensors, TargetModules};
-use lora_torch::mix_seed;
+use lora_torch::{Weight, mix_seed};
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
@@ -26,7 +26,7 @@ impl Decoder {
     /// [`Error::Adapter`] for an initialisation that is not known, or what libtorch reports.
     pub fn inject(&mut self, plan: &InjectionPlan, seed: u64) -> Result<()> {
         let (config, device) = (&plan.config, self.device());
-        let start = Start::of(config)?;
+        let (start, kind) = (Start::of(config)?, self.kind());
         self.lora_dropout = config.lora_dropout;
         let adapters: BTreeMap<&str, _> = plan.adapters.iter().map(|a| (a.module.path.as_str(), a)).collect();
         for (path, module) in self.modules_mut() {
@@ -38,7 +38,10 @@ impl Decoder {
                         Start::Beside(init) => {
                             init_linear(m.in_features, m.out_features, planned.spec, init, own, device)?
                         }
-                        Start::OutOf(principal) => take_out(l, principal.start(&l.weight, planned.spec, own)?)?,
+                        Start::OutOf(principal) => {
+                            l.weight = whole(&l.weight, kind, device)?;
+                            take_out(l, principal.start(&l.weight.dense()?, planned.spec, own)?)?
+                        }
                     };
                     if config.lora_bias {
                         lora.bias = Some(leaf(&Tensor::f_zeros([m.out_features], (Kind::Float, device))?, device)?);
@@ -51,7 +54,7 @@ impl Decoder {
                 ModuleMut::Embedding(e) => {
                     let mut lora = init_embedding(m.in_features, m.out_features, planned.spec, own, device)?;
                     if config.use_dora {
-                        lora.magnitude = Some(leaf(&row_norms(&e.weight.f_tr()?, &lora)?, device)?);
+                        lora.magnitude = Some(leaf(&row_norms(&e.weight.f_tr()?.into(), &lora)?, device)?);
                     }
                     e.set_adapter(lora)?;
                 }
@@ -72,7 +75,7 @@ impl Decoder {
     /// # Errors
     /// [`Error::Module`] for a module that this model lacks or that has another shape.
     pub fn load_adapter(&mut self, folder: &AdapterFolder) -> Result<()> {
-        let (device, config) = (self.device(), &folder.config);
+        let (device, kind, config) = (self.device(), self.kind(), &folder.config);
         let start = Start::of(config).unwrap_or(Start::Beside(Init::Kaiming));
         for (path, content) in &folder.modules {
             let fault = |reason: String| Error::Module { module: path.clone(), reason };
@@ -83,6 +86,9 @@ impl Decoder {
                 }
                 AdapterModule::Linear(lora) | AdapterModule::Embedding(lora) => lora,
             };
+            if let Some(with) = &lora.base_weight {
+                self.replace_weight(path, with)?;
+            }
             let spec = LoraSpec::new(config.rank_of(path)?, config.alpha_of(path)?, config.use_rslora)?;
             let vector = |t: &Option<Tensor>| t.as_ref().map(|t| leaf(t, device)).transpose();
             let pair = Lora::from_parts(leaf(&lora.a, device)?, leaf(&lora.b, device)?, spec.scale())?
@@ -92,10 +98,10 @@ impl Decoder {
             match (found, content) {
                 (None, _) => return Err(fault("is not in this model".into())),
                 (Some((_, ModuleMut::Linear(l))), AdapterModule::Linear(_)) => {
-                    replace(&l.weight, lora.base_weight.as_ref()).map_err(&fault)?;
                     let mut pair = pair;
                     if let Start::OutOf(principal) = start {
-                        let began = take_out(l, principal.start(&l.weight, spec, path_seed(path))?)?;
+                        l.weight = whole(&l.weight, kind, device)?;
+                        let began = take_out(l, principal.start(&l.weight.dense()?, spec, path_seed(path))?)?;
                         pair.initial = began.initial;
                     }
                     if let Some(bias) = &lora.base_bias {
@@ -107,13 +113,38 @@ impl Decoder {
                     l.set_adapter(pair).map_err(|e| fault(e.to_string()))?;
                 }
                 (Some((_, ModuleMut::Embedding(e))), AdapterModule::Embedding(_)) => {
-                    replace(&e.weight, lora.base_weight.as_ref()).map_err(&fault)?;
                     e.set_adapter(pair).map_err(|e| fault(e.to_string()))?;
                 }
                 (Some(_), _) => return Err(fault("is of another kind in this model".into())),
             }
         }
         self.lora_dropout = config.lora_dropout;
+        Ok(())
+    }
+
+    /// Puts another frozen weight in the place of a module's; where head and table are one weight, in that of both, as PEFT's
+    /// loader does.
+    fn replace_weight(&mut self, path: &str, with: &Tensor) -> Result<()> {
+        let own = with.f_to_device(self.device())?.f_to_kind(self.kind())?;
+        let layout = self.config.layout;
+        let pair = [layout.embed_tokens, layout.lm_head];
+        let both = self.config.tie_word_embeddings && pair.contains(&path);
+        let fault = |got: Vec<i64>| Error::Module {
+            module: path.into(),
+            reason: format!("base_layer.weight is {:?} in the adapter and {got:?} here", with.size()),
+        };
+        for (found, module) in self.modules_mut() {
+            if found != path && !(both && pair.contains(&found.as_str())) {
+                continue;
+            }
+            match module {
+                ModuleMut::Linear(l) if l.weight.size() == own.size() => l.weight = own.shallow_clone().into(),
+                ModuleMut::Embedding(e) if e.weight.size() == own.size() => e.weight = own.shallow_clone(),
+                ModuleMut::Linear(l) => return Err(fault(l.weight.size())),
+                ModuleMut::Embedding(e) => return Err(fault(e.weight.size())),
+                ModuleMut::Norm(_) => {}
+            }
+        }
         Ok(())
     }
 
@@ -152,15 +183,27 @@ impl Decoder {
             let kind = if base.kind() == Kind::Double { Kind::Double } else { Kind::Float };
             Ok(t.f_detach()?.f_to_device(device)?.f_to_dtype(kind, false, true)?.f_set_requires_grad(true)?)
         };
-        let (weight, bias) = match self.modules_mut().into_iter().find(|(p, _)| p == path) {
+        let bias = match self.modules_mut().into_iter().find(|(p, _)| p == path) {
             None => return Err(fault("is not in this model".into())),
-            Some((_, ModuleMut::Linear(l))) => (&mut l.weight, Some(&mut l.bias)),
-            Some((_, ModuleMut::Embedding(e))) => (&mut e.weight, None),
-            Some((_, ModuleMut::Norm(n))) => (&mut n.weight, Some(&mut n.bias)),
+            Some((_, ModuleMut::Linear(l))) => {
+                if wanted("weight") {
+                    l.weight = own("weight", &l.weight.dense()?)?.into();
+                }
+                Some(&mut l.bias)
+            }
+            Some((_, ModuleMut::Embedding(e))) => {
+                if wanted("weight") {
+                    e.weight = own("weight", &e.weight)?;
+                }
+                None
+            }
+            Some((_, ModuleMut::Norm(n))) => {
+                if wanted("weight") {
+                    n.weight = own("weight", &n.weight)?;
+                }
+                Some(&mut n.bias)
+            }
         };
-        if wanted("weight") {
-            *weight = own("weight", weight)?;
-        }
         match bias {
             Some(Some(bias)) if wanted("bias") => *bias = own("bias", bias)?,
             Some(Some(_)) => {}
@@ -180,11 +223,11 @@ impl Decoder {
         for (_, module) in self.modules() {
             let set = |t: &Tensor| t.f_set_requires_grad(true).map(|_| ());
             let (weight, bias) = match module {
-                ModuleRef::Linear(l) => (&l.weight, l.bias.as_ref()),
-                ModuleRef::Embedding(e) => (&e.weight, None),
-                ModuleRef::Norm(n) => (&n.weight, n.bias.as_ref()),
+                ModuleRef::Linear(l) => (l.weight.plain(), l.bias.as_ref()),
+                ModuleRef::Embedding(e) => (Some(&e.weight), None),
+                ModuleRef::Norm(n) => (Some(&n.weight), n.bias.as_ref()),
             };
-            set(weight)?;
+            weight.map_or(Ok(()), set)?;
             bias.map_or(Ok(()), set)?;
         }
         Ok(())
@@ -192,8 +235,9 @@ impl Decoder {
 
     /// Every trained leaf once, in the order of the forward pass.
     pub fn parameters(&self) -> Vec<Parameter> {
-        let tied =
-            self.config.tie_word_embeddings && self.lm_head.weight.data_ptr() == self.embed_tokens.weight.data_ptr();
+        let table = self.embed_tokens.weight.data_ptr();
+        let head = self.lm_head.weight.plain();
+        let tied = self.config.tie_word_embeddings && head.is_some_and(|head| head.data_ptr() == table);
         let mut list = Vec::new();
         for (path, module) in self.modules() {
             let mut add = |suffix: &str, t: Option<&Tensor>| {
@@ -202,11 +246,11 @@ impl Decoder {
                 }
             };
             let (weight, bias, lora, embedding) = match module {
-                ModuleRef::Linear(l) => (&l.weight, l.bias.as_ref(), l.lora.as_ref(), false),
-                ModuleRef::Embedding(e) => (&e.weight, None, e.lora.as_ref(), true),
-                ModuleRef::Norm(n) => (&n.weight, n.bias.as_ref(), None, false),
+                ModuleRef::Linear(l) => (l.weight.plain(), l.bias.as_ref(), l.lora.as_ref(), false),
+                ModuleRef::Embedding(e) => (Some(&e.weight), None, e.lora.as_ref(), true),
+                ModuleRef::Norm(n) => (Some(&n.weight), n.bias.as_ref(), None, false),
             };
-            add("weight", Some(weight).filter(|_| !(tied && path == self.config.layout.lm_head)));
+            add("weight", weight.filter(|_| !(tied && path == self.config.layout.lm_head)));
             add("bias", bias);
             if let Some(lora) = lora {
                 let [a, b] = if embedding {
@@ -232,14 +276,14 @@ impl Decoder {
         let mut list = BTreeMap::new();
         for (path, module) in self.modules() {
             let (weight, bias, lora, embedding) = match module {
-                ModuleRef::Linear(l) => (&l.weight, l.bias.as_ref(), l.lora.as_ref(), false),
-                ModuleRef::Embedding(e) => (&e.weight, None, e.lora.as_ref(), true),
-                ModuleRef::Norm(n) => (&n.weight, n.bias.as_ref(), None, false),
+                ModuleRef::Linear(l) => (l.weight.plain(), l.bias.as_ref(), l.lora.as_ref(), false),
+                ModuleRef::Embedding(e) => (Some(&e.weight), None, e.lora.as_ref(), true),
+                ModuleRef::Norm(n) => (Some(&n.weight), n.bias.as_ref(), None, false),
             };
             let copy = |t: &Tensor| t.shallow_clone();
             let trained_bias = bias.filter(|b| b.requires_grad());
             let Some(lora) = lora else {
-                let parts = [("weight", Some(weight).filter(|w| w.requires_grad())), ("bias", trained_bias)];
+                let parts = [("weight", weight.filter(|w| w.requires_grad())), ("bias", trained_bias)];
                 let tensors: BTreeMap<String, Tensor> =
                     parts.into_iter().filter_map(|(name, t)| Some((name.to_string(), copy(t?)))).collect();
                 if !tensors.is_empty() {
@@ -254,7 +298,7 @@ impl Decoder {
                 b,
                 bias: lora.bias.as_ref().map(copy),
                 magnitude: lora.magnitude.as_ref().map(copy),
-                base_weight: saved_along.then(|| copy(weight)),
+                base_weight: weight.filter(|_| saved_along).map(copy),
                 base_bias: trained_bias.map(copy),
             };
             let content = if embedding { AdapterModule::Embedding(tensors) } else { AdapterModule::Linear(tensors) };
@@ -297,9 +341,15 @@ impl Start {
     }
 }
 
+/// The weight in the dtype that is computed in, in memory of its own where it has to be converted: what changes the base
+/// changes it there, and not in the coarser numbers of a file.
+fn whole(weight: &Weight, kind: Kind, device: Device) -> Result<Weight> {
+    Ok(weight.dense()?.f_to_device(device)?.f_to_kind(kind)?.into())
+}
+
 /// Takes what an adapter begins as out of the layer's weight, and makes it the trained leaves.
 fn take_out(layer: &mut LinearLayer, start: Lora) -> Result<Lora> {
-    layer.weight = residual(&layer.weight, &start)?;
+    layer.weight = residual(&layer.weight.dense()?, &start)?.into();
     let device = layer.weight.device();
     let trained = |t: &Tensor| -> Result<Tensor> {
         let mut own = Tensor::f_empty(t.size(), (t.kind(), device))?;
@@ -309,15 +359,6 @@ fn take_out(layer: &mut LinearLayer, start: Lora) -> Result<Lora> {
     let mut lora = Lora::from_parts(trained(&start.a)?, trained(&start.b)?, start.scale)?;
     lora.initial = Some((start.a, start.b));
     Ok(lora)
-}
-
-/// Overwrites a frozen weight in place, so that whoever shares it sees the new one, as PEFT's loader does.
-fn replace(weight: &Tensor, with: Option<&Tensor>) -> std::result::Result<(), String> {
-    let Some(with) = with else { return Ok(()) };
-    if with.size() != weight.size() {
-        return Err(format!("base_layer.weight is {:?} in the adapter and {:?} here", with.size(), weight.size()));
-    }
-    tch::no_grad(|| weight.shallow_clone().f_copy_(with)).map(|_| ()).map_err(|e| e.to_string())
 }
 
 /// The adapter configuration that names the default targets: every linear layer.

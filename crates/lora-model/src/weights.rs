@@ -4,15 +4,17 @@ use crate::block::{Block, Qkv};
 use crate::config::ModelConfig;
 use crate::decoder::{Decoder, ModuleRef};
 use crate::error::{Error, Result};
+use crate::keep::{MappedBase, Storage};
 use crate::layout::{MlpLayout, NormKind, QkvLayout};
 use crate::mlp::{Gated, Mlp};
 use crate::names::{ModuleKind, ModuleSpec, checkpoint_tensors, modules};
 use crate::norm::NormLayer;
 use lora_core::{EmbeddingLayer, LinearLayer};
-use lora_format::{Checkpoint, write_tensors};
-use lora_torch::{AttentionRule, mix_seed};
+use lora_format::{Checkpoint, is_packed, is_part, packed_shape, read_nf4, write_tensors};
+use lora_torch::{AttentionRule, Weight, mix_seed};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
 /// Progress of a load: bytes read, and bytes in all.
@@ -25,16 +27,44 @@ impl Decoder {
     /// [`Error::Weights`] listing every tensor that is missing, left over or of another shape than the config says, before
     /// any is read; [`Error::Format`] for files that are damaged.
     pub fn load(dir: &Path, kind: Kind, device: Device, progress: Progress<'_>) -> Result<Self> {
+        Self::load_as(dir, kind, device, Storage::Converted, progress)
+    }
+
+    /// The same with the matrices kept as `storage` says. A mapped base is on the CPU whatever the device; pack it
+    /// ([`pack`](Self::pack)) to bring it over.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_as(dir: &Path, kind: Kind, device: Device, storage: Storage, progress: Progress<'_>) -> Result<Self> {
         let config = ModelConfig::read(dir)?;
         check_weights(dir, &config)?;
-        let checkpoint = Checkpoint::open(dir)?;
+        let checkpoint = Arc::new(Checkpoint::open(dir)?);
+        let mapped = (storage == Storage::Mapped).then(|| Arc::new(MappedBase::new(checkpoint.clone(), &config)));
+        let in_blocks = format!("{}.", config.layout.layers);
         let (mut done, all) = (0, checkpoint.total_bytes());
-        Self::assemble(config, |name, _| {
-            let t = checkpoint.read(name)?;
-            done += (t.numel() * lora_torch::kind_bytes(t.kind())) as u64;
+        let model = Self::assemble(config, kind, |name, shape| {
+            let info = checkpoint.info(name)?;
+            if is_packed(&checkpoint, name) {
+                return Ok(Weight::Nf4(read_nf4(&checkpoint, name)?).to_device(device)?);
+            }
+            done += (shape.iter().product::<i64>() as usize * lora_torch::kind_bytes(info.kind)) as u64;
             progress(done.min(all), all);
-            Ok(t.f_to_device(device)?.f_to_kind(kind)?.f_contiguous()?)
-        })
+            let matrix = shape.len() == 2;
+            let tensor = match storage {
+                Storage::Mapped if matrix && (device == Device::Cpu || name.starts_with(&in_blocks)) => {
+                    checkpoint.view(name)?
+                }
+                Storage::Mapped | Storage::Stored if matrix => checkpoint.read(name)?.f_to_device(device)?,
+                _ => {
+                    let t = checkpoint.read(name)?.f_to_device(device)?.f_to_kind(kind)?.f_contiguous()?;
+                    // The copy is what counts from here on.
+                    checkpoint.release(name)?;
+                    t
+                }
+            };
+            Ok(tensor.into())
+        })?;
+        Ok(Self { mapped, ..model })
     }
 
     /// A model with fresh weights: normal with the config's `initializer_range`, norms one, biases zero. Each tensor draws
@@ -49,7 +79,7 @@ impl Decoder {
             .filter(|m| m.kind == ModuleKind::Norm)
             .map(|m| format!("{}.weight", m.path))
             .collect();
-        Self::assemble(config, |name, shape| {
+        Self::assemble(config, Kind::Float, |name, shape| {
             let on = (Kind::Float, Device::Cpu);
             let t = if norms.contains(name) {
                 if plus_one { Tensor::f_zeros(shape, on)? } else { Tensor::f_ones(shape, on)? }
@@ -59,26 +89,26 @@ impl Decoder {
                 lora_torch::manual_seed(mix_seed(&[seed, path_seed(name)]));
                 Tensor::f_randn(shape, on)?.f_mul_scalar(std)?
             };
-            Ok(t.f_to_device(device)?)
+            Ok(t.f_to_device(device)?.into())
         })
     }
 
-    fn assemble(config: ModelConfig, mut get: impl FnMut(&str, &[i64]) -> Result<Tensor>) -> Result<Self> {
+    fn assemble(config: ModelConfig, kind: Kind, mut get: impl FnMut(&str, &[i64]) -> Result<Weight>) -> Result<Self> {
         let specs: BTreeMap<String, ModuleSpec> = modules(&config).into_iter().map(|m| (m.path.clone(), m)).collect();
         let mut parts = Parts { specs: &specs, config: &config, get: &mut get };
         let layout = config.layout;
-        let embed_tokens = EmbeddingLayer::frozen(parts.weight(layout.embed_tokens)?);
-        let embed_positions =
-            layout.embed_positions.map(|path| parts.weight(path).map(EmbeddingLayer::frozen)).transpose()?;
+        let mut table = |path: &str| Ok::<_, Error>(EmbeddingLayer { weight: parts.weight(path)?, kind, lora: None });
+        let embed_tokens = table(layout.embed_tokens)?;
+        let embed_positions = layout.embed_positions.map(table).transpose()?;
         let blocks = (0..config.windows.len()).map(|i| parts.block(i)).collect::<Result<_>>()?;
         let norm = parts.norm(layout.final_norm)?;
-        let head = if config.tie_word_embeddings {
-            embed_tokens.weight.shallow_clone()
+        let head: Weight = if config.tie_word_embeddings {
+            embed_tokens.weight.shallow_clone().into()
         } else {
-            parts.weight(layout.lm_head)?
+            parts.matrix(layout.lm_head)?
         };
         let lm_head = LinearLayer::frozen(head, None)?;
-        Ok(Self { embed_tokens, embed_positions, blocks, norm, lm_head, lora_dropout: 0.0, config })
+        Ok(Self { embed_tokens, embed_positions, blocks, norm, lm_head, lora_dropout: 0.0, config, mapped: None })
     }
 
     /// Writes the base weights as `model.safetensors`, under the names of the checkpoint.
@@ -92,14 +122,14 @@ impl Decoder {
         for (path, module) in self.modules() {
             let mut add = |part: &str, t: Tensor| tensors.push((format!("{path}.{part}"), t));
             let (weight, bias) = match module {
-                ModuleRef::Embedding(e) => (&e.weight, None),
-                ModuleRef::Norm(n) => (&n.weight, n.bias.as_ref()),
+                ModuleRef::Embedding(e) => (e.weight.shallow_clone(), None),
+                ModuleRef::Norm(n) => (n.weight.shallow_clone(), n.bias.as_ref()),
                 ModuleRef::Linear(_) if path == self.config.layout.lm_head && self.config.tie_word_embeddings => {
                     continue;
                 }
-                ModuleRef::Linear(l) => (&l.weight, l.bias.as_ref()),
+                ModuleRef::Linear(l) => (l.weight.dense()?, l.bias.as_ref()),
             };
-            let as_stored = if transposed.contains(&path) { weight.f_tr()? } else { weight.shallow_clone() };
+            let as_stored = if transposed.contains(&path) { weight.f_tr()? } else { weight };
             add("weight", as_stored.f_contiguous()?);
             if let Some(bias) = bias {
                 add("bias", bias.shallow_clone());
@@ -113,7 +143,7 @@ impl Decoder {
 struct Parts<'a> {
     specs: &'a BTreeMap<String, ModuleSpec>,
     config: &'a ModelConfig,
-    get: &'a mut dyn FnMut(&str, &[i64]) -> Result<Tensor>,
+    get: &'a mut dyn FnMut(&str, &[i64]) -> Result<Weight>,
 }
 
 impl Parts<'_> {
@@ -122,21 +152,35 @@ impl Parts<'_> {
         self.specs.get(path).ok_or_else(absent)
     }
 
-    fn weight(&mut self, path: &str) -> Result<Tensor> {
+    fn matrix(&mut self, path: &str) -> Result<Weight> {
         let shape = self.spec(path)?.weight_shape();
         (self.get)(&format!("{path}.weight"), &shape)
+    }
+
+    /// A table or a vector, which is never packed.
+    fn weight(&mut self, path: &str) -> Result<Tensor> {
+        match self.matrix(path)? {
+            Weight::Plain(t) => Ok(t),
+            _ => {
+                Err(Error::Module { module: path.into(), reason: "is packed, which only linear layers can be".into() })
+            }
+        }
     }
 
     fn bias(&mut self, path: &str) -> Result<Option<Tensor>> {
         let spec = self.spec(path)?;
         let (wanted, width) = (spec.bias, spec.out_features);
-        wanted.then(|| (self.get)(&format!("{path}.bias"), &[width])).transpose()
+        let bias = wanted.then(|| (self.get)(&format!("{path}.bias"), &[width])).transpose()?;
+        Ok(bias.and_then(|b| b.plain().map(Tensor::shallow_clone)))
     }
 
     /// A linear layer; one that is stored transposed is turned, without a copy.
     fn linear(&mut self, path: &str) -> Result<LinearLayer> {
-        let (weight, transposed) = (self.weight(path)?, self.spec(path)?.transposed);
-        let weight = if transposed { weight.f_tr()? } else { weight };
+        let (weight, transposed) = (self.matrix(path)?, self.spec(path)?.transposed);
+        let weight = match weight {
+            Weight::Plain(t) if transposed => t.f_tr()?.into(),
+            weight => weight,
+        };
         Ok(LinearLayer::frozen(weight, self.bias(path)?)?)
     }
 
@@ -209,6 +253,13 @@ pub fn check_weights(dir: &Path, config: &ModelConfig) -> Result<()> {
             faults.push(format!("`{name}` {shape:?} is missing"));
         } else {
             let info = checkpoint.info(name)?;
+            if is_packed(&checkpoint, name) {
+                let shape_here = packed_shape(&checkpoint, name)?;
+                if shape_here != *shape {
+                    faults.push(format!("`{name}` is {shape_here:?} packed, the config asks for {shape:?}"));
+                }
+                continue;
+            }
             if info.shape != *shape {
                 faults.push(format!("`{name}` is {:?}, the config asks for {shape:?}", info.shape));
             } else if !matches!(info.kind, Kind::Float | Kind::BFloat16 | Kind::Half | Kind::Double) {
@@ -222,7 +273,7 @@ pub fn check_weights(dir: &Path, config: &ModelConfig) -> Result<()> {
         let computed =
             ["rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias"];
         let tied_head = config.tie_word_embeddings && name.strip_suffix(".weight") == Some(config.layout.lm_head);
-        let harmless = tied_head || computed.iter().any(|end| name.ends_with(end));
+        let harmless = tied_head || is_part(name) || computed.iter().any(|end| name.ends_with(end));
         if !known.contains(name) && !harmless {
             faults.push(format!(
                 "`{name}` {:?} is not part of a {} model of this config",

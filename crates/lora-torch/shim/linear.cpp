@@ -1,5 +1,5 @@
 // Several projections of one input, each `x W^T + bias + scale * dropout(x) A^T B^T`, as one autograd node.
-#include "shim.h"
+#include "stored.h"
 #include <torch/csrc/autograd/custom_function.h>
 #include <vector>
 
@@ -8,33 +8,40 @@ using torch::autograd::variable_list;
 
 namespace {
 
-constexpr int64_t FIELDS = 4;  // weight, bias, a, b of each projection, after x
+constexpr int64_t FIELDS = 4;  // weight, bias, a, b of each projection, after x; a packed weight is a gap
+
+// How the weights are kept, on its way from the forward to the backward pass.
+struct Weights : torch::CustomClassHolder {
+  std::vector<Stored> list;
+  explicit Weights(std::vector<Stored> list) : list(std::move(list)) {}
+};
 
 struct LoraLinear : torch::autograd::Function<LoraLinear> {
   // The list of `place` is x, then FIELDS of each projection.
   static variable_list forward(AutogradContext* ctx, at::TensorList present, std::vector<int64_t> place,
-                               std::vector<double> scales, double dropout) {
+                               const c10::intrusive_ptr<Weights>& weights, std::vector<double> scales, double dropout) {
     const variable_list tensors = with_gaps(present, place);
     const at::Tensor x = tensors[0].reshape({-1, tensors[0].size(-1)});
     const size_t n = scales.size();
     std::vector<int64_t> out_size = tensors[0].sizes().vec();
     variable_list ys, saved = tensors;
     for (size_t i = 0; i < n; ++i) {
-      const at::Tensor *p = &tensors[1 + FIELDS * i], &weight = p[0], &bias = p[1], &a = p[2], &b = p[3];
-      at::Tensor y = bias.defined() ? at::addmm(bias, x, weight.t()) : at::mm(x, weight.t());
+      const at::Tensor *p = &tensors[1 + FIELDS * i], &bias = p[1], &a = p[2], &b = p[3];
+      at::Tensor y = times_transposed(x, weights->list[i], bias);
       at::Tensor u, mask;
       if (a.defined()) {
         if (dropout > 0) mask = at::rand(x.sizes(), x.options()).ge_(dropout).to(at::kBool);
         u = at::mm(dropped(x, mask, dropout), a.to(x.scalar_type()).t());
         y.addmm_(u, b.to(x.scalar_type()).t(), 1, scales[i]);
       }
-      out_size.back() = weight.size(0);
+      out_size.back() = weights->list[i].rows;
       ys.push_back(y.view(out_size));
       saved.push_back(u);
       saved.push_back(mask);
     }
     ctx->save_for_backward(saved);
     ctx->saved_data["place"] = place;
+    ctx->saved_data["weights"] = c10::IValue::make_capsule(weights);
     ctx->saved_data["scales"] = scales;
     ctx->saved_data["dropout"] = dropout;
     return ys;
@@ -44,6 +51,7 @@ struct LoraLinear : torch::autograd::Function<LoraLinear> {
     const variable_list saved = ctx->get_saved_variables();
     const std::vector<int64_t> place = ctx->saved_data["place"].toIntVector();
     const std::vector<double> scales = ctx->saved_data["scales"].toDoubleVector();
+    const auto weights = c10::static_intrusive_pointer_cast<Weights>(ctx->saved_data["weights"].toCapsule());
     const double dropout = ctx->saved_data["dropout"].toDouble();
     const size_t n = scales.size(), inputs = 1 + FIELDS * n;
     const at::Tensor x = saved[0].reshape({-1, saved[0].size(-1)});
@@ -54,13 +62,11 @@ struct LoraLinear : torch::autograd::Function<LoraLinear> {
     for (size_t i = 0; i < n; ++i) {
       if (!grads[i].defined()) continue;
       const size_t at = 1 + FIELDS * i;
-      const at::Tensor &weight = saved[at], &a = saved[at + 2], &b = saved[at + 3];
+      const at::Tensor &a = saved[at + 2], &b = saved[at + 3];
       const at::Tensor &u = saved[inputs + 2 * i], &mask = saved[inputs + 2 * i + 1];
       const at::Tensor g = grads[i].reshape({-1, grads[i].size(-1)});
-      if (want_x) {
-        if (gx.defined()) gx.addmm_(g, weight); else gx = at::mm(g, weight);
-      }
-      if (wanted(at)) result[at] = at::mm(g.t(), x);
+      if (want_x) add_times(gx, g, weights->list[i]);
+      if (wanted(at)) result[at] = at::mm(g.t(), x).to(saved[at].scalar_type());
       if (wanted(at + 1)) result[at + 1] = g.sum(0);
       if (!a.defined()) continue;
       const at::Tensor gu = at::mm(g, b.to(g.scalar_type())).mul_(scales[i]);
@@ -75,7 +81,7 @@ struct LoraLinear : torch::autograd::Function<LoraLinear> {
     variable_list compact;
     for (size_t i = 0; i < inputs; ++i)
       if (place[i] >= 0) compact.push_back(result[i]);
-    compact.resize(compact.size() + 3);  // the arguments that are no tensors
+    compact.resize(compact.size() + 4);  // the arguments that are no tensors
     return compact;
   }
 
@@ -90,12 +96,16 @@ extern "C" Message lt_lora_linear(CTensor x, const Projection* p, size_t n, doub
   return guarded([&] {
     std::vector<at::Tensor> tensors{*x};
     std::vector<double> scales;
+    std::vector<Stored> stored;
     for (size_t i = 0; i < n; ++i) {
-      for (CTensor t : {p[i].weight, p[i].bias, p[i].a, p[i].b}) tensors.push_back(value(t));
+      stored.emplace_back(p[i].weight);
+      tensors.push_back(stored.back().form == PLAIN ? stored.back().data : at::Tensor());
+      for (CTensor t : {p[i].bias, p[i].a, p[i].b}) tensors.push_back(value(t));
       scales.push_back(p[i].scale);
     }
+    const auto weights = c10::make_intrusive<Weights>(std::move(stored));
     const Present present(tensors);
-    variable_list ys = LoraLinear::apply(at::TensorList(present.tensors), present.place, scales, dropout);
+    variable_list ys = LoraLinear::apply(at::TensorList(present.tensors), present.place, weights, scales, dropout);
     for (size_t i = 0; i < n; ++i) out[i] = new at::Tensor(ys[i]);
   });
 }

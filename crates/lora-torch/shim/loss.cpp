@@ -1,6 +1,6 @@
 // Cross-entropy straight from hidden states, chunk by chunk of rows; the gradients are made on the way forward, so the
 // logits of no more than one chunk exist at any time.
-#include "shim.h"
+#include "stored.h"
 #include "kernels.h"
 #include <ATen/Parallel.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -38,11 +38,11 @@ at::Tensor softmax_loss(at::Tensor& logits, const at::Tensor& targets, bool grad
 }
 
 struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
-  // The list of `place` is hidden, weight, bias, a, b; `wanted` says which of them need a gradient.
+  // The list of `place` is hidden, weight (a gap where it is packed), bias, a, b; `wanted` says which need a gradient.
   static at::Tensor forward(AutogradContext* ctx, at::TensorList present, std::vector<int64_t> place, std::vector<bool> wanted,
-                            const at::Tensor& targets, double scale, double softcap, int64_t chunk) {
+                            const Stored& weight, const at::Tensor& targets, double scale, double softcap, int64_t chunk) {
     const variable_list tensors = with_gaps(present, place);
-    const at::Tensor hidden = tensors[0].contiguous(), &weight = tensors[1], &bias = tensors[2];
+    const at::Tensor hidden = tensors[0].contiguous(), &bias = tensors[2];
     const bool adapted = tensors[3].defined(), any = std::find(wanted.begin(), wanted.end(), true) != wanted.end();
     const at::Tensor a = adapted ? tensors[3].to(hidden.scalar_type()) : at::Tensor();
     const at::Tensor b = adapted ? tensors[4].to(hidden.scalar_type()) : at::Tensor();
@@ -54,7 +54,7 @@ struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
     for (int64_t start = 0; start < hidden.size(0); start += chunk) {
       const int64_t rows = std::min(chunk, hidden.size(0) - start);
       const at::Tensor h = hidden.narrow(0, start, rows);
-      at::Tensor logits = bias.defined() ? at::addmm(bias, h, weight.t()) : at::mm(h, weight.t()), u;
+      at::Tensor logits = times_transposed(h, weight, bias), u;
       if (adapted) {
         u = at::mm(h, a.t());
         logits.addmm_(u, b.t(), 1, scale);
@@ -71,7 +71,12 @@ struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
       const at::Tensor gu = adapted && any ? at::mm(g, b).mul_(scale) : at::Tensor();
       if (wanted[0]) {
         at::Tensor gh = grads[0].narrow(0, start, rows);
-        at::mm_out(gh, g, weight);
+        if (weight.ready(g.scalar_type())) {
+          at::mm_out(gh, g, weight.data);
+        } else {
+          gh.zero_();
+          add_times(gh, g, weight);
+        }
         if (adapted) gh.addmm_(gu, a);
       }
       if (wanted[1]) grads[1].add_(at::mm(g.t(), h));
@@ -90,7 +95,7 @@ struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
     variable_list result;
     for (size_t i = 0; i < saved.size(); ++i)
       if (place[i] >= 0) result.push_back(saved[i].defined() ? saved[i].mul(grads[0].to(saved[i].scalar_type())) : saved[i]);
-    result.resize(result.size() + 6);  // the arguments that need no gradient
+    result.resize(result.size() + 7);  // the arguments that need no gradient
     return result;
   }
 };
@@ -100,11 +105,12 @@ struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
 extern "C" Message lt_cross_entropy(CTensor hidden, const Projection* head, CTensor targets, double softcap, int64_t chunk,
                                     CTensor* out) {
   return guarded([&] {
-    const std::vector<at::Tensor> tensors{*hidden, value(head->weight), value(head->bias), value(head->a), value(head->b)};
+    const Stored weight(head->weight);
+    const std::vector<at::Tensor> tensors{*hidden, weight.form == PLAIN ? weight.data : at::Tensor(), value(head->bias), value(head->a), value(head->b)};
     std::vector<bool> wanted;
     for (const at::Tensor& t : tensors) wanted.push_back(at::GradMode::is_enabled() && t.defined() && t.requires_grad());
     const Present present(tensors);
     *out = new at::Tensor(
-        CrossEntropy::apply(at::TensorList(present.tensors), present.place, wanted, *targets, head->scale, softcap, chunk));
+        CrossEntropy::apply(at::TensorList(present.tensors), present.place, wanted, weight, *targets, head->scale, softcap, chunk));
   });
 }

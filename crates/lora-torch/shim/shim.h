@@ -11,9 +11,18 @@
 using CTensor = at::Tensor*;
 using Message = char*;
 
+// A frozen weight as it is kept (stored.h); null means absent. The layout is that of `RawWeight` in src/ffi.rs.
+struct StoredWeight {
+  CTensor data, absmax, nested, table;
+  double offset;
+  int64_t rows, cols, block, nested_block;
+  int32_t form;
+};
+
 // One projection of an input; null means absent. The layout is that of `RawProjection` in src/ffi.rs.
 struct Projection {
-  CTensor weight, bias, a, b;
+  StoredWeight weight;
+  CTensor bias, a, b;
   double scale;
 };
 

@@ -3,6 +3,7 @@
 use crate::dtype::kind_bytes;
 use crate::error::{Error, Result};
 use crate::ffi;
+use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
 /// A CPU tensor over a copy of `bytes`.
@@ -18,6 +19,48 @@ pub fn tensor_from_bytes(bytes: &[u8], shape: &[i64], kind: Kind) -> Result<Tens
         return Err(Error::shape("tensor_from_bytes", "bytes", format!("{shape:?} of {kind:?}"), bytes.len()));
     }
     ffi::copy_from_bytes(bytes, shape, kind)
+}
+
+/// A CPU tensor over the bytes of `owner` from `offset` on, as of a mapped file: nothing is copied, and `owner` lives as long
+/// as the tensor and its views do. It must not be written to.
+///
+/// # Errors
+/// [`Error::Shape`] when the bytes end before the tensor does, or lie where the dtype cannot be read.
+pub fn tensor_over<O: AsRef<[u8]> + Send + Sync + 'static>(
+    owner: Arc<O>,
+    offset: usize,
+    shape: &[i64],
+    kind: Kind,
+) -> Result<Tensor> {
+    const OP: &str = "tensor_over";
+    let width = kind_bytes(kind);
+    let len = shape.iter().try_fold(width, |n, &d| usize::try_from(d).ok().and_then(|d| n.checked_mul(d)));
+    let all = (*owner).as_ref();
+    let inside = len.and_then(|len| all.get(offset..offset.checked_add(len)?)).filter(|_| width > 0);
+    match inside {
+        None => Err(Error::shape(OP, "bytes", format!("{shape:?} of {kind:?} from byte {offset} on"), all.len())),
+        Some(part) if !(part.as_ptr() as usize).is_multiple_of(width) => {
+            Err(Error::shape(OP, "offset", format!("a multiple of {width}"), offset))
+        }
+        Some(_) => ffi::view_bytes(owner, offset, shape, scalar_type(kind)?),
+    }
+}
+
+/// libtorch's number of a dtype (`c10::ScalarType`), of those that files hold.
+fn scalar_type(kind: Kind) -> Result<i32> {
+    Ok(match kind {
+        Kind::Uint8 => 0,
+        Kind::Int8 => 1,
+        Kind::Int16 => 2,
+        Kind::Int => 3,
+        Kind::Int64 => 4,
+        Kind::Half => 5,
+        Kind::Float => 6,
+        Kind::Double => 7,
+        Kind::Bool => 11,
+        Kind::BFloat16 => 15,
+        other => return Err(Error::shape("tensor_over", "dtype", "a dtype of safetensors", other)),
+    })
 }
 
 /// A copy of the elements of a tensor on any device, in row-major order.

@@ -3,15 +3,66 @@
 //! Every shim function returns null, or the text of the C++ exception that it caught, allocated with `malloc`.
 
 use crate::error::{Error, Result};
+use crate::weight::Weight;
 use std::ffi::{CStr, c_char, c_void};
 use std::ptr;
 use tch::Tensor;
 use torch_sys::C_tensor;
 
+/// A frozen weight as the shim sees it (shim/stored.h); null means absent.
+#[repr(C)]
+pub(crate) struct RawWeight {
+    data: *const C_tensor,
+    absmax: *const C_tensor,
+    nested: *const C_tensor,
+    table: *const C_tensor,
+    offset: f64,
+    rows: i64,
+    cols: i64,
+    block: i64,
+    nested_block: i64,
+    form: i32,
+}
+
+impl RawWeight {
+    fn new(form: i32, data: &Tensor, [rows, cols]: [i64; 2]) -> Self {
+        let (absent, data) = (ptr::null(), data.as_ptr());
+        Self {
+            data,
+            absmax: absent,
+            nested: absent,
+            table: absent,
+            offset: 0.0,
+            rows,
+            cols,
+            block: 0,
+            nested_block: 0,
+            form,
+        }
+    }
+
+    pub(crate) fn plain(t: &Tensor) -> Self {
+        let side = |i: usize| t.size().get(i).copied().unwrap_or(0);
+        Self::new(0, t, [side(0), side(1)])
+    }
+
+    pub(crate) fn nf4(codes: &Tensor, shape: [i64; 2], block: i64, scales: &Tensor) -> Self {
+        Self { absmax: scales.as_ptr(), block, ..Self::new(1, codes, shape) }
+    }
+
+    pub(crate) fn nested(self, absmax: &Tensor, table: &Tensor, offset: f64, block: i64) -> Self {
+        Self { nested: absmax.as_ptr(), table: table.as_ptr(), offset, nested_block: block, ..self }
+    }
+
+    pub(crate) fn int8(codes: &Tensor, scales: &Tensor) -> Self {
+        Self { absmax: scales.as_ptr(), form: 2, ..Self::plain(codes) }
+    }
+}
+
 /// A projection as the shim sees it; null means absent.
 #[repr(C)]
 pub(crate) struct RawProjection {
-    pub(crate) weight: *const C_tensor,
+    pub(crate) weight: RawWeight,
     pub(crate) bias: *const C_tensor,
     pub(crate) a: *const C_tensor,
     pub(crate) b: *const C_tensor,
@@ -61,6 +112,18 @@ unsafe extern "C" {
         chunk: i64,
         out: *mut *mut C_tensor,
     ) -> Message;
+    fn lt_dense(w: *const RawWeight, out: *mut *mut C_tensor) -> Message;
+    fn lt_row_norms(w: *const RawWeight, out: *mut *mut C_tensor) -> Message;
+    fn lt_pack_nf4(w: *const C_tensor, block: i64, codes: *mut *mut C_tensor, scales: *mut *mut C_tensor) -> Message;
+    fn lt_view_bytes(
+        bytes: *const c_void,
+        sizes: *const i64,
+        n: usize,
+        kind: i32,
+        owner: *mut c_void,
+        release: extern "C" fn(*mut c_void),
+        out: *mut *mut C_tensor,
+    ) -> Message;
     fn lt_backward(outputs: *const *const C_tensor, grads: *const *const C_tensor, n: usize) -> Message;
     fn lt_set_grad(param: *const C_tensor, grad: *const C_tensor) -> Message;
     fn lt_adamw(
@@ -101,12 +164,12 @@ fn optional(t: Option<&Tensor>) -> *const C_tensor {
 }
 
 pub(crate) fn raw_projection(
-    weight: &Tensor,
+    weight: &Weight,
     bias: Option<&Tensor>,
     adapter: Option<(&Tensor, &Tensor, f64)>,
 ) -> RawProjection {
     RawProjection {
-        weight: weight.as_ptr(),
+        weight: weight.raw(),
         bias: optional(bias),
         a: optional(adapter.map(|(a, _, _)| a)),
         b: optional(adapter.map(|(_, b, _)| b)),
@@ -157,6 +220,44 @@ pub(crate) fn cross_entropy(
     chunk: i64,
 ) -> Result<Tensor> {
     take("cross_entropy", |out| unsafe { lt_cross_entropy(h.as_ptr(), head, targets.as_ptr(), softcap, chunk, out) })
+}
+
+pub(crate) fn dense(w: &RawWeight) -> Result<Tensor> {
+    take("dense", |out| unsafe { lt_dense(w, out) })
+}
+
+pub(crate) fn row_norms(w: &RawWeight) -> Result<Tensor> {
+    take("row_norms", |out| unsafe { lt_row_norms(w, out) })
+}
+
+/// Codes and scales of a contiguous fp32 weight on the CPU.
+pub(crate) fn pack_nf4(w: &Tensor, block: i64) -> Result<(Tensor, Tensor)> {
+    let (mut codes, mut scales) = (ptr::null_mut(), ptr::null_mut());
+    check("pack_nf4", unsafe { lt_pack_nf4(w.as_ptr(), block, &mut codes, &mut scales) })?;
+    Ok(unsafe { (Tensor::from_ptr(codes), Tensor::from_ptr(scales)) })
+}
+
+/// A CPU tensor over bytes that `owner` holds; it lives as long as a view of them.
+pub(crate) fn view_bytes<O: AsRef<[u8]> + Send + Sync + 'static>(
+    owner: std::sync::Arc<O>,
+    offset: usize,
+    shape: &[i64],
+    number: i32,
+) -> Result<Tensor> {
+    extern "C" fn release<O>(owner: *mut c_void) {
+        // SAFETY: `owner` is the box that was leaked below, and libtorch calls this once.
+        drop(unsafe { Box::from_raw(owner.cast::<std::sync::Arc<O>>()) });
+    }
+    let start = (*owner).as_ref()[offset..].as_ptr();
+    let owner = Box::into_raw(Box::new(owner));
+    let result = take("view_bytes", |out| unsafe {
+        lt_view_bytes(start.cast(), shape.as_ptr(), shape.len(), number, owner.cast(), release::<O>, out)
+    });
+    if result.is_err() {
+        // SAFETY: no tensor was made, so the box is still ours.
+        drop(unsafe { Box::from_raw(owner) });
+    }
+    result
 }
 
 pub(crate) fn backward(outputs: &[&Tensor], grads: &[&Tensor]) -> Result<()> {

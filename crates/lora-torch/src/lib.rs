@@ -13,7 +13,7 @@
 //! let a = Tensor::f_randn([2, 8], (Kind::Float, Device::Cpu))?.f_set_requires_grad(true)?;
 //! let b = Tensor::f_zeros([5, 2], (Kind::Float, Device::Cpu))?.f_set_requires_grad(true)?;
 //! let adapter = LoraPart { a: &a, b: &b, scale: 2.0 };
-//! let y = lora_linear(&x, &[Projection { weight: &w, bias: None, adapter: Some(adapter) }], 0.0)?;
+//! let y = lora_linear(&x, &[Projection { weight: &w.into(), bias: None, adapter: Some(adapter) }], 0.0)?;
 //! assert_eq!(y[0].size(), [3, 5]);
 //! y[0].f_sum(Kind::Float)?.f_backward()?;
 //! assert_eq!(b.f_grad()?.size(), [5, 2]);
@@ -32,11 +32,13 @@ mod linear;
 mod loss;
 mod memory;
 mod optim;
+mod packed;
 mod pointwise;
 mod seed;
+mod weight;
 
 pub use attention::{AttentionRule, Segments, attention};
-pub use bytes::{tensor_bytes, tensor_from_bytes, with_bytes};
+pub use bytes::{tensor_bytes, tensor_from_bytes, tensor_over, with_bytes};
 pub use device::{
     CudaStatus, DeviceChoice, cuda_status, device_name, libtorch_version, num_threads, resolve_device, set_num_threads,
     synchronize,
@@ -48,5 +50,7 @@ pub use linear::{LoraPart, Projection, lora_linear};
 pub use loss::{HeadPart, cross_entropy};
 pub use memory::{DeviceMemory, current_rss_bytes, device_memory, peak_rss_bytes};
 pub use optim::{AdamWScalars, adamw_step, grad_norm};
+pub use packed::{Int8, NESTED_BLOCK, NF4_BLOCK, Nf4, Scales, dynamic_table};
 pub use pointwise::{rms_norm, rotary, swiglu};
 pub use seed::{manual_seed, mix_seed};
+pub use weight::Weight;

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::ffi;
+use crate::weight::Weight;
 use tch::Tensor;
 
 /// The low-rank pair beside a weight (Hu et al., "LoRA", 2021, equation 3).
@@ -19,7 +20,7 @@ pub struct LoraPart<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct Projection<'a> {
     /// `[out_features, in_features]`
-    pub weight: &'a Tensor,
+    pub weight: &'a Weight,
     /// `[out_features]`
     pub bias: Option<&'a Tensor>,
     /// The adapter, if this projection has one.
@@ -45,10 +46,7 @@ pub fn lora_linear(x: &Tensor, projections: &[Projection<'_>], dropout: f64) -> 
         return Err(Error::shape(OP, "dropout", "in [0, 1)", dropout));
     }
     for p in projections {
-        let w = p.weight.size();
-        if w.len() != 2 || w[1] != width {
-            return Err(Error::shape(OP, "weight", format!("[out_features, {width}]"), w));
-        }
+        let w = p.weight.check(OP, width)?;
         if let Some(bias) = p.bias.filter(|b| b.size() != [w[0]]) {
             return Err(Error::shape(OP, "bias", format!("[{}]", w[0]), bias.size()));
         }

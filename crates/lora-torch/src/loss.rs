@@ -3,13 +3,14 @@
 use crate::error::{Error, Result};
 use crate::ffi;
 use crate::linear::LoraPart;
+use crate::weight::Weight;
 use tch::{Kind, Tensor};
 
 /// The output head.
 #[derive(Clone, Copy, Debug)]
 pub struct HeadPart<'a> {
     /// `[vocab, hidden]`
-    pub weight: &'a Tensor,
+    pub weight: &'a Weight,
     /// `[vocab]`
     pub bias: Option<&'a Tensor>,
     /// An adapter over the head, if it has one.
@@ -30,10 +31,9 @@ pub struct HeadPart<'a> {
 /// [`Error::Shape`] when the shapes do not fit.
 pub fn cross_entropy(hidden: &Tensor, head: HeadPart<'_>, targets: &Tensor, chunk_rows: i64) -> Result<Tensor> {
     const OP: &str = "cross_entropy";
-    let (h, w) = (hidden.size(), head.weight.size());
-    if h.len() != 2 || w.len() != 2 || h[1] != w[1] {
-        return Err(Error::shape(OP, "hidden", format!("[n, {}]", w.last().copied().unwrap_or(0)), h));
-    }
+    let h = hidden.size();
+    let &[_, width] = h.as_slice() else { return Err(Error::shape(OP, "hidden", "[n, hidden]", h)) };
+    let w = head.weight.check(OP, width)?;
     if targets.size() != [h[0]] || targets.kind() != Kind::Int64 {
         return Err(Error::shape(OP, "targets", format!("[{}] int64", h[0]), (targets.size(), targets.kind())));
     }

@@ -6,7 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a test that cannot go on has failed
 
 use lora_torch::{
-    AttentionRule, CudaStatus, HeadPart, LoraPart, Projection, Segments, attention, cross_entropy, cuda_status,
+    AttentionRule, CudaStatus, HeadPart, LoraPart, Projection, Segments, Weight, attention, cross_entropy, cuda_status,
     lora_linear, rms_norm, rotary, swiglu,
 };
 use proptest::prelude::*;
@@ -41,11 +41,12 @@ fn linear_case(rows: i64, width: i64, outs: Vec<i64>, r: i64, adapted: bool, bia
     }
     let n = outs.len();
     let fused = move |t: &[Tensor]| {
+        let weights: Vec<Weight> = (0..n).map(|i| t[1 + 4 * i].shallow_clone().into()).collect();
         let parts: Vec<_> = (0..n)
             .map(|i| {
                 let p = &t[1 + 4 * i..5 + 4 * i];
                 let adapter = adapted.then_some(LoraPart { a: &p[2], b: &p[3], scale: 0.75 + i as f64 });
-                Projection { weight: &p[0], bias: bias.then_some(&p[1]), adapter }
+                Projection { weight: &weights[i], bias: bias.then_some(&p[1]), adapter }
             })
             .collect();
         Tensor::cat(&lora_linear(&t[0], &parts, 0.0).unwrap(), -1)
@@ -129,7 +130,8 @@ fn loss_case(rows: i64, d: i64, vocab: i64, chunk: i64, adapted: bool, softcap: 
         inputs,
         fused: Box::new(move |t| {
             let adapter = adapted.then(|| LoraPart { a: &t[3], b: &t[4], scale: 1.5 });
-            let head = HeadPart { weight: &t[1], bias: Some(&t[2]), adapter, softcap };
+            let weight = t[1].shallow_clone().into();
+            let head = HeadPart { weight: &weight, bias: Some(&t[2]), adapter, softcap };
             cross_entropy(&t[0], head, &targets(t[0].device()), chunk).unwrap()
         }),
         plain: Box::new(move |t| {
@@ -277,7 +279,8 @@ fn frozen_weights_get_no_gradient_and_nothing_their_size_is_kept() {
     let a = Tensor::randn([2, 8], f).set_requires_grad(true);
     let b = Tensor::randn([6, 2], f).set_requires_grad(true);
     let part = LoraPart { a: &a, b: &b, scale: 2.0 };
-    let y = lora_linear(&x, &[Projection { weight: &w, bias: None, adapter: Some(part) }], 0.0).unwrap();
+    let y = lora_linear(&x, &[Projection { weight: &w.shallow_clone().into(), bias: None, adapter: Some(part) }], 0.0)
+        .unwrap();
     y[0].sum(Kind::Float).backward();
     assert!(!w.grad().defined() && !x.grad().defined());
     assert!(a.grad().defined() && b.grad().defined());
@@ -292,7 +295,7 @@ fn dropout_scales_what_it_keeps_and_its_gradient_uses_the_same_mask() {
     let (a, b) = (Tensor::ones([1, 1], f).set_requires_grad(true), Tensor::ones([1, 1], f));
     tch::manual_seed(3);
     let part = LoraPart { a: &a, b: &b, scale: 1.0 };
-    let y = lora_linear(&x, &[Projection { weight: &w, bias: None, adapter: Some(part) }], p).unwrap().remove(0);
+    let y = lora_linear(&x, &[Projection { weight: &w.into(), bias: None, adapter: Some(part) }], p).unwrap().remove(0);
     let kept = y.gt(0.0).sum(Kind::Int64).int64_value(&[]);
     assert!((kept as f64 / n as f64 - (1.0 - p)).abs() < 0.03, "{kept} of {n} kept");
     assert_eq!(y.max().double_value(&[]), 1.0 / (1.0 - p));

@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::params::FlatParams;
 use lora_format::{AdapterFolder, TargetModules, read_adapter};
-use lora_model::{Decoder, ModelConfig, TokenBatch, all_linear, plan_injection};
+use lora_model::{Decoder, ModelConfig, Packing, Storage, TokenBatch, all_linear, plan_injection};
 use lora_torch::{AdamWScalars, device_memory, peak_rss_bytes, synchronize};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -35,6 +35,10 @@ pub struct BenchOptions {
     pub kind: Kind,
     /// Where.
     pub device: Device,
+    /// Where the base's matrices lie.
+    pub storage: Storage,
+    /// Into what they are packed.
+    pub packing: Option<Packing>,
     /// Token ids `[batch, seq]` to use instead of random ones.
     pub input_ids: Option<Vec<i64>>,
 }
@@ -66,7 +70,8 @@ pub struct BenchReport {
 /// # Errors
 /// What loading the model or a step reports.
 pub fn bench_step(o: &BenchOptions) -> Result<BenchReport> {
-    let mut model = Decoder::load(&o.model, o.kind, o.device, &mut |_, _| {})?;
+    let storage = if o.packing.is_some() { Storage::Mapped } else { o.storage };
+    let mut model = Decoder::load_as(&o.model, o.kind, o.device, storage, &mut |_, _| {})?;
     if o.full {
         model.train_everything()?;
     } else if let Some(dir) = &o.init_adapter {
@@ -78,6 +83,9 @@ pub fn bench_step(o: &BenchOptions) -> Result<BenchReport> {
             config.target_modules = Some(TargetModules::List(names.clone()));
         }
         model.inject(&plan_injection(&model.config, &config)?, 0)?;
+    }
+    if let Some(packing) = o.packing {
+        model.pack(packing, &mut |_, _| {})?;
     }
     let params = FlatParams::new(model.parameters(), None)?;
     let batch = batch(&model.config, o)?;

@@ -17,7 +17,7 @@ pub use data::{DataConfig, SourceConfig, Truncation};
 pub use faults::{ConfigErrors, Fault, FaultKind, Place};
 pub(crate) use keys::choice;
 pub use lora::{Bias, InitLoraWeights, LoraConfig, Modules, TaskType};
-pub use model::{DType, ModelConfig};
+pub use model::{DType, ModelConfig, Quantization, Weights};
 pub use train::{FinetuningType, Length, TrainConfig};
 
 use crate::overrides::Override;

@@ -13,6 +13,15 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// A mapped base is read by the CPU.
+    #[error(
+        "model.weights = \"mapped\" with model.device = \"{device}\": a mapped base is read by the CPU; use \"stored\", or \
+         quantization = \"nf4\" to make it small"
+    )]
+    MappedOnDevice {
+        /// The device that was asked for.
+        device: String,
+    },
     /// The configuration is at fault.
     #[error(transparent)]
     Config(#[from] ConfigErrors),

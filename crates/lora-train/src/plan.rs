@@ -3,7 +3,7 @@
 
 use crate::config::{
     DType, DataConfig, FinetuningType, InitLoraWeights, Length, LoraConfig, Modules, RunConfig, SourceConfig,
-    Truncation,
+    Truncation, Weights,
 };
 use crate::digest;
 use crate::error::{Error, Result};
@@ -11,7 +11,7 @@ use crate::events::{Event, EventSink};
 use crate::schedule::Schedule;
 use lora_data::{DataOptions, DataReport, Example, Format, Source, Tokenizer, build_dataset, epoch_order, pack};
 use lora_format::{AdapterConfig, AdapterFolder, InitLoraWeights as PeftInit, TargetModules, read_adapter};
-use lora_model::{InjectionPlan, ModelConfig, check_weights, modules, plan_injection, saved_form};
+use lora_model::{InjectionPlan, ModelConfig, Packing, Storage, check_weights, modules, plan_injection, saved_form};
 use lora_torch::{DeviceChoice, resolve_device};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -78,6 +78,9 @@ impl RunPlan {
         let model = ModelConfig::read(&model_dir)?;
         check_weights(&model_dir, &model)?;
         let kind = compute_kind(&config, &model, device);
+        if device != Device::Cpu && config.model.weights == Weights::Mapped {
+            return Err(Error::MappedOnDevice { device: config.model.device.clone() });
+        }
         let trained = what_is_trained(&config, &model)?;
         let tokenizer = Tokenizer::load(&model_dir)?;
 
@@ -131,6 +134,18 @@ impl RunPlan {
         })
     }
 
+    /// How the base is loaded and kept: what is to be packed comes from the mapped file, one matrix at a time.
+    pub fn keeping(&self) -> (Storage, Option<Packing>) {
+        keeping(&self.config.model)
+    }
+
+    /// Bytes of the frozen base in memory.
+    pub fn base_bytes(&self) -> i64 {
+        let (storage, packing) = (self.config.model.weights.storage(), self.config.model.quantization.packing());
+        let stored = self.model.dtype.as_deref().and_then(lora_torch::parse_kind).unwrap_or(self.kind);
+        lora_model::base_bytes(&self.model, storage, packing, self.kind, stored)
+    }
+
     /// Trained parameters.
     pub fn trained_parameters(&self) -> i64 {
         match &self.trained {
@@ -158,6 +173,12 @@ impl RunPlan {
             Trained::Everything => None,
         }
     }
+}
+
+/// How a base is loaded and kept.
+pub(crate) fn keeping(c: &crate::config::ModelConfig) -> (Storage, Option<Packing>) {
+    let packing = c.quantization.packing();
+    (if packing.is_some() { Storage::Mapped } else { c.weights.storage() }, packing)
 }
 
 fn parameters_of(module: &lora_format::AdapterModule) -> i64 {

@@ -54,11 +54,15 @@ impl Trainer {
     /// What loading reports.
     pub fn new(plan: RunPlan, sink: &mut dyn EventSink) -> Result<Self> {
         let mut progress = |done, of| sink.event(Event::Loading { done, of });
-        let mut model = Decoder::load(&plan.model_dir, plan.kind, plan.device, &mut progress)?;
+        let (storage, packing) = plan.keeping();
+        let mut model = Decoder::load_as(&plan.model_dir, plan.kind, plan.device, storage, &mut progress)?;
         match &plan.trained {
             Trained::Fresh(injection) => model.inject(injection, plan.config.seed)?,
             Trained::Existing(folder) => model.load_adapter(folder)?,
             Trained::Everything => model.train_everything()?,
+        }
+        if let Some(packing) = packing {
+            model.pack(packing, &mut progress)?;
         }
         model.lora_dropout = plan.config.lora.lora_dropout;
         let params = FlatParams::new(model.parameters(), plan.config.train.lora_plus())?;

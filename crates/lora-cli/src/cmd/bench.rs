@@ -76,6 +76,8 @@ pub(crate) fn run(verb: &Verb) -> Result<()> {
         full: args.full,
         checkpointing: args.checkpointing,
         steps: args.steps.into(),
+        storage: args.compute.storage(device)?,
+        packing: args.compute.packing(),
         kind: args.compute.kind(&ModelConfig::read(&args.model)?, device)?,
         device,
         input_ids: input_ids(args)?,

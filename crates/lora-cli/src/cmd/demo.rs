@@ -68,7 +68,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let plan = RunPlan::resolve(config, &mut view)?;
     out::note(format!("{}\n", PlanSummary::of(&plan)));
     out::note(format!("the base model answers {} questions it was never trained for", tests.len()));
-    let compute = Compute { device: plan.config.model.device.clone(), dtype: "auto".into(), threads: 0 };
+    let compute = Compute { device: plan.config.model.device.clone(), ..Compute::default() };
     let before = tests.score(&load(&base, &[], &[], &compute)?.model, &plan.tokenizer)?;
 
     let stop = stop_on_signals()?;

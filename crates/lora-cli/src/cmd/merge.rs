@@ -90,7 +90,7 @@ fn prove(args: &Args) -> Result<()> {
         Ok(config) => config,
         Err(e) => return out::line(format!("logits: not compared: {e}")),
     };
-    let compute = Compute { device: "cpu".into(), dtype: "float32".into(), threads: 0 };
+    let compute = Compute { device: "cpu".into(), dtype: "float32".into(), ..Compute::default() };
     let tokens = Input::from_rows(fixed_tokens(&config));
     let beside = match load(&args.model, &args.adapter, &[], &compute) {
         Ok(served) => served.model,

@@ -16,6 +16,46 @@ choice! {
     }
 }
 
+choice! {
+    /// Into what the frozen linear layers of the blocks are packed.
+    Quantization {
+        /// Not at all.
+        None = "none",
+        /// 4-bit NormalFloat in blocks of 64 (QLoRA).
+        Nf4 = "nf4",
+        /// The same with its scales packed, too: 0.52 bytes a weight instead of 0.56.
+        Nf4Double = "nf4-double",
+        /// 8-bit integers with a scale for each row.
+        Int8 = "int8",
+    }
+}
+
+choice! {
+    /// Where the matrices of the frozen base lie.
+    Weights {
+        /// In memory, in the dtype that is computed in: the fastest.
+        Converted = "converted",
+        /// In memory, in the dtype of the checkpoint; products convert what they need, tile by tile.
+        Stored = "stored",
+        /// In the checkpoint's file, block after block; for a base larger than memory. CPU only.
+        Mapped = "mapped",
+    }
+}
+
+impl Quantization {
+    /// In the terms of the model's crate.
+    pub fn packing(self) -> Option<lora_model::Packing> {
+        lora_model::Packing::named(self.name())
+    }
+}
+
+impl Weights {
+    /// In the terms of the model's crate.
+    pub fn storage(self) -> lora_model::Storage {
+        lora_model::Storage::named(self.name()).unwrap_or_default()
+    }
+}
+
 section! {
     /// The base model.
     ModelConfig {
@@ -24,6 +64,12 @@ section! {
         /// The dtype in which the base model computes; adapters are float32 whatever it is. `auto` takes that of the
         /// checkpoint, or float32 where the device has no matrix units for it.
         dtype: DType = DType::Auto, Kind::Choice(DType::NAMES);
+        /// Packs the frozen linear layers of the blocks: `nf4` (4 bits a weight, QLoRA), `nf4-double`, `int8`, or `none`. The
+        /// base is read block by block, so memory never holds more than what is kept.
+        quantization: Quantization = Quantization::None, Kind::Choice(Quantization::NAMES);
+        /// Where the matrices of the frozen base lie: `converted` to the dtype that is computed in (the fastest), `stored` in
+        /// that of the checkpoint, or `mapped` from its file (the leanest, for a base larger than memory).
+        weights: Weights = Weights::Converted, Kind::Choice(Weights::NAMES);
         /// Where to compute. `auto` takes the first CUDA device, or the CPU where there is none.
         device: String = "auto".into(), Kind::Device;
         /// Threads of one operation on the CPU; 0 takes all cores.

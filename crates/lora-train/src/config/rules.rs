@@ -34,6 +34,9 @@ pub(crate) fn check(config: &RunConfig, tree: &Table, places: &Places, faults: &
             "train.finetuning_type",
             "full training has no adapter; remove init_adapter",
         );
+        for key in ["model.quantization", "model.weights"] {
+            rules.exclude(key, "train.finetuning_type", "full training changes every weight; it needs them converted");
+        }
         rules.exclude(
             "train.loraplus_lr_ratio",
             "train.finetuning_type",
