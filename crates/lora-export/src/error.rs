@@ -139,7 +139,7 @@ pub enum Error {
         source: lora_core::Error,
     },
     /// A value does not fit into the output dtype.
-    #[error("tensor `{tensor}`: {count} values do not fit into {dtype}; merge with dtype bfloat16 or float32")]
+    #[error("tensor `{tensor}`: {count} values do not fit into {dtype}; choose bfloat16 or float32")]
     Overflow {
         /// The tensor.
         tensor: String,

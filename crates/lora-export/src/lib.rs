@@ -30,7 +30,7 @@ mod verify;
 
 pub use error::{Error, Result};
 pub use extract::{ExtractReport, extract};
-pub use gguf::{GgufReport, export_gguf, export_gguf_lora};
+pub use gguf::{GgufFallback, GgufFileType, GgufReport, export_gguf, export_gguf_lora};
 pub use lora_core::{Combination, MajoritySign, MixOptions};
 pub use merge::{MergeOptions, MergeReport, merge};
 pub use mix::{MixReport, Weighted, mix_adapters};
