@@ -25,6 +25,7 @@ mod mix;
 mod orient;
 mod plan;
 mod provenance;
+mod repair;
 mod tied;
 mod verify;
 
@@ -34,4 +35,5 @@ pub use gguf::{GgufFallback, GgufFileType, GgufReport, export_gguf, export_gguf_
 pub use lora_core::{Combination, MajoritySign, MixOptions};
 pub use merge::{MergeOptions, MergeReport, merge};
 pub use mix::{MixReport, Weighted, mix_adapters};
+pub use repair::{Renamed, Repair, repair_adapter};
 pub use verify::{Agreement, verify};

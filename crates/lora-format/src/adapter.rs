@@ -2,7 +2,7 @@
 
 use crate::adapter_config::AdapterConfig;
 use crate::error::{Error, Result, TensorFault};
-use crate::repair::{RepairedKey, repair_key};
+use crate::repair::{RepairedKey, adapter_key, repair_key};
 use crate::tensor_file::TensorFile;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -308,7 +308,7 @@ fn read_float(file: &TensorFile, name: &str) -> Result<Tensor> {
 /// An unknown name, with the remedy where its history is known.
 fn unexpected_name(path: &Path, name: &str, why: &'static str) -> Error {
     let becomes = match repair_key(name) {
-        Some((RepairedKey::Tensor(right), rules)) if !rules.is_empty() => right,
+        Some((RepairedKey::Tensor { module, end }, rules)) if !rules.is_empty() => adapter_key(&module, &end),
         Some((RepairedKey::Alpha { .. }, _)) => "lora_alpha of the configuration".into(),
         _ => return unexpected(path, name, why),
     };

@@ -38,6 +38,7 @@ mod repair;
 mod rope;
 mod target;
 mod tensor_file;
+mod write_behind;
 mod writer;
 
 pub use adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterFolder, AdapterModule, LoraTensors, read_adapter};
@@ -51,7 +52,7 @@ pub use hash::sha256_file;
 pub use header::TensorInfo;
 pub use hf_config::{HfConfig, read_hf_config};
 pub use json::read_json_object;
-pub use repair::{KeyRule, RepairedKey, rehome, repair_key};
+pub use repair::{KeyRule, RepairedKey, adapter_key, rehome, repair_key};
 pub use rope::RopeParameters;
 pub use target::TargetModules;
 pub use tensor_file::TensorFile;

@@ -55,13 +55,23 @@ impl fmt::Display for KeyRule {
 /// What a name stands for once it is put right.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RepairedKey {
-    /// A tensor of the adapter by PEFT's name.
-    Tensor(String),
+    /// A tensor of the adapter.
+    Tensor {
+        /// The path of its module.
+        module: String,
+        /// What follows the path, such as `.lora_A.weight`.
+        end: String,
+    },
     /// kohya's `alpha` of a module: a number for the configuration.
     Alpha {
         /// The path of the module.
         module: String,
     },
+}
+
+/// The name of a tensor as PEFT writes it.
+pub fn adapter_key(module: &str, end: &str) -> String {
+    format!("{PREFIX}{module}{end}")
 }
 
 /// Wrappers that put their own name into the path of what they wrap, wherever that is.
@@ -84,7 +94,12 @@ pub fn repair_key(name: &str) -> Option<(RepairedKey, Vec<KeyRule>)> {
         return Some((RepairedKey::Alpha { module: module.into() }, rules));
     }
     let path = repair_end(&path, &mut rules)?;
-    Some((RepairedKey::Tensor(format!("{PREFIX}{path}")), rules))
+    let known = ENDS.iter().find_map(|end| Some((path.strip_suffix(end)?, *end)));
+    let (module, end) = match known {
+        Some(found) => found,
+        None => path.rfind('.').map(|at| path.split_at(at))?,
+    };
+    Some((RepairedKey::Tensor { module: module.into(), end: end.into() }, rules))
 }
 
 /// The path in the model and the end, without what was put around and into it.

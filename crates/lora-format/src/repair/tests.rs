@@ -5,7 +5,7 @@ const RIGHT: &str = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.wei
 
 fn tensor(name: &str) -> (String, Vec<KeyRule>) {
     match repair_key(name) {
-        Some((RepairedKey::Tensor(name), rules)) => (name, rules),
+        Some((RepairedKey::Tensor { module, end }, rules)) => (adapter_key(&module, &end), rules),
         other => panic!("{name}: {other:?}"),
     }
 }
@@ -15,11 +15,23 @@ fn each_history_is_taken_back_by_its_rule() {
     let default = || KeyRule::AdapterName("default".into());
     for (damaged, wanted, rule) in [
         ("model.layers.0.self_attn.q_proj.lora_A.weight", RIGHT, KeyRule::NoPrefix),
-        ("base_model.model.base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", RIGHT, KeyRule::DoubledPrefix),
+        (
+            "base_model.model.base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
+            RIGHT,
+            KeyRule::DoubledPrefix,
+        ),
         ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight", RIGHT, default()),
         ("base_model.model.model.layers.0.self_attn.q_proj.lora_A", RIGHT, KeyRule::BareMatrix),
-        ("_orig_mod.base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", RIGHT, KeyRule::Wrapper("_orig_mod")),
-        ("base_model.model._orig_mod.model.layers.0.self_attn.q_proj.lora_A.weight", RIGHT, KeyRule::Wrapper("_orig_mod")),
+        (
+            "_orig_mod.base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
+            RIGHT,
+            KeyRule::Wrapper("_orig_mod"),
+        ),
+        (
+            "base_model.model._orig_mod.model.layers.0.self_attn.q_proj.lora_A.weight",
+            RIGHT,
+            KeyRule::Wrapper("_orig_mod"),
+        ),
         ("module.base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", RIGHT, KeyRule::Wrapper("module")),
         (
             "base_model.model.model.layers.0._fsdp_wrapped_module.self_attn.q_proj.lora_A.weight",
@@ -34,9 +46,17 @@ fn each_history_is_taken_back_by_its_rule() {
         ("model.base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", RIGHT, KeyRule::Holder("model.")),
         ("base_model.model.model.layers.0.self_attn.q_proj.lora_down.weight", RIGHT, KeyRule::DownUp),
         ("base_model.model.model.layers.0.self_attn.q_proj.lora.down.weight", RIGHT, KeyRule::DownUp),
-        ("base_model.model.a.lora_magnitude_vector.weight", "base_model.model.a.lora_magnitude_vector", KeyRule::OldMagnitude),
+        (
+            "base_model.model.a.lora_magnitude_vector.weight",
+            "base_model.model.a.lora_magnitude_vector",
+            KeyRule::OldMagnitude,
+        ),
         ("base_model.model.a.lora_magnitude_vector.default", "base_model.model.a.lora_magnitude_vector", default()),
-        ("base_model.model.a.lora_magnitude_vector.default.weight", "base_model.model.a.lora_magnitude_vector", default()),
+        (
+            "base_model.model.a.lora_magnitude_vector.default.weight",
+            "base_model.model.a.lora_magnitude_vector",
+            default(),
+        ),
         ("base_model.model.a.lora_embedding_B.default", "base_model.model.a.lora_embedding_B", default()),
         ("base_model.model.a.lora_B.default.bias", "base_model.model.a.lora_B.bias", default()),
         ("base_model.model.lm_head.modules_to_save.default.weight", "base_model.model.lm_head.weight", default()),
@@ -126,7 +146,8 @@ proptest! {
 
     #[test]
     fn a_repaired_name_needs_no_repair(name in "[a-zA-Z_.]{0,40}") {
-        if let Some((RepairedKey::Tensor(once), _)) = repair_key(&name) {
+        if let Some((RepairedKey::Tensor { module, end }, _)) = repair_key(&name) {
+            let once = adapter_key(&module, &end);
             prop_assert_eq!(tensor(&once).0, once);
         }
     }
