@@ -1,6 +1,6 @@
 """Checks `lora export gguf` and `gguf-lora` against llama.cpp and the gguf package.
 
-    python gguf_check.py --lora PROGRAM --fixtures DIR --work DIR [--real MODEL_DIR ...]
+    python gguf_check.py --lora PROGRAM --fixtures DIR --work DIR [--real MODEL_DIR ...] [FAMILY ...]
 
 For every family that has a GGUF form, and every type of file:
   reads       the gguf package reads the file; every tensor is there and dequantises to within its type's bound of the
@@ -30,6 +30,8 @@ from gguf.quants import dequantize
 from safetensors.numpy import load_file, save_file
 
 TYPES = ["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0"]
+FAMILIES = ["llama", "llama_tied_rope3", "llama_linear", "qwen2", "qwen3", "phi3", "gemma2", "gemma3", "gpt2", "mistral", "mixtral",
+            "qwen3_moe", "granite", "olmo2", "gpt_neox"]
 # The largest error of an element as a share of the largest of its block, and the elements of a block. Those of the K types
 # follow from `crates/lora-export/src/gguf/k_quants/tests.rs`, for the worst element instead of the mean: a search may clamp one.
 BOUND = {
@@ -38,7 +40,7 @@ BOUND = {
     "Q4_K": (2 * 2.0 / 15, 256), "Q5_K": (2 * 2.0 / 31, 256), "Q6_K": (2 / 32, 256),
 }
 # llama.cpp multiplies float32 by float32 in another order, keeps keys and values in float32 here, and turns the GELU into a
-# table of float16; in a float16 file activations are rounded to float16 before each product.
+# table of float16 (of the tanh form, where GPT-NeoX has the exact one); in a float16 file activations are rounded to float16 before each product.
 REACH = {"f32": 2e-3, "f16": 2e-2}
 
 
@@ -105,8 +107,7 @@ class Family:
         # llama.cpp has no window for Mistral: the file's context ends with it.
         if config.get("sliding_window") and config["model_type"] == "mistral":
             self.rows = [row[: config["sliding_window"]] for row in self.rows]
-        # Nor has it the exact GELU.
-        self.reach = {kind: reach * (4 if config["hidden_act"] == "gelu" else 1) for kind, reach in REACH.items()}
+        self.experts = "num_local_experts" in config
 
     def ours(self, *more):
         width = max(map(len, self.rows))
@@ -147,8 +148,15 @@ class Family:
         return self.within(got, want, "f32")
 
     def within(self, got, want, kind):
+        if self.experts and kind == "f16":
+            # Rounding may let a router take another expert, and what follows sees it: most positions must agree.
+            largest = max(np.abs(w).max() for w in want)
+            each = np.concatenate([np.abs(g - w).max(axis=1) for g, w in zip(got, want)]) / largest
+            near = each < REACH[kind]
+            assert near.mean() > 0.75, f"logits of {(~near).sum()} of {near.size} positions differ"
+            return f"{each[near].max():.1e}; {(~near).sum()} of {near.size} positions took another expert"
         d = compare(got, want)
-        assert d < self.reach[kind], f"logits differ by {d:.2e} of the largest, more than {self.reach[kind]:.0e}"
+        assert d < REACH[kind], f"logits differ by {d:.2e} of the largest, more than {REACH[kind]:.0e}"
         return f"{d:.1e}"
 
 
@@ -283,6 +291,7 @@ def main():
     parser.add_argument("--fixtures", type=pathlib.Path, required=True)
     parser.add_argument("--work", type=pathlib.Path, required=True)
     parser.add_argument("--real", type=pathlib.Path, action="append", default=[])
+    parser.add_argument("family", nargs="*", help="fixtures to check, and `wide`; all when absent")
     args = parser.parse_args()
     passed = failed = 0
 
@@ -296,14 +305,16 @@ def main():
             failed += 1
 
     lora = args.lora.resolve()
-    for name in ("llama", "llama_tied_rope3", "llama_linear", "qwen2", "qwen3", "phi3", "gemma2", "gemma3", "gpt2",
-                 "mistral", "mixtral", "qwen3_moe", "granite", "olmo2", "gpt_neox"):
-        family = Family(lora, adapted(args.fixtures / name, args.work), args.work)
-        for what, check in family.checks():
+    for name in FAMILIES:
+        if args.family and name not in args.family:
+            continue
+        small = Family(lora, adapted(args.fixtures / name, args.work), args.work)
+        for what, check in small.checks():
             report(f"{name}: {what}", check)
-    family = Family(lora, wide(args.fixtures / "llama", args.work), args.work)
-    for what, check in wide_checks(family):
-        report(f"wide rows: {what}", check)
+    if not args.family or "wide" in args.family:
+        family = Family(lora, wide(args.fixtures / "llama", args.work), args.work)
+        for what, check in wide_checks(family):
+            report(f"wide rows: {what}", check)
     for model in args.real:
         for kind in ("f32", "f16"):
             report(f"{model.name}: greedy text, {kind}", lambda k=kind, m=model: real(lora, m, args.work, k))

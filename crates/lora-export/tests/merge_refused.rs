@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{adapter, fixtures, linear, merged, saved, temp, write_base};
+use common::{adapter, fixtures, linear, saved, temp, write_base};
 use lora_export::{Error, MergeOptions, merge};
 use lora_format::{AdapterModule, Checkpoint, LoraTensors};
 use serde_json::json;

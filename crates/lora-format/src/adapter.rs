@@ -2,7 +2,7 @@
 
 use crate::adapter_config::AdapterConfig;
 use crate::error::{Error, Result, TensorFault};
-use crate::repair::{RepairedKey, adapter_key, repair_key};
+use crate::repair::{KeyRule, RepairedKey, adapter_key, repair_key};
 use crate::tensor_file::TensorFile;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -87,6 +87,9 @@ pub fn read_adapter(dir: &Path) -> Result<AdapterFolder> {
     let mut parts: BTreeMap<&str, Parts> = BTreeMap::new();
     for name in file.names() {
         let (module, part) = split_name(name, &config).map_err(|why| unexpected_name(&path, name, why))?;
+        if repair_key(name).is_some_and(|(_, rules)| rules.iter().any(KeyRule::is_around)) {
+            return Err(unexpected_name(&path, name, "it holds the name of a wrapper"));
+        }
         let tensor = read_float(&file, name)?;
         let parts = parts.entry(module).or_default();
         match part {

@@ -36,6 +36,13 @@ pub enum KeyRule {
     },
 }
 
+impl KeyRule {
+    /// Whether something was around the model when the name was made, which the reader would take for a part of the path.
+    pub(crate) fn is_around(&self) -> bool {
+        matches!(self, Self::Wrapper(_) | Self::Holder(_) | Self::DoubledPrefix)
+    }
+}
+
 impl fmt::Display for KeyRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
