@@ -10,7 +10,7 @@ For every family that has a GGUF form, and every type of file:
 For a model of rows that the K types can hold:
   reads       as above
   quality     quantised weights are no further from the float32 ones than those of llama.cpp's own quantiser
-  computes    llama.cpp runs the file, and its logits are near those of the float32 file
+  computes    llama.cpp's logits are near those that it gives for the unpacked weights in float32
 For every real model: llama.cpp's greedy text is that of `lora generate`.
 
 Needs gguf, llama-cpp-python, safetensors and numpy.
@@ -40,7 +40,8 @@ BOUND = {
     "Q4_K": (2 * 2.0 / 15, 256), "Q5_K": (2 * 2.0 / 31, 256), "Q6_K": (2 / 32, 256),
 }
 # llama.cpp multiplies float32 by float32 in another order, keeps keys and values in float32 here, and turns the GELU into a
-# table of float16 (of the tanh form, where GPT-NeoX has the exact one); in a float16 file activations are rounded to float16 before each product.
+# table of float16 (of the tanh form, where GPT-NeoX has the exact one); in a float16 file activations are rounded to float16
+# before each product.
 REACH = {"f32": 2e-3, "f16": 2e-2}
 
 
@@ -205,7 +206,9 @@ def wide(fixture, work):
         shapes = {"self_attn.q_proj": (256, hidden), "self_attn.k_proj": (128, hidden), "self_attn.v_proj": (128, hidden),
                   "self_attn.o_proj": (hidden, 256), "mlp.gate_proj": (inner, hidden), "mlp.up_proj": (inner, hidden),
                   "mlp.down_proj": (hidden, inner)}
-        weights |= {f"{at}{name}.weight": matrix(*shape) for name, shape in shapes.items()}
+        # What is added to the residual is small beside it, so that an error stays one of its size through the layers.
+        small = lambda name: np.float32(0.3 if name.endswith(("o_proj", "down_proj")) else 1.0)
+        weights |= {f"{at}{name}.weight": matrix(*shape) * small(name) for name, shape in shapes.items()}
         weights |= {f"{at}{name}.weight": norm() for name in ("input_layernorm", "post_attention_layernorm")}
     save_file(weights, folder / "model.safetensors")
     shutil.copy(fixture / "reference.safetensors", folder / "reference.safetensors")
@@ -214,8 +217,8 @@ def wide(fixture, work):
 
 # Ours may be this much further from the weights than llama.cpp's, as a share of its distance.
 WORSE = 0.01
-# Logits of a file of 4 to 6 bits, against the float32 file's, as a share of the largest.
-COARSE = 0.2
+# llama.cpp rounds activations to 8 bits before it multiplies them with a K type: against the same weights in float32.
+COARSE = 0.1
 
 
 def check_quality(exact_path, path):
@@ -244,10 +247,16 @@ def check_quality(exact_path, path):
 
 def wide_checks(family):
     exact = family.export("f32")
-    plain = llama_logits(exact, family.rows)
 
     def near(kind):
-        d = compare(llama_logits(family.export(kind), family.rows), plain)
+        path = family.export(kind)
+        # The float32 file with the weights that the package unpacks from the other.
+        unpacked = family.work / "unpacked.gguf"
+        shutil.copy(exact, unpacked)
+        values = tensors(path)
+        for tensor in GGUFReader(unpacked, "r+").tensors:
+            tensor.data[:] = values[tensor.name][0].reshape(tensor.data.shape)
+        d = compare(llama_logits(path, family.rows), llama_logits(unpacked, family.rows))
         assert d < COARSE, f"logits differ by {d:.2e} of the largest"
         return f"{d:.1e}"
 
