@@ -5,6 +5,7 @@
 For every model family:
   theirs in ours   each PEFT adapter of the fixtures: `lora logits` gives PEFT's logits
   merged           `lora merge`: transformers loads the result whole, and it gives PEFT's logits
+  repaired         the raw state dict of PEFT's compiled model, `lora repair`: PEFT finds every weight and gives its logits
   ours in theirs   an adapter that `lora train` made in three steps: PEFT finds every weight that it expects and no
                    other, and gives the logits of `lora logits`
 
@@ -111,6 +112,23 @@ class Family:
         merged = their_logits(base(out, self.folder.name), self.batch)
         return self.compare(merged, their_logits(self.peft(adapter), self.batch), MERGED_REACH)
 
+    def repaired(self, adapter):
+        model = self.peft(adapter)
+        raw = {name: t.clone() for name, t in torch.compile(model).state_dict().items() if ".lora_" in name}
+        if not all(name.startswith("_orig_mod.") and ".default." in name for name in raw):
+            raise Failed(f"the raw names are not what they were: {sorted(raw)[:2]}")
+        bad, good = self.work / "raw", self.work / "repaired"
+        for folder in (bad, good):
+            shutil.rmtree(folder, ignore_errors=True)
+        bad.mkdir()
+        save_file(raw, bad / "adapter_model.safetensors")
+        shutil.copy(adapter / "adapter_config.json", bad)
+        run(self.lora, "repair", bad, "--model", self.folder, "--output", good)
+        again = self.peft(good)
+        if load_file(good / "adapter_model.safetensors").keys() != get_peft_model_state_dict(again).keys():
+            raise Failed("PEFT expects other keys than the repaired ones")
+        return self.compare(their_logits(again, self.batch), their_logits(model, self.batch), 0.0)
+
     def train(self, target_modules, more=""):
         data = self.work / "train.jsonl"
         with open(data, "w") as f:
@@ -166,6 +184,7 @@ def checks(family):
         yield f"theirs in ours: {adapter.name}", lambda a=adapter: family.theirs_in_ours(a)
         if biased or not config.get("lora_bias"):
             yield f"merged: {adapter.name}", lambda a=adapter: family.merged(a)
+    yield "repaired", lambda: family.repaired(family.folder / "adapters/lora")
     targets = json.loads((family.folder / "adapters/lora/adapter_config.json").read_text())["target_modules"]
     yield "ours in theirs", lambda: family.ours_in_theirs(sorted(targets))
     yield "ours in theirs: all-linear", lambda: family.ours_in_theirs("all-linear")

@@ -41,6 +41,8 @@ pub(crate) enum Verb {
     Export(cmd::export::Verb),
     /// What an adapter, a checkpoint, a run or a safetensors file holds
     Inspect(cmd::inspect::Args),
+    /// Give an adapter that another tool wrote the names that PEFT would have given it
+    Repair(cmd::repair::Args),
     /// What will be trained, token by token
     #[command(subcommand)]
     Data(cmd::data::Verb),
@@ -80,11 +82,13 @@ mod tests {
             "logits --model m --adapter a --input i.safetensors --output o.safetensors",
             "merge --model m --adapter a --adapter b --output o --dtype bfloat16 --verify",
             "mix --adapter a --weight=0.7 --adapter b --weight -0.3 --type ties_svd --density 0.5 --rank 4 --majority-sign-method frequency --output o --json",
-            "export gguf --model m --adapter a --adapter b --output f.gguf --type q8_0",
+            "export gguf --model m --adapter a --adapter b --output f.gguf --type q4_k_m",
             "export gguf-lora --model m --adapter a --output f.gguf",
             "export ollama --model m --output d",
             "extract --model m --tuned t --rank 8 --output o",
             "inspect p --json",
+            "repair a --output o --model m --json",
+            "repair a --dry-run",
             "data preview c.toml --n 2",
             "data stats f.jsonl --model m",
             "plan c.toml --json",
@@ -103,6 +107,7 @@ mod tests {
         for line in [
             "generate --model m",
             "generate --model m --prompt a --prompts b",
+            "repair a",
             "eval --data d",
             "bench step --model m",
             "train --rezume",

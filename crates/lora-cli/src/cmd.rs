@@ -15,6 +15,7 @@ pub(crate) mod logits;
 pub(crate) mod merge;
 pub(crate) mod mix;
 pub(crate) mod plan;
+pub(crate) mod repair;
 pub(crate) mod train;
 
 use crate::cli::Verb;
@@ -36,6 +37,7 @@ pub(crate) fn run(verb: Verb) -> Result<()> {
         Verb::Export(verb) => export::run(&verb),
         Verb::Extract(args) => extract::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
+        Verb::Repair(args) => repair::run(&args),
         Verb::Data(verb) => data::run(&verb),
         Verb::Plan(args) => plan::run(&args),
         Verb::Bench(verb) => bench::run(&verb),

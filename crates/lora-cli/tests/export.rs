@@ -13,8 +13,19 @@ fn files_for_other_programs_are_written_once() {
     let (model, adapter) = (model.display(), adapter.display());
     let done =
         place.lora(&format!("export gguf --model {model} --adapter {adapter} --output m.gguf --type q8_0")).exits(0);
-    assert!(done.stdout.contains("21 tensors") && done.stderr.contains("multiple of 32"), "{done:#?}");
+    assert!(
+        done.stdout.contains("21 tensors") && done.stderr.contains("stored as f16, as their rows have no q8_0 form"),
+        "{done:#?}"
+    );
     assert!(std::fs::read(place.path("m.gguf")).unwrap().starts_with(b"GGUF"));
+    let mixed = place.lora(&format!("export gguf --model {model} --output k.gguf --type q4_k_m")).exits(0);
+    assert!(
+        mixed.stdout.contains("as q4_k_m (")
+            && mixed.stderr.contains("stored as q5_0, as their rows have no q4_k form")
+    );
+    let neox = fixture("gpt_neox");
+    let neox = place.lora(&format!("export gguf --model {} --output n.gguf", neox.display())).exits(0);
+    assert!(neox.stderr.contains("GELU"), "{neox:#?}");
     let again = place.lora(&format!("export gguf --model {model} --output m.gguf")).exits(2);
     assert!(again.stderr.contains("is there already"), "{again:#?}");
 
@@ -30,14 +41,14 @@ fn what_has_no_form_there_is_refused_and_leaves_nothing() {
     let place = Place::new();
     let at = |name: &str| fixture(name).display().to_string();
     for (line, part) in [
-        (format!("export gguf --model {} --output x.gguf", at("gpt_neox")), "gpt_neox"),
+        (format!("export gguf --model {} --output x.gguf", at("qwen3_moe")), "decoder_sparse_step"),
         (format!("export gguf --model {} --output x.gguf --type q2", at("llama")), "q8_0"),
         (format!("export gguf --model {} --output x.gguf", at("llama/adapters/lora")), "--adapter"),
         (
             format!("export gguf-lora --model {} --adapter {} --output x.gguf", at("llama"), at("llama/adapters/dora")),
             "merge it",
         ),
-        (format!("export ollama --model {} --output x.gguf", at("gpt_neox")), "gpt_neox"),
+        (format!("export ollama --model {} --output x.gguf", at("llama_longrope")), "longrope"),
         (format!("export gguf-lora --model {} --adapter nowhere --output x.gguf", at("llama")), "nowhere"),
     ] {
         let done = place.lora(&line).exits(2);

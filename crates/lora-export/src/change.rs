@@ -89,15 +89,47 @@ impl Change {
         }
     }
 
-    /// Some merged rows, not yet rounded to the output dtype.
+    /// Some merged rows, not yet rounded to the output dtype; all of them are finite where a low-rank term was added.
     pub(crate) fn rows(&self, name: &str, base: &Checkpoint, first: i64, count: i64) -> Result<Tensor> {
+        let rows = self.unchecked_rows(name, base, first, count)?;
+        if self.has_delta() && !all_finite(&rows).map_err(|e| Error::merge(name, e))? {
+            self.refuse_infinite(name, &rows)?;
+        }
+        Ok(rows)
+    }
+
+    fn has_delta(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step, Step::Delta(_)))
+    }
+
+    /// # Errors
+    /// [`lora_core::Error::NotFinite`] when a low-rank term left values that are not finite.
+    pub(crate) fn refuse_infinite(&self, name: &str, rows: &Tensor) -> Result<()> {
+        match count_infinite(rows).map_err(|e| Error::merge(name, e))? {
+            count if count > 0 && self.has_delta() => Err(Error::merge(name, lora_core::Error::NotFinite { count })),
+            _ => Ok(()),
+        }
+    }
+
+    /// Some merged rows, whatever they hold. Low-rank terms are added in place: a block of rows is read and written once for
+    /// each.
+    pub(crate) fn unchecked_rows(&self, name: &str, base: &Checkpoint, first: i64, count: i64) -> Result<Tensor> {
         let start = self.start(name, base, first, count)?;
-        let mut rows = start.f_to_kind(self.wide(base)?).map_err(|e| Error::merge(name, e))?;
+        let wide = self.wide(base)?;
+        let mut rows = start.f_to_kind(wide).map_err(|e| Error::merge(name, e))?;
+        if self.replacement.is_some() && self.has_delta() {
+            // It may be the adapter's own memory.
+            let mut own = rows.f_empty_like().map_err(|e| Error::merge(name, e))?;
+            own.f_copy_(&rows).map_err(|e| Error::merge(name, e))?;
+            rows = own;
+        }
         for step in &self.steps {
             let taken = match step {
                 Step::Delta(Delta { left, right, scale }) => {
-                    let left = left.f_narrow(0, first, count).map_err(|e| Error::merge(name, e))?;
-                    lora_core::merge_into(&rows, right, &left, *scale).map_err(|e| Error::merge(name, e))?
+                    let left = left.f_narrow(0, first, count).and_then(|left| left.f_to_kind(wide));
+                    let scaled = left.and_then(|left| left.f_mul_scalar(*scale));
+                    let sum = scaled.and_then(|left| rows.f_addmm_(&left, &right.f_to_kind(wide)?));
+                    sum.map_err(|e| Error::merge(name, e))?
                 }
                 Step::Vector { vector, scale } => vector
                     .f_narrow(0, first, count)
@@ -112,6 +144,17 @@ impl Change {
         }
         Ok(rows)
     }
+}
+
+/// Whether every value is finite. A sum is finite only if every value is; it is cheaper than counting, and may only err on the
+/// side of counting.
+pub(crate) fn all_finite(t: &Tensor) -> std::result::Result<bool, TchError> {
+    Ok(t.f_sum(Kind::Double)?.f_double_value(&[])?.is_finite())
+}
+
+/// How many values are not finite.
+pub(crate) fn count_infinite(t: &Tensor) -> std::result::Result<i64, TchError> {
+    t.f_isfinite()?.f_logical_not()?.f_sum(Kind::Int64)?.f_int64_value(&[])
 }
 
 /// The rows of a tensor in blocks: the first row and the number of rows of each. A scalar is one row.

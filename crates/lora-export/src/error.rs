@@ -119,6 +119,23 @@ pub enum Error {
         /// Why, and what to do.
         why: String,
     },
+    /// An adapter's names cannot be put right without a guess.
+    #[error("{}: {why}", adapter.display())]
+    Repair {
+        /// The adapter's folder.
+        adapter: PathBuf,
+        /// What is not clear, and what to do.
+        why: String,
+    },
+    /// An adapter is not sound under its right names either.
+    #[error("{}: with its names put right it still cannot be used: {source}", adapter.display())]
+    Unrepaired {
+        /// The adapter's folder.
+        adapter: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: Box<Error>,
+    },
     /// Adapters cannot be mixed in the way that was asked for.
     #[error("{}: `{module}` {why}", adapter.display())]
     Mix {
@@ -139,7 +156,7 @@ pub enum Error {
         source: lora_core::Error,
     },
     /// A value does not fit into the output dtype.
-    #[error("tensor `{tensor}`: {count} values do not fit into {dtype}; merge with dtype bfloat16 or float32")]
+    #[error("tensor `{tensor}`: {count} values do not fit into {dtype}; choose bfloat16 or float32")]
     Overflow {
         /// The tensor.
         tensor: String,

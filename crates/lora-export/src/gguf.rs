@@ -2,18 +2,24 @@
 
 mod arch;
 mod encode;
+mod k_quants;
+mod metadata;
+mod mixture;
 mod vocab;
 
 use crate::change::blocks;
 use crate::error::{Error, Result};
 use crate::plan::{Plan, began_as};
-use arch::{Arch, Transform, refuse};
+use arch::{Arch, Part, Transform, refuse};
 use encode::encode;
 use lora_core::LoraSpec;
 use lora_format::{
-    AdapterModule, Checkpoint, GGUF_BLOCK, GgufTensor, GgufType, GgufValue, GgufWriter, LoraTensors, read_adapter,
+    AdapterModule, Checkpoint, GgufTensor, GgufType, GgufValue, GgufWriter, HfConfig, LoraTensors, read_adapter,
     read_hf_config, read_json_object,
 };
+pub use mixture::GgufFileType;
+use mixture::Sizes;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tch::{Kind, Tensor};
 
@@ -24,23 +30,48 @@ pub struct GgufReport {
     pub tensors: usize,
     /// The bytes of all of them.
     pub bytes: u64,
-    /// Those that could not be stored in the type asked for, because their rows are no multiple of 32: they are float16.
-    pub wider: Vec<String>,
+    /// How many tensors each type has.
+    pub types: BTreeMap<&'static str, usize>,
+    /// Those whose rows have no form in the type that they were meant to have.
+    pub fallbacks: Vec<GgufFallback>,
+    /// What llama.cpp does otherwise with this model, for people.
+    pub notes: Vec<String>,
+}
+
+/// A tensor in another type than it was meant to have, because its rows are no multiple of the type's block.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GgufFallback {
+    /// Its name in GGUF.
+    pub tensor: String,
+    /// The type that it was meant to have.
+    pub wanted: GgufType,
+    /// The type that it has: llama.cpp's choice.
+    pub stored: GgufType,
+}
+
+/// A tensor of the file, and the tensors of the checkpoint that it is made of: one, or one for each expert.
+struct Planned {
+    name: String,
+    sources: Vec<String>,
+    transform: Transform,
+    shape: Vec<i64>,
 }
 
 /// Writes a base, with adapters merged into it where there are any, as one GGUF file with tokenizer and chat template.
 ///
-/// Matrices are stored as `kind`; vectors as float32; with `Q4_0`, embedding and head as `Q8_0`, which suffer most. Memory
-/// holds the largest tensor twice. `progress` hears the bytes written so far and in all.
+/// Matrices are stored as `kind` says; vectors as float32. With `Q4_0`, embedding and head are `Q8_0`, which suffer most; the
+/// mixtures and `Q6_K` follow llama.cpp's rules by layer. A matrix whose rows a type cannot hold gets the one that llama.cpp
+/// takes for it, and is reported. Memory holds the largest tensor twice, of experts the file's form of all and one of them
+/// twice. `progress` hears the bytes written so far and in all.
 ///
 /// # Errors
-/// [`Error::Gguf`] for a family, a setting or a tokenizer that llama.cpp computes otherwise or does not know; as
-/// [`merge`](crate::merge()) for adapters and files.
+/// [`Error::Gguf`] for a family, a setting or a tokenizer that llama.cpp computes otherwise or does not know;
+/// [`Error::Overflow`] for values that the type cannot hold; as [`merge`](crate::merge()) for adapters and files.
 pub fn export_gguf(
     base: &Path,
     adapters: &[PathBuf],
     out: &Path,
-    kind: GgufType,
+    kind: GgufFileType,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<GgufReport> {
     let file = base.join("config.json");
@@ -48,42 +79,36 @@ pub fn export_gguf(
     let arch = Arch::of(&file, &hf.model_type)?;
     let checkpoint = Checkpoint::open(base)?;
     let plan = if adapters.is_empty() { None } else { Some(Plan::make(&checkpoint, &raw, adapters)?) };
+    let facts = metadata::metadata(&arch, &hf, &file)?;
     let mut metadata = vec![
         ("general.architecture".to_string(), GgufValue::Text(arch.name.into())),
         ("general.name".to_string(), GgufValue::Text(name_of(base))),
-        ("general.file_type".to_string(), GgufValue::U32(file_type(kind))),
+        ("general.file_type".to_string(), GgufValue::U32(kind.id())),
         ("general.quantization_version".to_string(), GgufValue::U32(2)),
     ];
-    metadata.extend(arch.metadata(&hf, &file)?);
+    metadata.extend(facts.list);
     metadata.extend(vocab::metadata(base, &hf)?);
 
-    let untied = plan.as_ref().and_then(|p| p.untied);
-    let mut names: Vec<String> = checkpoint.names().map(String::from).collect();
-    names.extend(untied.filter(|pair| !checkpoint.contains(pair.head)).map(|pair| pair.head.to_string()));
-    // A head that is stored beside the embedding it is tied to is a copy.
-    names.retain(|n| !(hf.tie_word_embeddings && untied.is_none() && n == "lm_head.weight"));
-    let mut parts = Vec::new();
-    let mut wider = Vec::new();
-    for name in names {
-        let Some((gguf, transform)) = arch.name(&hf, &name) else {
-            if ["rotary_emb.inv_freq", "attn.bias", "attn.masked_bias"].iter().any(|end| name.ends_with(end)) {
-                continue;
-            }
-            return Err(refuse(&file, format!("tensor `{name}` has no name in GGUF for {}", arch.name)));
-        };
-        let source = if checkpoint.contains(&name) { name.clone() } else { source_of(plan.as_ref(), &name) };
-        let mut shape = checkpoint.info(&source)?.shape.clone();
-        if transform == Transform::Transpose {
-            shape.reverse();
+    let mut fallbacks = Vec::new();
+    let parts = lay_out(&arch, &hf, &checkpoint, plan.as_ref(), &file, facts.experts)?;
+    let has_head = parts.iter().any(|part| part.name == "output.weight");
+    let sizes = Sizes {
+        layers: hf.num_hidden_layers,
+        experts: facts.experts,
+        tied: !has_head,
+        llama_70b: arch.name == "llama"
+            && hf.num_hidden_layers == 80
+            && hf.num_attention_heads != hf.num_key_value_heads,
+    };
+    let mut tensors = Vec::new();
+    for Planned { name, shape, .. } in &parts {
+        let (wanted, stored) = kind.of(name, shape, &sizes);
+        if wanted != stored {
+            fallbacks.push(GgufFallback { tensor: name.clone(), wanted, stored });
         }
-        let stored = stored_kind(&gguf, &shape, kind);
-        if stored != kind && stored == GgufType::F16 {
-            wider.push(gguf.clone());
-        }
-        parts.push((name, transform, GgufTensor { name: gguf, shape, kind: stored }));
+        tensors.push(GgufTensor { name: name.clone(), shape: shape.clone(), kind: stored });
     }
-    let factors = Arch::rope_factors(&hf);
-    let mut tensors: Vec<GgufTensor> = parts.iter().map(|(_, _, t)| t.clone()).collect();
+    let factors = metadata::rope_factors(&hf);
     tensors.extend(factors.as_ref().map(|f| GgufTensor {
         name: "rope_freqs.weight".into(),
         shape: vec![f.len() as i64],
@@ -93,10 +118,13 @@ pub fn export_gguf(
     let mut writer = GgufWriter::create(out, &metadata, &tensors)?;
     let mut done = 0;
     progress(0, bytes);
-    for (name, transform, tensor) in &parts {
-        let whole = read_whole(name, &checkpoint, plan.as_ref())?;
-        let turned = apply(name, &whole, *transform)?;
-        writer.put(&tensor.name, &encode(name, &turned, tensor.kind)?)?;
+    for (Planned { sources, transform, .. }, tensor) in parts.iter().zip(&tensors) {
+        let mut encoded = Vec::with_capacity(tensor.bytes() as usize);
+        for name in sources {
+            let whole = read_whole(name, &checkpoint, plan.as_ref())?;
+            encoded.extend(encode(name, &apply(name, &whole, *transform)?, tensor.kind)?);
+        }
+        writer.put(&tensor.name, &encoded)?;
         done += tensor.bytes();
         progress(done, bytes);
     }
@@ -106,7 +134,71 @@ pub fn export_gguf(
         progress(bytes, bytes);
     }
     writer.finish()?;
-    Ok(GgufReport { tensors: tensors.len(), bytes, wider })
+    Ok(GgufReport { tensors: tensors.len(), bytes, types: count_types(&tensors), fallbacks, notes: facts.notes })
+}
+
+/// Every tensor of the file: its name, what it is made of, what is done to that, and its shape.
+fn lay_out(
+    arch: &Arch,
+    hf: &HfConfig,
+    checkpoint: &Checkpoint,
+    plan: Option<&Plan>,
+    file: &Path,
+    experts: i64,
+) -> Result<Vec<Planned>> {
+    let untied = plan.and_then(|p| p.untied);
+    let mut names: Vec<String> = checkpoint.names().map(String::from).collect();
+    names.extend(untied.filter(|pair| !checkpoint.contains(pair.head)).map(|pair| pair.head.to_string()));
+    let tied = hf.tie_word_embeddings && untied.is_none();
+    // A head that is stored beside the embedding it is tied to is a copy.
+    names.retain(|n| !(tied && (n == "lm_head.weight" || arch.own_head == Some(n.as_str()))));
+    let mut parts = Vec::new();
+    let mut slices: BTreeMap<String, BTreeMap<usize, String>> = BTreeMap::new();
+    for name in names {
+        let Some(Part { name: gguf, transform, expert }) = arch.part(hf, &name) else {
+            let skipped = ["rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "attention.bias", "masked_bias"];
+            if skipped.iter().any(|end| name.ends_with(end)) {
+                continue;
+            }
+            return Err(refuse(file, format!("tensor `{name}` has no name in GGUF for {}", arch.name)));
+        };
+        if let Some(expert) = expert {
+            slices.entry(gguf).or_default().insert(expert, name);
+            continue;
+        }
+        let source = if checkpoint.contains(&name) { name.clone() } else { source_of(plan, &name) };
+        let mut shape = checkpoint.info(&source)?.shape.clone();
+        if transform == Transform::Transpose {
+            shape.reverse();
+        }
+        if gguf == "token_embd.weight" && tied && arch.own_head.is_some() {
+            let (head, sources) = ("output.weight".into(), vec![name.clone()]);
+            parts.push(Planned { name: head, sources, transform, shape: shape.clone() });
+        }
+        parts.push(Planned { name: gguf, sources: vec![name], transform, shape });
+    }
+    for (gguf, slices) in slices {
+        let first = slices.values().next().map(|name| checkpoint.info(name)).transpose()?;
+        let shape = first.map(|info| info.shape.clone()).unwrap_or_default();
+        let all = slices.keys().copied().eq(0..experts as usize);
+        let mut same = true;
+        for name in slices.values() {
+            same &= checkpoint.info(name)?.shape == shape;
+        }
+        if !all || !same {
+            let why = format!("`{gguf}` is not made of {experts} experts of one shape; the checkpoint is not whole");
+            return Err(refuse(file, why));
+        }
+        let (shape, sources) = ([vec![experts], shape].concat(), slices.into_values().collect());
+        parts.push(Planned { name: gguf, sources, transform: Transform::Keep, shape });
+    }
+    Ok(parts)
+}
+
+fn count_types(tensors: &[GgufTensor]) -> BTreeMap<&'static str, usize> {
+    let mut types = BTreeMap::new();
+    tensors.iter().for_each(|t| *types.entry(t.kind.name()).or_default() += 1);
+    types
 }
 
 /// Writes an adapter as a GGUF file that llama.cpp loads beside the model's.
@@ -141,8 +233,11 @@ pub fn export_gguf_lora(base: &Path, adapter: &Path, out: &Path, kind: GgufType)
             ));
         };
         let name = format!("{module}.weight");
-        let Some((gguf, transform)) = arch.name(&hf, &name) else {
-            return Err(refuse(adapter, format!("`{module}` has no name in GGUF for {}", arch.name)));
+        let Some(Part { name: gguf, transform, expert: None }) = arch.part(&hf, &name) else {
+            return Err(refuse(
+                adapter,
+                format!("`{module}` has no name of its own in GGUF for {}; {merge}", arch.name),
+            ));
         };
         let fail = |e: lora_core::Error| Error::merge(&name, e);
         let r = config.rank_of(module)?;
@@ -151,7 +246,7 @@ pub fn export_gguf_lora(base: &Path, adapter: &Path, out: &Path, kind: GgufType)
         let b = b.f_mul_scalar(own).map_err(|e| Error::merge(&name, e))?;
         // The rows of B are those of the weight; a transposed weight has an adapter like any other's.
         let b = match transform {
-            Transform::Pairs { .. } => apply(&name, &b, transform)?,
+            Transform::Pairs { .. } | Transform::PerHead { .. } => apply(&name, &b, transform)?,
             _ => b,
         };
         for (part, tensor) in [("lora_a", a.shallow_clone()), ("lora_b", b)] {
@@ -163,7 +258,7 @@ pub fn export_gguf_lora(base: &Path, adapter: &Path, out: &Path, kind: GgufType)
         ("general.architecture", GgufValue::Text(arch.name.into())),
         ("general.type", GgufValue::Text("adapter".into())),
         ("general.name", GgufValue::Text(name_of(adapter))),
-        ("general.file_type", GgufValue::U32(file_type(kind))),
+        ("general.file_type", GgufValue::U32(GgufFileType::Plain(kind).id())),
         ("adapter.type", GgufValue::Text("lora".into())),
         ("adapter.lora.alpha", GgufValue::F32(alpha as f32)),
     ]
@@ -175,31 +270,8 @@ pub fn export_gguf_lora(base: &Path, adapter: &Path, out: &Path, kind: GgufType)
     }
     writer.finish()?;
     let bytes = tensors.iter().map(GgufTensor::bytes).sum();
-    Ok(GgufReport { tensors: tensors.len(), bytes, wider: Vec::new() })
-}
-
-/// llama.cpp's number of a mostly-so-stored file.
-fn file_type(kind: GgufType) -> u32 {
-    match kind {
-        GgufType::F32 => 0,
-        GgufType::F16 => 1,
-        GgufType::Q4_0 => 2,
-        GgufType::Q8_0 => 7,
-        GgufType::BF16 => 32,
-    }
-}
-
-/// Vectors, and tables that are added to others, stay float32, as llama.cpp adds them.
-fn stored_kind(name: &str, shape: &[i64], kind: GgufType) -> GgufType {
-    if shape.len() < 2 || name.starts_with("position_embd") {
-        return GgufType::F32;
-    }
-    let kind = match kind {
-        GgufType::Q4_0 if name.starts_with("token_embd") || name.starts_with("output.") => GgufType::Q8_0,
-        kind => kind,
-    };
-    let fits = shape.last().is_some_and(|columns| columns % GGUF_BLOCK as i64 == 0);
-    if kind.is_blocked() && !fits { GgufType::F16 } else { kind }
+    let (fallbacks, notes) = (Vec::new(), Vec::new());
+    Ok(GgufReport { tensors: tensors.len(), bytes, types: count_types(&tensors), fallbacks, notes })
 }
 
 fn name_of(dir: &Path) -> String {
@@ -231,6 +303,12 @@ fn apply(name: &str, t: &Tensor, transform: Transform) -> Result<Tensor> {
         Transform::Keep => Ok(t.shallow_clone()),
         Transform::PlusOne => t.f_add_scalar(1.0),
         Transform::Transpose => t.f_tr(),
+        Transform::PerHead { heads } => {
+            let size = t.size();
+            let mut split = vec![heads, 3, size[0] / heads / 3];
+            split.extend(&size[1..]);
+            t.f_reshape(split.as_slice()).and_then(|t| t.f_transpose(0, 1)).and_then(|t| t.f_reshape(size.as_slice()))
+        }
         Transform::Pairs { heads } => {
             let size = t.size();
             let half = size[0] / heads / 2;

@@ -25,13 +25,15 @@ mod mix;
 mod orient;
 mod plan;
 mod provenance;
+mod repair;
 mod tied;
 mod verify;
 
 pub use error::{Error, Result};
 pub use extract::{ExtractReport, extract};
-pub use gguf::{GgufReport, export_gguf, export_gguf_lora};
+pub use gguf::{GgufFallback, GgufFileType, GgufReport, export_gguf, export_gguf_lora};
 pub use lora_core::{Combination, MajoritySign, MixOptions};
 pub use merge::{MergeOptions, MergeReport, merge};
 pub use mix::{MixReport, Weighted, mix_adapters};
+pub use repair::{Renamed, Repair, repair_adapter};
 pub use verify::{Agreement, verify};

@@ -1,6 +1,6 @@
 //! A base model and adapters made into one model folder.
 
-use crate::change::blocks;
+use crate::change::{Change, all_finite, blocks, count_infinite};
 use crate::companions;
 use crate::error::{Error, Result};
 use crate::plan::{Plan, is_float};
@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use tch::{Device, Kind, TchError, Tensor};
+use tch::{Kind, TchError};
 
 /// How to merge.
 #[derive(Debug, Clone, Default)]
@@ -124,25 +124,31 @@ impl Planned {
         self.shape.iter().product::<i64>() as u64
     }
 
-    /// The tensor, put together from blocks of rows and rounded to its dtype; a finite value that would become infinite
-    /// is refused.
-    fn fill(&self, rows: impl Fn(i64, i64) -> Result<Tensor>) -> Result<Tensor> {
+    /// Writes the tensor block by block, each rounded to its dtype; a finite value that would become infinite is refused.
+    fn put(&self, writer: &mut TensorWriter, base: &Checkpoint, change: Option<&Change>) -> Result<()> {
         let name = self.name.as_str();
-        let fail = |e| Error::merge(name, e);
-        let whole = Tensor::f_empty(&self.shape, (self.kind, Device::Cpu)).map_err(fail)?;
+        let fail = |e: TchError| Error::merge(name, e);
+        if self.elements() == 0 {
+            return Ok(writer.put_bytes(name, &[])?);
+        }
         let mut lost = 0;
         for (first, count) in blocks(&self.shape) {
-            let exact = rows(first, count)?;
-            let mut target = whole.f_atleast_1d().and_then(|t| t.f_narrow(0, first, count)).map_err(fail)?;
-            target.f_copy_(&exact).map_err(fail)?;
-            if exact.kind() != self.kind {
-                lost += lost_values(&exact, &target).map_err(fail)?;
+            let exact = match change {
+                Some(change) => change.unchecked_rows(name, base, first, count)?,
+                None => base.read_rows(name, first, count)?,
+            };
+            let rounded = exact.f_to_kind(self.kind).map_err(fail)?;
+            // What is finite after rounding was so before.
+            if is_float(self.kind) && !all_finite(&rounded).map_err(fail)? {
+                change.map_or(Ok(()), |change| change.refuse_infinite(name, &exact))?;
+                lost += count_infinite(&rounded).map_err(fail)? - count_infinite(&exact).map_err(fail)?;
             }
+            writer.put_rows(name, &rounded)?;
         }
         if lost > 0 {
             return Err(Error::Overflow { tensor: name.into(), count: lost, dtype: lora_torch::kind_name(self.kind) });
         }
-        Ok(whole)
+        Ok(())
     }
 }
 
@@ -171,11 +177,8 @@ impl<'a> Shard<'a> {
             let name = tensor.name.as_str();
             match plan.changes.get(name) {
                 // A head that was untied without a change of its own is in `changes`, too.
-                None if base.info(name)?.kind == tensor.kind => writer.put_bytes(name, base.bytes(name)?)?,
-                None => writer.put(name, &tensor.fill(|first, count| Ok(base.read_rows(name, first, count)?))?)?,
-                Some(change) => {
-                    writer.put(name, &tensor.fill(|first, count| change.rows(name, base, first, count))?)?
-                }
+                None if base.info(name)?.kind == tensor.kind => base.copy(name, &mut writer)?,
+                change => tensor.put(&mut writer, base, change)?,
             }
             wrote(tensor.bytes());
         }
@@ -183,17 +186,7 @@ impl<'a> Shard<'a> {
     }
 }
 
-/// How many values are finite before rounding and not after.
-fn lost_values(exact: &Tensor, rounded: &Tensor) -> std::result::Result<i64, TchError> {
-    // A sum is finite only if every value is; it is cheaper than counting, and may only err on the side of counting.
-    if rounded.f_sum(Kind::Double)?.f_double_value(&[])?.is_finite() {
-        return Ok(0);
-    }
-    let infinite = |t: &Tensor| t.f_isfinite()?.f_logical_not()?.f_sum(Kind::Int64)?.f_int64_value(&[]);
-    Ok(infinite(rounded)? - infinite(exact)?)
-}
-
-fn check_output(out: &Path) -> Result<()> {
+pub(crate) fn check_output(out: &Path) -> Result<()> {
     let taken = match fs::read_dir(out) {
         Ok(mut entries) => entries.next().is_some(),
         // Neither a folder nor nothing: a file, or a link that leads nowhere.
@@ -202,7 +195,7 @@ fn check_output(out: &Path) -> Result<()> {
     if taken { Err(Error::OutputTaken { path: out.into() }) } else { Ok(()) }
 }
 
-fn make_parent(out: &Path) -> Result<PathBuf> {
+pub(crate) fn make_parent(out: &Path) -> Result<PathBuf> {
     let parent = match out.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),

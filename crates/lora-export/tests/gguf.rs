@@ -6,7 +6,7 @@ mod common;
 
 use common::{fixtures, temp};
 use lora_core::{LoraSpec, delta};
-use lora_export::{Error, MergeOptions, export_gguf, export_gguf_lora, merge};
+use lora_export::{Error, GgufFileType, MergeOptions, export_gguf, export_gguf_lora, merge};
 use lora_format::{AdapterModule, Checkpoint, GgufType, LoraTensors, read_adapter};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,6 +14,12 @@ use tch::{Kind, Tensor};
 
 /// A product of up to 4 ranks in fp32, in two orders.
 const SUM_TOLERANCE: f64 = 1e-6;
+
+const F32: GgufFileType = GgufFileType::Plain(GgufType::F32);
+const F16: GgufFileType = GgufFileType::Plain(GgufType::F16);
+const BF16: GgufFileType = GgufFileType::Plain(GgufType::BF16);
+const Q8_0: GgufFileType = GgufFileType::Plain(GgufType::Q8_0);
+const Q4_0: GgufFileType = GgufFileType::Plain(GgufType::Q4_0);
 
 /// A file as it was read: texts and numbers of the metadata, and float32 tensors, rows first.
 struct Read {
@@ -84,6 +90,7 @@ fn read(path: &Path) -> Read {
             1 | 30 => 2 * n,
             8 => n / 32 * 34,
             2 => n / 32 * 18,
+            6 => n / 32 * 22,
             other => panic!("type {other}"),
         }
     };
@@ -108,7 +115,7 @@ impl Read {
     }
 }
 
-fn exported(base: &Path, adapters: &[PathBuf], kind: GgufType) -> Read {
+fn exported(base: &Path, adapters: &[PathBuf], kind: GgufFileType) -> Read {
     let dir = temp();
     let path = dir.path().join("x.gguf");
     let mut heard = Vec::new();
@@ -129,7 +136,7 @@ fn paired(t: &Tensor, heads: i64) -> Tensor {
 #[test]
 fn a_llama_is_turned_as_llama_cpp_rotates_it_and_all_else_is_kept() {
     let base = fixtures().join("llama");
-    let got = exported(&base, &[], GgufType::F32);
+    let got = exported(&base, &[], F32);
     let c = Checkpoint::open(&base).unwrap();
     let of = |name: &str| c.read(name).unwrap();
     for (gguf, wanted) in [
@@ -174,16 +181,16 @@ fn other_families_are_stored_as_llama_cpp_reads_them() {
         config.replace("\"query_pre_attn_scalar\": 256", "\"query_pre_attn_scalar\": 16"),
     )
     .unwrap();
-    let (got, c) = (exported(&gemma, &[], GgufType::F32), Checkpoint::open(&gemma).unwrap());
+    let (got, c) = (exported(&gemma, &[], F32), Checkpoint::open(&gemma).unwrap());
     let norm = c.read("model.layers.0.pre_feedforward_layernorm.weight").unwrap() + 1.0;
     assert!(got.f32("blk.0.ffn_norm.weight").equal(&norm));
     assert!(!got.tensors.contains_key("output.weight"), "a tied head is the embedding");
     let gpt2 = fixtures().join("gpt2");
-    let (got, c) = (exported(&gpt2, &[], GgufType::F16), Checkpoint::open(&gpt2).unwrap());
+    let (got, c) = (exported(&gpt2, &[], F16), Checkpoint::open(&gpt2).unwrap());
     assert_eq!(got.tensors["blk.0.attn_qkv.weight"].0, [96, 32]);
     assert!(got.f32("blk.0.attn_qkv.bias").equal(&c.read("transformer.h.0.attn.c_attn.bias").unwrap()));
     assert!(got.f32("position_embd.weight").equal(&c.read("transformer.wpe.weight").unwrap()));
-    let rope3 = exported(&fixtures().join("llama_tied_rope3"), &[], GgufType::F32);
+    let rope3 = exported(&fixtures().join("llama_tied_rope3"), &[], F32);
     assert_eq!(rope3.tensors["rope_freqs.weight"].0, [4]);
 }
 
@@ -197,7 +204,7 @@ fn adapters_are_merged_on_the_way_as_merge_does_it() {
         let dir = temp();
         let merged = dir.path().join("merged");
         merge(&base, std::slice::from_ref(&adapter), &merged, &MergeOptions::default(), &mut |_, _| {}).unwrap();
-        let (one, two) = (exported(&base, &[adapter], GgufType::F32), exported(&merged, &[], GgufType::F32));
+        let (one, two) = (exported(&base, &[adapter], F32), exported(&merged, &[], F32));
         assert!(one.tensors == two.tensors, "{family}/{variant}");
     }
 }
@@ -207,11 +214,67 @@ fn types_are_those_asked_for_where_rows_allow_it() {
     let base = fixtures().join("llama");
     let kinds =
         |kind| exported(&base, &[], kind).tensors.into_iter().map(|(n, (_, k, _))| (n, k)).collect::<BTreeMap<_, _>>();
-    let (q8, q4, bf16) = (kinds(GgufType::Q8_0), kinds(GgufType::Q4_0), kinds(GgufType::BF16));
+    let (q8, q4, bf16) = (kinds(Q8_0), kinds(Q4_0), kinds(BF16));
     // Rows of 32 fit, those of 80 do not.
     assert_eq!((q8["blk.0.attn_q.weight"], q8["blk.0.ffn_down.weight"], q8["output_norm.weight"]), (8, 1, 0));
     assert_eq!((q4["blk.0.attn_q.weight"], q4["token_embd.weight"], q4["output.weight"]), (2, 8, 8));
     assert_eq!((bf16["blk.0.ffn_down.weight"], bf16["blk.0.attn_norm.weight"]), (30, 0));
+}
+
+#[test]
+fn a_mixture_falls_back_as_llama_cpp_does_and_says_so() {
+    let dir = temp();
+    let path = dir.path().join("x.gguf");
+    let base = fixtures().join("llama");
+    let report = export_gguf(&base, &[], &path, GgufFileType::Q4KM, &mut |_, _| {}).unwrap();
+    let of = |name: &str| report.fallbacks.iter().find(|f| f.tensor == name).map(|f| (f.wanted, f.stored));
+    // Rows of 32 have no block of 256, those of 80 none of 32.
+    assert_eq!(of("blk.0.attn_q.weight"), Some((GgufType::Q4K, GgufType::Q5_0)));
+    assert_eq!(of("output.weight"), Some((GgufType::Q6K, GgufType::Q8_0)));
+    assert_eq!(of("blk.1.ffn_down.weight"), Some((GgufType::Q6K, GgufType::F16)));
+    assert_eq!(of("output_norm.weight"), None);
+    let read = read(&path);
+    assert_eq!((read.tensors["blk.0.attn_q.weight"].1, read.texts["general.file_type"].as_str()), (6, "15"));
+    assert_eq!(report.types.values().sum::<usize>(), report.tensors);
+}
+
+#[test]
+fn experts_lie_in_one_tensor_in_their_order() {
+    let base = fixtures().join("mixtral");
+    let (got, c) = (exported(&base, &[], F32), Checkpoint::open(&base).unwrap());
+    for (gguf, part) in [("ffn_gate_exps", "w1"), ("ffn_up_exps", "w3"), ("ffn_down_exps", "w2")] {
+        let of = |e: i64| c.read(&format!("model.layers.1.block_sparse_moe.experts.{e}.{part}.weight")).unwrap();
+        let wanted = Tensor::stack(&[of(0), of(1), of(2), of(3)], 0);
+        assert!(got.f32(&format!("blk.1.{gguf}.weight")).equal(&wanted), "{gguf}");
+    }
+    let half = exported(&base, &[], F16);
+    assert_eq!((half.tensors["blk.0.ffn_gate_inp.weight"].1, half.tensors["blk.0.ffn_up_exps.weight"].1), (0, 1));
+    assert_eq!((got.texts["llama.expert_count"].as_str(), got.texts["llama.expert_used_count"].as_str()), ("4", "2"));
+}
+
+#[test]
+fn heads_of_a_neox_are_parted_into_queries_keys_and_values() {
+    let base = fixtures().join("gpt_neox");
+    let (got, c) = (exported(&base, &[], F32), Checkpoint::open(&base).unwrap());
+    let stored = c.read("gpt_neox.layers.0.attention.query_key_value.weight").unwrap();
+    // Head h of four has its query in rows 24 h.., its key 8 rows on, its value 16.
+    let rows: Vec<i64> = (0..96).map(|i| i % 32 / 8 * 24 + i / 32 * 8 + i % 8).collect();
+    let wanted = stored.index_select(0, &Tensor::from_slice(&rows));
+    assert!(got.f32("blk.0.attn_qkv.weight").equal(&wanted));
+    assert_eq!(got.texts["gptneox.rope.dimension_count"], "2");
+}
+
+#[test]
+fn a_window_that_llama_cpp_lacks_ends_the_context_and_granite_keeps_its_scales() {
+    let dir = temp();
+    let path = dir.path().join("x.gguf");
+    let report = export_gguf(&fixtures().join("mistral"), &[], &path, F16, &mut |_, _| {}).unwrap();
+    assert_eq!(read(&path).texts["llama.context_length"], "8");
+    assert!(report.notes[0].contains("8 tokens"), "{:?}", report.notes);
+    let granite = exported(&fixtures().join("granite"), &[], F32).texts;
+    let of = |key: &str| granite[&format!("granite.{key}")].as_str();
+    assert_eq!((of("attention.scale"), of("embedding_scale")), ("0.2", "2"));
+    assert_eq!((of("residual_scale"), of("logit_scale")), ("0.5", "4"));
 }
 
 #[test]
@@ -259,17 +322,16 @@ fn what_llama_cpp_would_compute_otherwise_is_refused_and_nothing_is_left() {
         let dir = temp();
         let path = dir.path().join("x.gguf");
         let error = match adapter {
-            None => export_gguf(base, &[], &path, GgufType::F16, &mut |_, _| {}).unwrap_err(),
+            None => export_gguf(base, &[], &path, F16, &mut |_, _| {}).unwrap_err(),
             Some(adapter) => export_gguf_lora(base, adapter, &path, GgufType::F32).unwrap_err(),
         };
         assert!(matches!(error, Error::Gguf { .. }), "{error}");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
         error.to_string()
     };
-    assert!(refusal(&fixtures().join("olmo2"), None).contains("model_type = \"olmo2\""));
+    assert!(refusal(&fixtures().join("qwen3_moe"), None).contains("decoder_sparse_step"));
     assert!(refusal(&fixtures().join("gemma2"), None).contains("query_pre_attn_scalar"));
     assert!(refusal(&fixtures().join("gemma3"), None).contains("query_pre_attn_scalar"));
-    assert!(refusal(&fixtures().join("mistral"), None).contains("sliding_window"));
     assert!(refusal(&fixtures().join("llama_longrope"), None).contains("longrope"));
     let llama = fixtures().join("llama");
     for variant in ["dora", "lora_bias", "head_saved", "pissa", "embedding"] {

@@ -2,6 +2,7 @@
 
 use crate::adapter_config::AdapterConfig;
 use crate::error::{Error, Result, TensorFault};
+use crate::repair::{KeyRule, RepairedKey, adapter_key, repair_key};
 use crate::tensor_file::TensorFile;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -85,7 +86,10 @@ pub fn read_adapter(dir: &Path) -> Result<AdapterFolder> {
     let file = TensorFile::open(&path)?;
     let mut parts: BTreeMap<&str, Parts> = BTreeMap::new();
     for name in file.names() {
-        let (module, part) = split_name(name, &config).map_err(|why| unexpected(&path, name, why))?;
+        let (module, part) = split_name(name, &config).map_err(|why| unexpected_name(&path, name, why))?;
+        if repair_key(name).is_some_and(|(_, rules)| rules.iter().any(KeyRule::is_around)) {
+            return Err(unexpected_name(&path, name, "it holds the name of a wrapper"));
+        }
         let tensor = read_float(&file, name)?;
         let parts = parts.entry(module).or_default();
         match part {
@@ -210,7 +214,7 @@ impl Parts {
             _ => true,
         };
         if !targeted {
-            return extra(first, "the module is not among target_modules");
+            return extra(first, "the module is not among target_modules; `lora repair` writes them anew");
         }
         for (suffix, given, asked) in [
             (MAGNITUDE, self.magnitude.is_some(), config.use_dora),
@@ -302,6 +306,16 @@ fn read_float(file: &TensorFile, name: &str) -> Result<Tensor> {
         return Err(Error::tensor(file.path(), name, fault));
     }
     file.read(name)?.f_to_kind(Kind::Float).map_err(|e| Error::tch(file.path(), e))
+}
+
+/// An unknown name, with the remedy where its history is known.
+fn unexpected_name(path: &Path, name: &str, why: &'static str) -> Error {
+    let becomes = match repair_key(name) {
+        Some((RepairedKey::Tensor { module, end }, rules)) if !rules.is_empty() => adapter_key(&module, &end),
+        Some((RepairedKey::Alpha { .. }, _)) => "lora_alpha of the configuration".into(),
+        _ => return unexpected(path, name, why),
+    };
+    Error::tensor(path, name, TensorFault::Repairable { why, becomes })
 }
 
 fn unexpected(path: &Path, name: &str, why: &'static str) -> Error {

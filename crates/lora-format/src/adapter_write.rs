@@ -5,7 +5,7 @@ use crate::adapter::{
     LORA_EMBEDDING_A, LORA_EMBEDDING_B, MAGNITUDE, PREFIX, check_module,
 };
 use crate::adapter_config::AdapterConfig;
-use crate::atomic::write_atomic;
+use crate::atomic::{create_staging_dir, parent, sync_dir, write_atomic};
 use crate::error::{Error, Result};
 use crate::writer::write_tensors;
 use serde_json::Value;
@@ -14,7 +14,7 @@ use std::path::Path;
 use tch::{Kind, Tensor};
 
 /// Writes `adapter_model.safetensors` and then `adapter_config.json`, as PEFT's `save_pretrained` lays them out; the
-/// folder is made if it is not there. Tensors are saved as float32.
+/// folder, if it is not there, appears with both of them or not at all. Tensors are saved as float32.
 ///
 /// PEFT saves the frozen weight of an embedding or head that is a target; it is written when the module carries it.
 ///
@@ -56,12 +56,27 @@ pub fn write_adapter(dir: &Path, config: &AdapterConfig, modules: &BTreeMap<Stri
     if tensors.is_empty() {
         return Err(Error::EmptyAdapter { path });
     }
-    std::fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
-    write_tensors(&path, &tensors, &BTreeMap::from([("format".to_string(), "pt".to_string())]))?;
     let text = serde_json::to_string_pretty(&Value::Object(config.to_json())).map_err(|source| Error::Json {
         path: config_path.clone(),
         excerpt: String::new(),
         source,
     })?;
-    write_atomic(&config_path, text.as_bytes())
+    let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
+    let write = |dir: &Path| {
+        write_tensors(&dir.join(ADAPTER_WEIGHTS), &tensors, &metadata)?;
+        write_atomic(&dir.join(ADAPTER_CONFIG), text.as_bytes())
+    };
+    if dir.exists() {
+        return write(dir);
+    }
+    // A new folder appears with all that belongs into it, or not at all.
+    let above = parent(dir);
+    std::fs::create_dir_all(above).map_err(|e| Error::io("create", above, e))?;
+    let staging = create_staging_dir(dir)?;
+    write(staging.path())?;
+    sync_dir(staging.path())?;
+    std::fs::rename(staging.path(), dir).map_err(|e| Error::io("rename to", dir, e))?;
+    // The staged folder has its final name now; there is nothing left to remove.
+    let _ = staging.keep();
+    sync_dir(above)
 }

@@ -6,6 +6,7 @@ use crate::header::TensorInfo;
 use crate::json::read_json_object;
 use crate::pickle::has_pickle_name;
 use crate::tensor_file::TensorFile;
+use crate::writer::TensorWriter;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use tch::Tensor;
@@ -75,6 +76,14 @@ impl Checkpoint {
     /// [`TensorFault::Missing`].
     pub fn bytes(&self, name: &str) -> Result<&[u8]> {
         self.shard_of(name)?.bytes(self.stored(name))
+    }
+
+    /// Hands a tensor over to a file in the making, as it lies in its own.
+    ///
+    /// # Errors
+    /// [`TensorFault::Missing`]; as [`TensorWriter::copy_from`].
+    pub fn copy(&self, name: &str, writer: &mut TensorWriter) -> Result<()> {
+        writer.copy_from(name, self.shard_of(name)?, self.stored(name))
     }
 
     /// The names of all tensors, sorted.

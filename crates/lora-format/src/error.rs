@@ -212,6 +212,14 @@ pub enum TensorFault {
         /// Why.
         why: &'static str,
     },
+    /// It has a name that another tool is known to write.
+    #[error("unexpected: {why}; `lora repair` knows it as `{becomes}`")]
+    Repairable {
+        /// Why.
+        why: &'static str,
+        /// The name that it gets.
+        becomes: String,
+    },
     /// Its elements have a dtype that cannot be used.
     #[error("dtype {got}, but must be {wanted}")]
     Dtype {

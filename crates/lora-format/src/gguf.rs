@@ -8,8 +8,10 @@ use tempfile::NamedTempFile;
 
 /// Where data begins, and each tensor in it, in bytes.
 const ALIGNMENT: u64 = 32;
-/// Weights of a block of the quantised types.
+/// Weights of a block of the small quantised types.
 pub const GGUF_BLOCK: usize = 32;
+/// Weights of a block of the K types.
+pub const GGUF_SUPER_BLOCK: usize = 256;
 
 /// A value of the metadata.
 #[derive(Debug, Clone, PartialEq)]
@@ -43,32 +45,64 @@ pub enum GgufType {
     Q8_0,
     /// Blocks of 32: a float16 scale and 32 half bytes.
     Q4_0,
+    /// Blocks of 32: a float16 scale and 32 numbers of 5 bits.
+    Q5_0,
+    /// Blocks of 32: a float16 scale, a float16 minimum and 32 numbers of 5 bits.
+    Q5_1,
+    /// Blocks of 256: 8 parts, each with a scale and a minimum of 6 bits, and 256 half bytes (`Q4_K`).
+    Q4K,
+    /// Blocks of 256: 8 parts, each with a scale and a minimum of 6 bits, and 256 numbers of 5 bits (`Q5_K`).
+    Q5K,
+    /// Blocks of 256: 16 parts, each with a scale of 8 bits, and 256 numbers of 6 bits (`Q6_K`).
+    Q6K,
 }
 
 impl GgufType {
+    /// Its number in a file, its name, the elements of a block, and the bytes of one.
+    fn facts(self) -> (u32, &'static str, u64, u64) {
+        let (small, large) = (GGUF_BLOCK as u64, GGUF_SUPER_BLOCK as u64);
+        match self {
+            Self::F32 => (0, "f32", 1, 4),
+            Self::F16 => (1, "f16", 1, 2),
+            Self::Q4_0 => (2, "q4_0", small, 18),
+            Self::Q5_0 => (6, "q5_0", small, 22),
+            Self::Q5_1 => (7, "q5_1", small, 24),
+            Self::Q8_0 => (8, "q8_0", small, 34),
+            Self::Q4K => (12, "q4_k", large, 144),
+            Self::Q5K => (13, "q5_k", large, 176),
+            Self::Q6K => (14, "q6_k", large, 210),
+            Self::BF16 => (30, "bf16", 1, 2),
+        }
+    }
+
     fn id(self) -> u32 {
-        match self {
-            Self::F32 => 0,
-            Self::F16 => 1,
-            Self::Q4_0 => 2,
-            Self::Q8_0 => 8,
-            Self::BF16 => 30,
-        }
+        self.facts().0
     }
 
-    /// Whether rows must be a multiple of [`GGUF_BLOCK`].
+    /// Its name as llama.cpp prints it.
+    pub fn name(self) -> &'static str {
+        self.facts().1
+    }
+
+    /// The elements of a block, which a row holds a whole number of; 1 for types without blocks.
+    pub fn block(self) -> u64 {
+        self.facts().2
+    }
+
+    /// Whether rows must be a multiple of [`block`](Self::block).
     pub fn is_blocked(self) -> bool {
-        matches!(self, Self::Q8_0 | Self::Q4_0)
+        self.block() > 1
     }
 
-    /// The bytes of so many elements; of a blocked type a multiple of [`GGUF_BLOCK`].
+    /// Whether a row of so many elements can be stored so.
+    pub fn fits(self, columns: i64) -> bool {
+        columns.unsigned_abs() % self.block() == 0
+    }
+
+    /// The bytes of so many elements; of a blocked type a multiple of [`block`](Self::block).
     pub fn bytes(self, elements: u64) -> u64 {
-        match self {
-            Self::F32 => 4 * elements,
-            Self::F16 | Self::BF16 => 2 * elements,
-            Self::Q8_0 => elements / GGUF_BLOCK as u64 * 34,
-            Self::Q4_0 => elements / GGUF_BLOCK as u64 * 18,
-        }
+        let (.., block, bytes) = self.facts();
+        elements / block * bytes
     }
 }
 
@@ -116,8 +150,8 @@ impl GgufWriter {
         let mut offset = 0u64;
         for tensor in tensors {
             let columns = tensor.shape.last().copied().unwrap_or(1);
-            if tensor.kind.is_blocked() && columns % GGUF_BLOCK as i64 != 0 {
-                let wanted = format!("rows of a multiple of {GGUF_BLOCK}");
+            if !tensor.kind.fits(columns) {
+                let wanted = format!("rows of a multiple of {}", tensor.kind.block());
                 let fault = TensorFault::Shape { got: tensor.shape.clone(), wanted };
                 return Err(Error::tensor(path, tensor.name.clone(), fault));
             }

@@ -6,14 +6,17 @@ use crate::pickle::{has_pickle_magic, has_pickle_name};
 use memmap2::Mmap;
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use tch::Tensor;
 
 /// A safetensors file, mapped and checked; tensors are read on demand.
 #[derive(Debug)]
 pub struct TensorFile {
     path: PathBuf,
+    /// Its position belongs to whoever copies from it.
+    file: Mutex<File>,
     map: Arc<Mmap>,
     header: Header,
 }
@@ -31,7 +34,7 @@ impl TensorFile {
         let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
         let map = map_file(&file).map_err(|e| Error::io("map", path, e))?;
         match header::parse(&map, path) {
-            Ok(header) => Ok(TensorFile { path: path.into(), map: Arc::new(map), header }),
+            Ok(header) => Ok(TensorFile { path: path.into(), file: Mutex::new(file), map: Arc::new(map), header }),
             Err(Error::Header { .. }) if has_pickle_magic(&map) => Err(Error::Pickle { path: path.into() }),
             Err(error) => Err(error),
         }
@@ -67,6 +70,25 @@ impl TensorFile {
     pub fn bytes(&self, name: &str) -> Result<&[u8]> {
         let range = &self.info(name)?.bytes;
         Ok(&self.map[self.header.data_start..][range.clone()])
+    }
+
+    /// Copies the elements of a tensor to another file, at its position; the system does it without this program where it
+    /// can. Returns the bytes copied.
+    ///
+    /// # Errors
+    /// [`TensorFault::Missing`]; [`Error::Io`].
+    pub(crate) fn copy_to(&self, name: &str, out: &mut File) -> Result<u64> {
+        let range = &self.info(name)?.bytes;
+        let (start, length) = ((self.header.data_start + range.start) as u64, range.len() as u64);
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let copied = file.seek(SeekFrom::Start(start)).and_then(|_| std::io::copy(&mut (&mut *file).take(length), out));
+        match copied.map_err(|e| Error::io("copy", &self.path, e))? {
+            copied if copied == length => Ok(copied),
+            copied => {
+                let fault = TensorFault::Size { got: copied as usize, wanted: range.len() };
+                Err(Error::tensor(&self.path, name, fault))
+            }
+        }
     }
 
     /// A copy of a tensor on the CPU in its own dtype.

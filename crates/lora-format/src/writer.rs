@@ -3,6 +3,8 @@
 use crate::atomic::{create_temp, persist};
 use crate::dtype::{SUPPORTED, name_of};
 use crate::error::{Error, Result, TensorFault};
+use crate::tensor_file::TensorFile;
+use crate::write_behind::WriteBehind;
 use lora_torch::{kind_bytes, kind_name, with_bytes};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, HashSet};
@@ -36,6 +38,9 @@ pub struct TensorWriter {
     temp: NamedTempFile,
     plan: Vec<(String, Kind, Vec<i64>)>,
     next: usize,
+    /// Bytes of the next tensor that were written already.
+    begun: usize,
+    behind: WriteBehind,
 }
 
 impl TensorWriter {
@@ -48,7 +53,7 @@ impl TensorWriter {
         let mut temp = create_temp(path)?;
         let length = (header.len() as u64).to_le_bytes();
         temp.write_all(&length).and_then(|()| temp.write_all(&header)).map_err(|e| Error::io("write", path, e))?;
-        Ok(TensorWriter { path: path.into(), temp, plan: plan.to_vec(), next: 0 })
+        Ok(TensorWriter { path: path.into(), temp, plan: plan.to_vec(), next: 0, begun: 0, behind: WriteBehind::new() })
     }
 
     /// Writes the next tensor, from whatever device it is on.
@@ -65,10 +70,38 @@ impl TensorWriter {
         if tensor.kind() != kind {
             return fail(TensorFault::Dtype { got: kind_name(tensor.kind()).into(), wanted: "the announced one" });
         }
-        with_bytes(tensor, |bytes| self.temp.write_all(bytes))
+        self.put_rows(name, tensor)
+    }
+
+    /// Writes the next rows of the next tensor; the tensor is complete with its last row. Rows are written as they come, so
+    /// that no more of a tensor than they need be in memory.
+    ///
+    /// # Errors
+    /// As [`put`](Self::put); [`TensorFault::Size`] for more rows than are left.
+    pub fn put_rows(&mut self, name: &str, rows: &Tensor) -> Result<()> {
+        let (kind, _) = self.due(name)?;
+        if rows.kind() != kind {
+            let fault = TensorFault::Dtype { got: kind_name(rows.kind()).into(), wanted: "the announced one" };
+            return Err(Error::tensor(&self.path, name, fault));
+        }
+        with_bytes(rows, |bytes| self.put_part(name, bytes))
             .map_err(|source| Error::Torch { path: self.path.clone(), source })?
-            .map_err(|e| Error::io("write", &self.path, e))?;
-        self.next += 1;
+    }
+
+    /// Writes the next tensor as it lies in another file, without bringing its elements into this program where the system
+    /// can copy between files.
+    ///
+    /// # Errors
+    /// As [`put_bytes`](Self::put_bytes); [`TensorFault::Missing`] when the other file lacks it.
+    pub fn copy_from(&mut self, name: &str, file: &TensorFile, stored: &str) -> Result<()> {
+        let (got, left) = (file.bytes(stored)?.len(), self.left(name)?);
+        if got != left {
+            return Err(Error::tensor(&self.path, name, TensorFault::Size { got, wanted: left }));
+        }
+        let copied = file.copy_to(stored, self.temp.as_file_mut())?;
+        let behind = self.behind.wrote(self.temp.as_file(), copied);
+        behind.map_err(|e| Error::io("write", &self.path, e))?;
+        self.advance(got, left);
         Ok(())
     }
 
@@ -77,24 +110,47 @@ impl TensorWriter {
     /// # Errors
     /// [`TensorFault::Order`], [`TensorFault::Size`], [`Error::Io`].
     pub fn put_bytes(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
-        let (kind, shape) = self.due(name)?;
-        let wanted = shape.iter().fold(kind_bytes(kind), |n, &d| n * d as usize);
-        if bytes.len() != wanted {
-            return Err(Error::tensor(&self.path, name, TensorFault::Size { got: bytes.len(), wanted }));
+        let left = self.left(name)?;
+        if bytes.len() != left {
+            return Err(Error::tensor(&self.path, name, TensorFault::Size { got: bytes.len(), wanted: left }));
         }
-        self.temp.write_all(bytes).map_err(|e| Error::io("write", &self.path, e))?;
-        self.next += 1;
+        self.put_part(name, bytes)
+    }
+
+    fn put_part(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        let left = self.left(name)?;
+        if bytes.len() > left {
+            return Err(Error::tensor(&self.path, name, TensorFault::Size { got: bytes.len(), wanted: left }));
+        }
+        let written = self.temp.write_all(bytes);
+        let written = written.and_then(|()| self.behind.wrote(self.temp.as_file(), bytes.len() as u64));
+        written.map_err(|e| Error::io("write", &self.path, e))?;
+        self.advance(bytes.len(), left);
         Ok(())
+    }
+
+    /// The bytes of the next tensor that are not written yet.
+    fn left(&self, name: &str) -> Result<usize> {
+        let (kind, shape) = self.due(name)?;
+        Ok(shape.iter().fold(kind_bytes(kind), |n, &d| n * d as usize) - self.begun)
+    }
+
+    fn advance(&mut self, written: usize, left: usize) {
+        self.begun += written;
+        if written == left {
+            (self.next, self.begun) = (self.next + 1, 0);
+        }
     }
 
     /// Makes the file durable and gives it its name.
     ///
     /// # Errors
     /// [`TensorFault::Missing`] when announced tensors were not written; [`Error::Io`].
-    pub fn finish(self) -> Result<()> {
+    pub fn finish(mut self) -> Result<()> {
         if let Some((name, ..)) = self.plan.get(self.next) {
             return Err(Error::tensor(&self.path, name, TensorFault::Missing));
         }
+        self.behind.finish().map_err(|e| Error::io("write", &self.path, e))?;
         persist(self.temp, &self.path)
     }
 

@@ -5,8 +5,9 @@ use crate::load::{check_model_folder, check_new_folder};
 use crate::out;
 use crate::progress::ByteBar;
 use anyhow::{Context, Result};
-use lora_export::{GgufReport, export_gguf, export_gguf_lora};
+use lora_export::{GgufFileType, GgufReport, export_gguf, export_gguf_lora};
 use lora_format::{GgufType, write_atomic};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// What to export to.
@@ -20,21 +21,8 @@ pub(crate) enum Verb {
     Ollama(OllamaArgs),
 }
 
-/// The types that matrices can be stored in.
-const TYPES: [(&str, GgufType); 5] = [
-    ("f32", GgufType::F32),
-    ("f16", GgufType::F16),
-    ("bf16", GgufType::BF16),
-    ("q8_0", GgufType::Q8_0),
-    ("q4_0", GgufType::Q4_0),
-];
-
-fn type_names() -> Vec<&'static str> {
-    TYPES.iter().map(|(name, _)| *name).collect()
-}
-
-fn parse_type(name: &str) -> GgufType {
-    TYPES.iter().find(|(n, _)| *n == name).map_or(GgufType::F16, |(_, kind)| *kind)
+fn file_type(name: &str) -> Result<GgufFileType, String> {
+    GgufFileType::named(name).ok_or_else(|| format!("one of {}", GgufFileType::names().join(", ")))
 }
 
 /// The flags of `lora export gguf`.
@@ -49,9 +37,9 @@ pub(crate) struct GgufArgs {
     /// File to write
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
-    /// How matrices are stored
-    #[arg(long = "type", value_name = "TYPE", default_value = "f16", value_parser = type_names())]
-    kind: String,
+    /// How matrices are stored: f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m or q4_0
+    #[arg(long = "type", value_name = "TYPE", default_value = "f16", value_parser = file_type)]
+    kind: GgufFileType,
 }
 
 /// The flags of `lora export gguf-lora`.
@@ -83,9 +71,9 @@ pub(crate) struct OllamaArgs {
     /// Folder to write, new or empty
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
-    /// How matrices are stored
-    #[arg(long = "type", value_name = "TYPE", default_value = "q8_0", value_parser = type_names())]
-    kind: String,
+    /// How matrices are stored: f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m or q4_0
+    #[arg(long = "type", value_name = "TYPE", default_value = "q8_0", value_parser = file_type)]
+    kind: GgufFileType,
 }
 
 /// Runs the verb.
@@ -97,22 +85,27 @@ pub(crate) fn run(verb: &Verb) -> Result<()> {
         Verb::Gguf(args) => {
             check_model_folder(&args.model)?;
             refuse_taken(&args.output)?;
-            let report = model(&args.model, &args.adapter, &args.output, &args.kind)?;
-            tell(&args.output, &args.kind, &report)
+            let report = model(&args.model, &args.adapter, &args.output, args.kind)?;
+            tell(&args.output, args.kind.name(), &report)
         }
         Verb::GgufLora(args) => {
             check_model_folder(&args.model)?;
             refuse_taken(&args.output)?;
-            let report = export_gguf_lora(&args.model, &args.adapter, &args.output, parse_type(&args.kind))?;
+            let kind = match args.kind.as_str() {
+                "f16" => GgufType::F16,
+                "bf16" => GgufType::BF16,
+                _ => GgufType::F32,
+            };
+            let report = export_gguf_lora(&args.model, &args.adapter, &args.output, kind)?;
             tell(&args.output, &args.kind, &report)
         }
         Verb::Ollama(args) => ollama(args),
     }
 }
 
-fn model(base: &Path, adapters: &[PathBuf], output: &Path, kind: &str) -> Result<GgufReport> {
+fn model(base: &Path, adapters: &[PathBuf], output: &Path, kind: GgufFileType) -> Result<GgufReport> {
     let mut bar = ByteBar::new("exporting");
-    let report = export_gguf(base, adapters, output, parse_type(kind), &mut |done, of| bar.set(done, of));
+    let report = export_gguf(base, adapters, output, kind, &mut |done, of| bar.set(done, of));
     bar.finish();
     Ok(report?)
 }
@@ -123,12 +116,12 @@ fn ollama(args: &OllamaArgs) -> Result<()> {
     check_new_folder(&args.output)?;
     std::fs::create_dir_all(&args.output).with_context(|| format!("cannot create {shown}"))?;
     let file = args.output.join("model.gguf");
-    let report = model(&args.model, &args.adapter, &file, &args.kind).inspect_err(|_| {
+    let report = model(&args.model, &args.adapter, &file, args.kind).inspect_err(|_| {
         // Nothing was written into it; a folder that holds something else stays.
         let _ = std::fs::remove_dir(&args.output);
     })?;
     write_atomic(&args.output.join("Modelfile"), b"FROM ./model.gguf\n")?;
-    tell(&file, &args.kind, &report)?;
+    tell(&file, args.kind.name(), &report)?;
     out::line(format!("try it       ollama create my-model -f {shown}/Modelfile && ollama run my-model"))
 }
 
@@ -140,14 +133,20 @@ fn refuse_taken(output: &Path) -> Result<()> {
 }
 
 fn tell(output: &Path, kind: &str, report: &GgufReport) -> Result<()> {
-    out::line(format!("{}: {} tensors, {} as {kind}", output.display(), report.tensors, out::bytes(report.bytes)))?;
-    if !report.wider.is_empty() {
-        let shown = report.wider.iter().take(4).cloned().collect::<Vec<_>>().join(", ");
-        out::note(format!(
-            "note: {} tensor{} f16, as rows that are no multiple of 32 have no {kind} form: {shown}",
-            report.wider.len(),
-            if report.wider.len() == 1 { " is" } else { "s are" }
-        ));
+    let types: Vec<String> = report.types.iter().map(|(kind, n)| format!("{n} {kind}")).collect();
+    let (tensors, bytes) = (report.tensors, out::bytes(report.bytes));
+    out::line(format!("{}: {tensors} tensors, {bytes} as {kind} ({})", output.display(), types.join(", ")))?;
+    // One line for each pair of types, however many tensors it is.
+    let mut pairs: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
+    for fallback in &report.fallbacks {
+        pairs.entry((fallback.wanted.name(), fallback.stored.name())).or_default().push(&fallback.tensor);
     }
+    for ((wanted, stored), tensors) in pairs {
+        let shown = tensors.iter().take(3).copied().collect::<Vec<_>>().join(", ");
+        let more = if tensors.len() > 3 { ", ..." } else { "" };
+        let n = tensors.len();
+        out::note(format!("note: {n} stored as {stored}, as their rows have no {wanted} form: {shown}{more}"));
+    }
+    report.notes.iter().for_each(|note| out::note(format!("note: {note}")));
     Ok(())
 }

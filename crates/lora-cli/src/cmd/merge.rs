@@ -14,6 +14,9 @@ use std::path::PathBuf;
 use std::time::Instant;
 use tch::Kind;
 
+/// Threads of libtorch while weights are merged.
+const MERGE_THREADS: usize = 4;
+
 /// The flags of `lora merge`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -43,7 +46,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let options = MergeOptions { dtype: args.dtype.as_deref().and_then(parse_kind) };
     let start = Instant::now();
     let mut bar = ByteBar::new("merging");
+    // Low-rank sums keep pace with a disk on few threads. One core is left to the digests; threads that wait for more work
+    // spin, and would take it.
+    let before = tch::get_num_threads();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    tch::set_num_threads(cores.saturating_sub(1).clamp(1, MERGE_THREADS) as i32);
     let report = merge(&args.model, &args.adapter, &args.output, &options, &mut |done, of| bar.set(done, of));
+    tch::set_num_threads(before);
     bar.finish();
     let report = report?;
     let seconds = start.elapsed().as_secs_f64();

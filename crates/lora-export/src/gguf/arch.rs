@@ -1,8 +1,7 @@
-//! How llama.cpp names the parts of each family, and what its metadata says of a model.
+//! How llama.cpp names the parts of each family, and how it stores them.
 
 use crate::error::{Error, Result};
-use lora_format::{GgufValue, HfConfig};
-use std::f64::consts::PI;
+use lora_format::HfConfig;
 use std::path::Path;
 
 /// What is done to a tensor on the way.
@@ -17,8 +16,24 @@ pub(crate) enum Transform {
         /// Heads of the tensor.
         heads: i64,
     },
+    /// Rows of query, key and value of each head in turn become all queries, all keys, all values.
+    PerHead {
+        /// Heads of the tensor.
+        heads: i64,
+    },
     /// From `[in, out]` to `[out, in]`.
     Transpose,
+}
+
+/// What a tensor of a checkpoint is in GGUF.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Part {
+    /// Its name.
+    pub(crate) name: String,
+    /// What is done to it.
+    pub(crate) transform: Transform,
+    /// Which slice it is of a tensor that holds all experts.
+    pub(crate) expert: Option<usize>,
 }
 
 /// Names of a block's parts in a checkpoint, and in GGUF.
@@ -44,6 +59,21 @@ const GEMMA: Names = &[
     ("pre_feedforward_layernorm", "ffn_norm"),
     ("post_feedforward_layernorm", "post_ffw_norm"),
 ];
+const POST_NORM: Names =
+    &[("post_attention_layernorm", "post_attention_norm"), ("post_feedforward_layernorm", "post_ffw_norm")];
+const ROUTER: Names = &[("post_attention_layernorm", "ffn_norm"), ("mlp.gate", "ffn_gate_inp")];
+const MIXTRAL: Names = &[("post_attention_layernorm", "ffn_norm"), ("block_sparse_moe.gate", "ffn_gate_inp")];
+/// Parts of an expert.
+const EXPERT: Names = &[("gate_proj", "ffn_gate_exps"), ("up_proj", "ffn_up_exps"), ("down_proj", "ffn_down_exps")];
+const MIXTRAL_EXPERT: Names = &[("w1", "ffn_gate_exps"), ("w3", "ffn_up_exps"), ("w2", "ffn_down_exps")];
+const GPT_NEOX: Names = &[
+    ("input_layernorm", "attn_norm"),
+    ("attention.query_key_value", "attn_qkv"),
+    ("attention.dense", "attn_output"),
+    ("post_attention_layernorm", "ffn_norm"),
+    ("mlp.dense_h_to_4h", "ffn_up"),
+    ("mlp.dense_4h_to_h", "ffn_down"),
+];
 const GPT2: Names = &[
     ("ln_1", "attn_norm"),
     ("attn.c_attn", "attn_qkv"),
@@ -65,6 +95,10 @@ pub(crate) struct Arch {
     top: Names,
     block: &'static str,
     parts: [Names; 2],
+    /// What stands before the number of an expert, and its parts.
+    experts: Option<(&'static str, Names)>,
+    /// llama.cpp wants a head of its own even where it is the embedding.
+    pub(crate) own_head: Option<&'static str>,
 }
 
 const LLAMA_TOP: Names = &[("model.embed_tokens", "token_embd"), ("model.norm", "output_norm"), ("lm_head", "output")];
@@ -76,6 +110,8 @@ const LLAMA: Arch = Arch {
     top: LLAMA_TOP,
     block: "model.layers.",
     parts: [ATTENTION, PRE_NORM],
+    experts: None,
+    own_head: None,
 };
 
 impl Arch {
@@ -86,8 +122,28 @@ impl Arch {
     pub(crate) fn of(file: &Path, model_type: &str) -> Result<Self> {
         Ok(match model_type {
             "llama" | "mistral" => LLAMA,
+            "mixtral" => Arch {
+                parts: [ATTENTION, MIXTRAL],
+                experts: Some(("block_sparse_moe.experts.", MIXTRAL_EXPERT)),
+                ..LLAMA
+            },
+            "granite" => Arch { name: "granite", ..LLAMA },
+            "olmo2" => Arch {
+                name: "olmo2",
+                pairs: false,
+                parts: [ATTENTION, POST_NORM],
+                own_head: Some("lm_head.weight"),
+                ..LLAMA
+            },
             "qwen2" => Arch { name: "qwen2", pairs: false, ..LLAMA },
             "qwen3" => Arch { name: "qwen3", pairs: false, ..LLAMA },
+            "qwen3_moe" => Arch {
+                name: "qwen3moe",
+                pairs: false,
+                parts: [ATTENTION, ROUTER],
+                experts: Some(("mlp.experts.", EXPERT)),
+                ..LLAMA
+            },
             "phi3" => Arch { name: "phi3", pairs: false, ..LLAMA },
             "gemma2" => Arch { name: "gemma2", pairs: false, plus_one: true, parts: [ATTENTION, GEMMA], ..LLAMA },
             "gemma3_text" => Arch { name: "gemma3", pairs: false, plus_one: true, parts: [ATTENTION, GEMMA], ..LLAMA },
@@ -105,8 +161,21 @@ impl Arch {
                 parts: [GPT2, &[]],
                 ..LLAMA
             },
+            "gpt_neox" => Arch {
+                name: "gptneox",
+                pairs: false,
+                top: &[
+                    ("gpt_neox.embed_in", "token_embd"),
+                    ("gpt_neox.final_layer_norm", "output_norm"),
+                    ("embed_out", "output"),
+                ],
+                block: "gpt_neox.layers.",
+                parts: [GPT_NEOX, &[]],
+                own_head: Some("embed_out.weight"),
+                ..LLAMA
+            },
             other => {
-                let supported = "llama, mistral, qwen2, qwen3, phi3, gemma2, gemma3_text, gpt2";
+                let supported = "llama, mistral, mixtral, qwen2, qwen3, qwen3_moe, phi3, gemma2, gemma3_text, granite, olmo2, gpt2, gpt_neox";
                 return Err(refuse(
                     file,
                     format!("model_type = {other:?} has no GGUF form here; there are {supported}"),
@@ -115,150 +184,34 @@ impl Arch {
         })
     }
 
-    /// The GGUF name of a tensor, and what is done to it; `None` for one that GGUF does not hold.
-    pub(crate) fn name(&self, c: &HfConfig, tensor: &str) -> Option<(String, Transform)> {
-        let (module, part) = tensor.rsplit_once('.')?;
-        let (name, in_block) = match module.strip_prefix(self.block) {
-            None => (self.top.iter().find(|(hf, _)| *hf == module)?.1.to_string(), None),
-            Some(rest) => {
-                let (number, inner) = rest.split_once('.')?;
-                let found = self.parts.iter().flat_map(|names| names.iter()).find(|(hf, _)| *hf == inner)?;
-                (format!("blk.{number}.{}", found.1), Some(inner))
-            }
+    /// What a tensor is in GGUF; `None` for one that GGUF does not hold.
+    pub(crate) fn part(&self, c: &HfConfig, tensor: &str) -> Option<Part> {
+        let (module, end) = tensor.rsplit_once('.')?;
+        let find = |names: Names, wanted: &str| names.iter().find(|(hf, _)| *hf == wanted).map(|(_, gguf)| *gguf);
+        let Some(rest) = module.strip_prefix(self.block) else {
+            let name = format!("{}.{end}", find(self.top, module)?);
+            let plus_one = self.plus_one && module.ends_with("norm");
+            let transform = if plus_one { Transform::PlusOne } else { Transform::Keep };
+            return Some(Part { name, transform, expert: None });
         };
-        let transform = match in_block {
-            Some("self_attn.q_proj") if self.pairs => Transform::Pairs { heads: c.num_attention_heads },
-            Some("self_attn.k_proj") if self.pairs => Transform::Pairs { heads: c.num_key_value_heads },
+        let (number, inner) = rest.split_once('.')?;
+        if let Some((before, parts)) = self.experts
+            && let Some(expert) = inner.strip_prefix(before)
+        {
+            let (expert, part) = expert.split_once('.')?;
+            let name = format!("blk.{number}.{}.{end}", find(parts, part)?);
+            return Some(Part { name, transform: Transform::Keep, expert: expert.parse().ok() });
+        }
+        let found = self.parts.iter().find_map(|names| find(names, inner))?;
+        let transform = match inner {
+            "self_attn.q_proj" if self.pairs => Transform::Pairs { heads: c.num_attention_heads },
+            "self_attn.k_proj" if self.pairs => Transform::Pairs { heads: c.num_key_value_heads },
+            "attention.query_key_value" => Transform::PerHead { heads: c.num_attention_heads },
             _ if self.plus_one && module.ends_with("norm") => Transform::PlusOne,
-            Some(inner) if self.transposed && part == "weight" && !inner.starts_with("ln_") => Transform::Transpose,
+            _ if self.transposed && end == "weight" && !inner.starts_with("ln_") => Transform::Transpose,
             _ => Transform::Keep,
         };
-        Some((format!("{name}.{part}"), transform))
-    }
-
-    /// What llama.cpp has to know of the model.
-    ///
-    /// # Errors
-    /// [`Error::Gguf`] for a setting that llama.cpp would compute otherwise.
-    pub(crate) fn metadata(&self, c: &HfConfig, file: &Path) -> Result<Vec<(String, GgufValue)>> {
-        let mut list = Vec::new();
-        let mut put = |key: &str, value| list.push((format!("{}.{key}", self.name), value));
-        let whole = |n: i64| GgufValue::U32(u32::try_from(n).unwrap_or(u32::MAX));
-        put("block_count", whole(c.num_hidden_layers));
-        put("context_length", whole(c.max_position_embeddings));
-        put("embedding_length", whole(c.hidden_size));
-        put("feed_forward_length", whole(c.intermediate_size));
-        put("attention.head_count", whole(c.num_attention_heads));
-        put("vocab_size", whole(c.vocab_size));
-        let epsilon = GgufValue::F32(c.rms_norm_eps as f32);
-        if self.name == "gpt2" {
-            put("attention.layer_norm_epsilon", epsilon);
-            self.check_fixed(c, file)?;
-            return Ok(list);
-        }
-        put("attention.layer_norm_rms_epsilon", epsilon);
-        put("attention.head_count_kv", whole(c.num_key_value_heads));
-        put("attention.key_length", whole(c.head_dim));
-        put("attention.value_length", whole(c.head_dim));
-        let rotated = (c.head_dim as f64 * c.rope.partial_rotary_factor) as i64;
-        put("rope.dimension_count", whole(rotated));
-        put("rope.freq_base", GgufValue::F32(c.rope.rope_theta as f32));
-        if let Some(window) = c.sliding_window.filter(|_| ["gemma2", "gemma3", "phi3"].contains(&self.name)) {
-            put("attention.sliding_window", whole(window));
-        }
-        for (key, ours, default) in [
-            ("attn_logit_softcapping", "attn_logit_softcapping", 50.0),
-            ("final_logit_softcapping", "final_logit_softcapping", 30.0),
-        ] {
-            if self.name == "gemma2" {
-                put(key, GgufValue::F32(c.float(file, ours)?.unwrap_or(default) as f32));
-            }
-        }
-        let factor = c.rope.factor.map(|f| GgufValue::F32(f as f32));
-        match (c.rope.rope_type.as_str(), factor) {
-            ("default" | "llama3", _) => {}
-            (kind @ ("linear" | "yarn"), Some(factor)) => {
-                put("rope.scaling.type", GgufValue::Text(kind.into()));
-                put("rope.scaling.factor", factor);
-                if let Some(original) = c.rope.original_max_position_embeddings.filter(|_| kind == "yarn") {
-                    put("rope.scaling.original_context_length", whole(original));
-                }
-            }
-            (kind, _) => return Err(refuse(file, format!("rope type {kind:?} has no GGUF form here"))),
-        }
-        self.check_fixed(c, file)?;
-        Ok(list)
-    }
-
-    /// Settings that llama.cpp has fixed for a family, which the checkpoint must have, too.
-    fn check_fixed(&self, c: &HfConfig, file: &Path) -> Result<()> {
-        let differs = |what: &str| {
-            Err(refuse(
-                file,
-                format!("{what} is not what llama.cpp has fixed for {}; keep it in safetensors", self.name),
-            ))
-        };
-        let window = c.sliding_window.is_some();
-        let full = |i: usize| c.layer_types.as_ref().is_none_or(|t| t[i] == "full_attention");
-        let layers = 0..c.num_hidden_layers as usize;
-        match self.name {
-            "gemma2" | "gemma3" => {
-                // Gemma 2 27B alone scales by the width of the model over its heads.
-                let scalar = c.float(file, "query_pre_attn_scalar")?.unwrap_or(256.0);
-                let fixed = if self.name == "gemma2" && c.num_hidden_layers == 46 {
-                    c.hidden_size / c.num_attention_heads
-                } else {
-                    c.head_dim
-                };
-                if scalar != fixed as f64 {
-                    return differs(&format!("query_pre_attn_scalar = {scalar}"));
-                }
-                let every = if self.name == "gemma2" { 2 } else { 6 };
-                if layers.clone().any(|i| full(i) != ((i + 1) % every == 0)) {
-                    return differs("layer_types");
-                }
-                let local = c.rope_local.as_ref().is_some_and(|r| r.rope_theta != 10_000.0 || r.rope_type != "default");
-                if local {
-                    return differs("the rotary base of the sliding layers");
-                }
-            }
-            "llama" if window => return differs("sliding_window"),
-            "qwen2" | "qwen3" if layers.clone().any(|i| !full(i)) => return differs("sliding_window"),
-            "gpt2" => {
-                let plain = c.bool(file, "scale_attn_weights")?.unwrap_or(true)
-                    && !c.bool(file, "scale_attn_by_inverse_layer_idx")?.unwrap_or(false);
-                if !plain {
-                    return differs("the scale of the attention");
-                }
-            }
-            _ => {}
-        }
-        let act = match self.name {
-            "gemma2" | "gemma3" => c.hidden_act == "gelu_pytorch_tanh",
-            "gpt2" => ["gelu_new", "gelu_pytorch_tanh"].contains(&c.hidden_act.as_str()),
-            _ => c.hidden_act == "silu",
-        };
-        if act { Ok(()) } else { differs(&format!("the activation {}", c.hidden_act)) }
-    }
-
-    /// Llama 3's stretch of each frequency, which GGUF holds as a tensor.
-    pub(crate) fn rope_factors(c: &HfConfig) -> Option<Vec<f32>> {
-        let p = Some(&c.rope).filter(|p| p.rope_type == "llama3")?;
-        let (factor, low, high) = (p.factor?, p.low_freq_factor?, p.high_freq_factor?);
-        let original = p.original_max_position_embeddings? as f64;
-        let stretch = |i: i64| {
-            let wavelength = 2.0 * PI * p.rope_theta.powf(2.0 * i as f64 / c.head_dim as f64);
-            let smooth = (original / wavelength - low) / (high - low);
-            let factor = if wavelength < original / high {
-                1.0
-            } else if wavelength > original / low {
-                factor
-            } else {
-                1.0 / ((1.0 - smooth) / factor + smooth)
-            };
-            factor as f32
-        };
-        Some((0..c.head_dim / 2).map(stretch).collect())
+        Some(Part { name: format!("blk.{number}.{found}.{end}"), transform, expert: None })
     }
 }
 
