@@ -1,0 +1,134 @@
+//! Parquet and Arrow files: read batch by batch, given out row by row.
+
+use std::fs::File;
+use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use arrow_array::RecordBatch;
+use arrow_schema::{ArrowError, Schema};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use serde_json::{Map, Value};
+
+use super::columnar::{is_readable, row};
+use super::page_limits::check_pages;
+use super::{At, Reads};
+use crate::document::Origin;
+use crate::error::{DataError, Result};
+
+/// Rows that are decoded together: few, because a row may hold a whole book.
+const BATCH_ROWS: usize = 64;
+
+type Batches = Box<dyn Iterator<Item = std::result::Result<RecordBatch, ArrowError>>>;
+
+/// The rows of a table.
+pub(super) struct Table {
+    batches: Batches,
+    batch: Option<RecordBatch>,
+    next_row: usize,
+    /// For each column whether it is read.
+    readable: Vec<bool>,
+    at: At,
+    done: bool,
+}
+
+/// Opens a Parquet file: its footer and the sizes of its pages are checked before a page is unpacked.
+pub(super) fn open_parquet(file: File, at: At, reads: &Reads<'_>) -> Result<Table> {
+    let path = at.file.to_path_buf();
+    let table = |problem: String| DataError::Table { path: path.clone(), problem };
+    let opened = guarded(|| {
+        let copy = file.try_clone().map_err(|error| error.to_string())?;
+        let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|error| error.to_string())?;
+        check_pages(&copy, builder.metadata())?;
+        let schema = builder.schema().clone();
+        let reader = builder.with_batch_size(BATCH_ROWS).build().map_err(|error| error.to_string())?;
+        Ok((schema, Box::new(reader) as Batches))
+    });
+    let (schema, batches) = opened.map_err(table)?;
+    Table::new(batches, &schema, at, reads)
+}
+
+/// Opens an Arrow file: the file form (Feather version 2), or the stream form that `datasets` writes.
+pub(super) fn open_arrow(mut file: File, at: At, reads: &Reads<'_>) -> Result<Table> {
+    let path = at.file.to_path_buf();
+    let table = |problem: String| DataError::Table { path: path.clone(), problem };
+    let mut magic = [0; 6];
+    let is_file = file.read_exact(&mut magic).is_ok() && &magic == b"ARROW1";
+    file.seek(SeekFrom::Start(0)).map_err(|error| at.io(error))?;
+    let opened = guarded(|| {
+        let file = BufReader::new(file);
+        let text = |error: ArrowError| error.to_string();
+        if is_file {
+            let reader = arrow_ipc::reader::FileReader::try_new(file, None).map_err(text)?;
+            Ok((reader.schema(), Box::new(reader) as Batches))
+        } else {
+            let reader = arrow_ipc::reader::StreamReader::try_new(file, None).map_err(text)?;
+            Ok((reader.schema(), Box::new(reader) as Batches))
+        }
+    });
+    let (schema, batches) = opened.map_err(table)?;
+    Table::new(batches, &schema, at, reads)
+}
+
+/// The libraries panic on some damaged files.
+fn guarded<T>(work: impl FnOnce() -> std::result::Result<T, String>) -> std::result::Result<T, String> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err("the file is damaged".to_owned()))
+}
+
+impl Table {
+    fn new(batches: Batches, schema: &Schema, at: At, reads: &Reads<'_>) -> Result<Self> {
+        let mut readable = Vec::with_capacity(schema.fields().len());
+        for (index, field) in schema.fields().iter().enumerate() {
+            let is_known = is_readable(field.data_type());
+            if !is_known && reads.column(field.name()) {
+                return Err(DataError::ColumnType {
+                    path: at.file.to_path_buf(),
+                    column: field.name().clone(),
+                    found: field.data_type().to_string(),
+                });
+            }
+            if schema.fields().iter().take(index).any(|other| other.name() == field.name()) {
+                let origin = Origin { file: at.file.clone(), record: 1, line: 1 };
+                return Err(DataError::ColumnTwice { origin, column: field.name().clone() });
+            }
+            readable.push(is_known);
+        }
+        Ok(Self { batches, batch: None, next_row: 0, readable, at, done: false })
+    }
+
+    fn record(&mut self) -> Result<Option<(Value, Origin)>> {
+        loop {
+            if let Some(batch) = &self.batch
+                && self.next_row < batch.num_rows()
+            {
+                let index = self.next_row;
+                self.next_row += 1;
+                // Tables have no lines: the row's number stands for both.
+                let origin = self.at.next(self.at.record + 1);
+                let record = guarded(|| row(batch, index, &self.readable));
+                let record: Map<String, Value> = record
+                    .map_err(|problem| DataError::Row { origin: origin.clone(), problem })?;
+                return Ok(Some((Value::Object(record), origin)));
+            }
+            let next = guarded(|| self.batches.next().transpose().map_err(|error| error.to_string()));
+            match next {
+                Ok(None) => return Ok(None),
+                Ok(Some(batch)) => (self.batch, self.next_row) = (Some(batch), 0),
+                Err(problem) => {
+                    self.done = true;
+                    return Err(DataError::Table { path: self.at.file.to_path_buf(), problem });
+                }
+            }
+        }
+    }
+}
+
+impl Iterator for Table {
+    type Item = Result<(Value, Origin)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.done {
+            return None;
+        }
+        self.record().transpose()
+    }
+}
