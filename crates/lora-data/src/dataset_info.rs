@@ -20,7 +20,8 @@ const MAX_BYTES: u64 = 16 << 20;
 /// The columns of an entry without `columns`, with our names for them; those in the second list are off unless listed.
 const ALPACA: &[(&str, &str)] = &[("prompt", "instruction"), ("query", "input"), ("response", "output")];
 const SHAREGPT: &[(&str, &str)] = &[("messages", "conversations")];
-const UNLISTED: &[&str] = &["history", "system", "tools", "chosen", "rejected", "kto_tag", "images", "videos", "audios"];
+const UNLISTED: &[&str] =
+    &["history", "system", "tools", "chosen", "rejected", "kto_tag", "images", "videos", "audios"];
 
 /// A source as it is to be read: where it names an entry of a `dataset_info.json`, what the entry says.
 pub(crate) fn resolve(source: &Source) -> Result<Source> {
@@ -114,6 +115,9 @@ impl Entry<'_> {
             return Err(self.fault("(entry)", format!("must be an object, found {}", kind(entry))));
         };
         let mut source = Source { path: self.file(entry)?, ..self.source.clone() };
+        if source.split.is_none() {
+            source.split = self.text(entry, "split")?.map(str::to_owned);
+        }
         let ranking = match entry.get("ranking") {
             None | Some(Value::Null) => false,
             Some(Value::Bool(ranking)) => *ranking,
@@ -123,8 +127,9 @@ impl Entry<'_> {
             && let Some(number) = entry.get("num_samples").filter(|value| !value.is_null())
         {
             let count = number.as_u64().and_then(|count| usize::try_from(count).ok()).filter(|&count| count > 0);
-            source.max_samples =
-                Some(count.ok_or_else(|| self.fault("num_samples", format!("must be a number above 0, found {number}")))?);
+            source.max_samples = Some(
+                count.ok_or_else(|| self.fault("num_samples", format!("must be a number above 0, found {number}")))?,
+            );
             source.notes.push(format!("{}: `num_samples` takes the first records here, not random ones", self.name));
         }
         let formatting = self.text(entry, "formatting")?.unwrap_or("alpaca");
@@ -148,10 +153,14 @@ impl Entry<'_> {
     /// Where the records are. A hub goes before a script, a script before a cloud, a cloud before a file.
     fn file(&self, entry: &Map<String, Value>) -> Result<PathBuf> {
         if let Some(id) = self.text(entry, "hf_hub_url")? {
-            return Err(self.fault(
-                "hf_hub_url",
-                format!("names the hub's dataset `{id}`, which is not fetched; download it and set `file_name`"),
-            ));
+            for key in ["subset", "folder"] {
+                if let Some(subset) = self.text(entry, key)? {
+                    let problem =
+                        format!("is `{subset}`, a part of a hub's dataset; name its files as hf://{id}/PATH instead");
+                    return Err(self.fault(key, problem));
+                }
+            }
+            return Ok(PathBuf::from(format!("hf://{id}")));
         }
         for (key, problem) in [
             ("script_url", "names a script, and scripts are not run; convert the data to a file and set `file_name`"),
@@ -175,7 +184,9 @@ impl Entry<'_> {
     fn tags(&self, entry: &Map<String, Value>, source: &mut Source) -> Result<()> {
         let Some(table) = self.table(entry, "tags")? else { return Ok(()) };
         for key in table.keys().filter(|key| !Tags::KEYS.contains(&key.as_str())) {
-            return Err(self.fault(&format!("tags.{key}"), format!("is not known; known are {}", Tags::KEYS.join(", "))));
+            return Err(
+                self.fault(&format!("tags.{key}"), format!("is not known; known are {}", Tags::KEYS.join(", ")))
+            );
         }
         let mut off = Vec::new();
         let mut tags = Tags::default();

@@ -62,7 +62,9 @@ pub enum DataError {
     #[error("{origin}: column `{column}` appears twice in the header; rename one of them")]
     ColumnTwice { origin: Origin, column: String },
     /// A row of a CSV file that is shorter or longer than the header.
-    #[error("{origin}: the row has {found} fields where the header has others ({columns}); quote fields that hold the delimiter or line breaks")]
+    #[error(
+        "{origin}: the row has {found} fields where the header has others ({columns}); quote fields that hold the delimiter or line breaks"
+    )]
     CsvWidth { origin: Origin, found: usize, columns: String },
     /// A quote that swallows the rest of a CSV file.
     #[error("{origin}: a quote is opened here and never closed; close it, or write a quote inside of a field twice")]
@@ -155,13 +157,17 @@ pub enum DataError {
     )]
     TrainedRole { origin: Origin, field: String, role: String },
     /// A sharegpt role that has no plain message form.
-    #[error("{origin}: field `{field}` has the role `{role}`, which is not one of {known}; rename it, or name the roles by `tags`")]
+    #[error(
+        "{origin}: field `{field}` has the role `{role}`, which is not one of {known}; rename it, or name the roles by `tags`"
+    )]
     ShareGptRole { origin: Origin, field: String, role: String, known: String },
     /// A message whose role cannot stand where it stands.
     #[error("{origin}: field `{field}` has a message of role `{role}` {place}; {wanted} belongs there")]
     RoleOrder { origin: Origin, field: String, role: String, place: &'static str, wanted: &'static str },
     /// A pair whose two sides are the same.
-    #[error("{origin}: `chosen` and `rejected` are the same and there is no prompt, so the answer cannot be told from the prompt; remove the record")]
+    #[error(
+        "{origin}: `chosen` and `rejected` are the same and there is no prompt, so the answer cannot be told from the prompt; remove the record"
+    )]
     SamePair { origin: Origin },
     /// Preference data where plain examples are wanted.
     #[error(
@@ -189,6 +195,19 @@ pub enum DataError {
     /// A tag that does not exist.
     #[error("{path}: `tags` has the unknown key `{key}`; known are {known}", path = path.display())]
     UnknownTag { path: PathBuf, key: String, known: String },
+
+    // The hub
+    /// Not a dataset's name.
+    #[error("{path}: not the name of a dataset; write hf://OWNER/NAME, with @REVISION and /PATH behind it where wanted", path = path.display())]
+    HubName { path: PathBuf },
+    /// A dataset that is not in the cache.
+    #[error(
+        "dataset {id} of the hub (revision {revision}) is not in the cache ({cache}); put it there with `hf download --repo-type dataset --revision {revision} {id}`, or name a file"
+    )]
+    HubMissing { id: String, revision: String, cache: String },
+    /// A split that a dataset does not have.
+    #[error("dataset {id} of the hub has no file of split `{split}`; name its files, as hf://{id}/data/*.parquet")]
+    HubSplit { id: String, split: String },
 
     // Mixing
     /// A weight that is none.

@@ -136,7 +136,9 @@ impl ExampleBuilder<'_> {
                 let segments = [(prompt.as_str().into(), false), (completion.as_str().into(), true)];
                 self.segments(&segments, origin).map(|row| Ok(vec![row]))
             }
-            Body::Preference { .. } => Err(DataError::PreferenceData { origin: origin.clone(), format: Format::Preference }),
+            Body::Preference { .. } => {
+                Err(DataError::PreferenceData { origin: origin.clone(), format: Format::Preference })
+            }
             Body::Rated { .. } => Err(DataError::PreferenceData { origin: origin.clone(), format: Format::Kto }),
             Body::Text(text) if text.is_empty() => Ok(Err(DropReason::Empty)),
             Body::Text(text) => {

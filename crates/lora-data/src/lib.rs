@@ -30,6 +30,7 @@ mod fields;
 mod format;
 #[doc(hidden)]
 pub mod fuzz;
+mod hub;
 mod layout;
 mod mask;
 mod messages;
@@ -60,15 +61,14 @@ pub use document::{Body, Conversation, Document, Instruction, Message, Origin};
 pub use error::{DataError, Result};
 pub use example::{Example, Truncation};
 pub use format::Format;
+pub use hub::HubId;
 pub use mix::{Mixing, hold_out, mix_order};
 pub use pack::pack;
 pub use preference::{PreferencePair, RatedExample, build_pairs, build_rated};
 pub use preview::{PreviewToken, preview};
 pub use report::{DataReport, DropReason, Dropped, LengthBucket, SourceReport};
 pub use sampler::{Cursor, Sampler, epoch_order};
-pub use source::{
-    BadRecords, BadReport, Documents, PreferenceUse, ReadOptions, Source, TextBy, read_documents,
-};
+pub use source::{BadRecords, BadReport, Documents, PreferenceUse, ReadOptions, Source, TextBy, read_documents};
 pub use stream_decoder::StreamDecoder;
 pub use tags::{Role, Tags};
 pub use template::{ChatTemplate, Rendered};

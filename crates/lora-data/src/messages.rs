@@ -138,7 +138,9 @@ impl Fields<'_> {
         let content = fields.shift_remove(content_field).unwrap_or_default();
         fields.insert("role".to_owned(), Value::from(role.in_template()));
         match (role, content) {
-            (Role::Function, Value::String(text)) => self.add_call(&format!("{place}.{content_field}"), &text, fields)?,
+            (Role::Function, Value::String(text)) => {
+                self.add_call(&format!("{place}.{content_field}"), &text, fields)?
+            }
             (_, content) => {
                 fields.insert("content".to_owned(), content);
             }

@@ -26,11 +26,14 @@ impl Fields<'_> {
         let prompt = self.pair_prompt(&chosen)?;
         let (chosen, rejected) = match prompt {
             Prompt::Implicit => self.split_pair((chosen_field, chosen), (rejected_field, rejected))?,
-            prompt => (
-                self.answered(&prompt, chosen_field, chosen)?,
-                self.answered(&prompt, rejected_field, rejected)?,
-            ),
+            prompt => {
+                (self.answered(&prompt, chosen_field, chosen)?, self.answered(&prompt, rejected_field, rejected)?)
+            }
         };
+        if matches!(chosen, Body::Conversation(_)) {
+            // Both sides have read them.
+            self.optional("tools");
+        }
         Ok(Body::Preference { chosen: Box::new(chosen), rejected: Box::new(rejected) })
     }
 

@@ -5,12 +5,13 @@ mod columnar;
 mod csv_file;
 mod files;
 mod input;
+mod ipc_limits;
 mod lines;
 mod page_limits;
 mod tables;
 mod text_file;
 
-pub(crate) use files::{DataFile, expand};
+pub(crate) use files::{DataFile, expand, expand_below};
 
 use std::path::Path;
 use std::sync::Arc;

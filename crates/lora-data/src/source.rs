@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::document::{Body, Document, Origin};
 use crate::error::{DataError, Result};
 use crate::format::Format;
+use crate::hub::{self, HubId};
 use crate::layout::Layout;
 use crate::read::{self, DataFile, Records};
 use crate::tags::Tags;
@@ -29,7 +30,8 @@ pub enum TextBy {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Source {
     /// A file, a folder of files, or a pattern as `data/*.jsonl`: JSON, JSON Lines, CSV, Parquet, Arrow or text, each also
-    /// with gzip or zstd around it; or a `dataset_info.json`, followed by `#` and the name of a dataset.
+    /// with gzip or zstd around it; a `dataset_info.json`, followed by `#` and the name of a dataset; or a dataset of the
+    /// hub, as `hf://owner/name`.
     pub path: PathBuf,
     /// How records are laid out; told from the fields of the first record when absent.
     pub format: Option<Format>,
@@ -47,6 +49,10 @@ pub struct Source {
     pub max_samples: Option<usize>,
     /// How often the dataset counts in a mix; see [`mix_order`](crate::mix_order). 1 when absent.
     pub weight: Option<f64>,
+    /// The folder in which `huggingface_hub` keeps what it fetched, for a path as `hf://owner/name`.
+    pub hub_cache: Option<PathBuf>,
+    /// The split of such a dataset; `train` when absent.
+    pub split: Option<String>,
     /// What a reader of the report should know about how the dataset is read.
     pub notes: Vec<String>,
 }
@@ -136,11 +142,16 @@ impl Documents {
         if let Some(weight) = source.weight.filter(|weight| !(*weight > 0.0 && *weight <= MAX_WEIGHT)) {
             return Err(DataError::Weight { path: source.path, weight });
         }
-        let files = read::expand(&source.path)?.into();
+        let files = if HubId::is_hub(&source.path) {
+            let split = source.split.as_deref().unwrap_or("train");
+            hub::files(&source.path, source.hub_cache.as_deref(), split)?
+        } else {
+            read::expand(&source.path)?
+        };
         Ok(Self {
             source,
             options,
-            files,
+            files: files.into(),
             current: None,
             layout: None,
             good: 0,

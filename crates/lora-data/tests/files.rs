@@ -41,7 +41,14 @@ fn the_same_records_come_from_every_kind_of_file() {
         ("a.ndjson".into(), jsonl.into()),
         ("a.json".into(), json.into()),
         ("a.csv".into(), csv.into()),
-        ("a.tsv".into(), csv.replace("completion\r", "completion\r").replace(",1", "\t1").replace(",2", "\t2").replace("prompt,", "prompt\t").into()),
+        (
+            "a.tsv".into(),
+            csv.replace("completion\r", "completion\r")
+                .replace(",1", "\t1")
+                .replace(",2", "\t2")
+                .replace("prompt,", "prompt\t")
+                .into(),
+        ),
         ("a.arrow".into(), arrow_stream(&table)),
         ("a.feather".into(), arrow_file(&table)),
     ];
@@ -90,7 +97,13 @@ fn folders_and_patterns_are_read_in_the_order_of_names() {
     put(folder.path(), ".hidden.jsonl", b"not json");
     let texts = |path: &Path| {
         let bodies = bodies(&source(path));
-        bodies.iter().map(|body| match body { Body::Text(text) => text.clone(), _ => panic!() }).collect::<String>()
+        bodies
+            .iter()
+            .map(|body| match body {
+                Body::Text(text) => text.clone(),
+                _ => panic!(),
+            })
+            .collect::<String>()
     };
     assert_eq!(texts(folder.path()), "1423");
     assert_eq!(texts(&folder.path().join("?.jsonl*")), "123");
@@ -120,7 +133,11 @@ fn damaged_tables_are_refused_by_name() {
     check("cut.parquet", &whole[..whole.len() - 9], &["cut.parquet", "not a table"]);
     check("empty.parquet", b"", &["empty.parquet", "not a table"]);
     check("cut.arrow", &arrow_file(&table)[..64], &["cut.arrow", "not a table"]);
-    check("missing.parquet", &parquet(&batch(&[("prompt", vec![Some("a")])]), codecs()[0]), &["missing.parquet:1", "`prompt`"]);
+    check(
+        "missing.parquet",
+        &parquet(&batch(&[("prompt", vec![Some("a")])]), codecs()[0]),
+        &["missing.parquet:1", "`prompt`"],
+    );
     let null = batch(&[("prompt", vec![Some("a"), None]), ("completion", vec![Some("b"), Some("c")])]);
     check("null.parquet", &parquet(&null, codecs()[0]), &["null.parquet:2", "`prompt`", "missing"]);
     let labelled = with_label(&batch(&[("prompt", vec![Some("a")])]), vec![true]);

@@ -38,8 +38,28 @@ impl Random {
 
 /// Bytes that mean something in one of the formats.
 const TOKENS: [&[u8]; 22] = [
-    b"{", b"}", b"[", b"]", b"\"", b",", b":", b"\\", b"\n", b"\r\n", b"\0", b"\xff", b"\xEF\xBB\xBF", b"null", b"1e999",
-    b"-1", b"{{", b"{%", b"%}", b"\xff\xff\xff\x7f", b"PAR1", b"ARROW1",
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b"\"",
+    b",",
+    b":",
+    b"\\",
+    b"\n",
+    b"\r\n",
+    b"\0",
+    b"\xff",
+    b"\xEF\xBB\xBF",
+    b"null",
+    b"1e999",
+    b"-1",
+    b"{{",
+    b"{%",
+    b"%}",
+    b"\xff\xff\xff\x7f",
+    b"PAR1",
+    b"ARROW1",
 ];
 
 fn mutate(bytes: &[u8], other: &[u8], random: &mut Random) -> Vec<u8> {

@@ -54,10 +54,14 @@ fn sharegpt_calls_become_tool_calls() {
     let roles: Vec<&str> = conversation.messages.iter().map(lora_data::Message::role).collect();
     assert_eq!(roles, ["system", "user", "assistant", "tool", "assistant"]);
     let call = &conversation.messages[2];
-    assert_eq!(call.fields["tool_calls"], json!([{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]));
+    assert_eq!(
+        call.fields["tool_calls"],
+        json!([{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}])
+    );
     assert_eq!(call.fields["reasoning_content"], "hm");
     assert!(call.is_trained() && conversation.tools.is_some());
-    let message = refusal(&json!({"conversations": [{"from": "human", "value": "a"}, {"from": "human", "value": "b"}]}));
+    let message =
+        refusal(&json!({"conversations": [{"from": "human", "value": "a"}, {"from": "human", "value": "b"}]}));
     assert!(message.contains("conversations[1]") && message.contains("an answer"), "{message}");
 }
 
@@ -133,7 +137,8 @@ fn rated_answers_come_in_every_layout() {
 }
 
 const PAIR: &str = r#"{"prompt": [{"role": "user", "content": "q"}], "chosen": "good", "rejected": "bad"}"#;
-const RATED: &str = r#"{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "label": LABEL}"#;
+const RATED: &str =
+    r#"{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "label": LABEL}"#;
 
 #[test]
 fn plain_training_refuses_pairs_unless_asked() {
@@ -164,7 +169,10 @@ fn pairs_and_ratings_are_typed_examples() {
             example.input_ids.iter().zip(&example.trained).filter(|(_, t)| **t).map(|(id, _)| *id).collect();
         tokenizer.decode(&ids, false).unwrap()
     };
-    assert_eq!((trained(&pairs[0].chosen), trained(&pairs[0].rejected)), ("good<|im_end|>".into(), "bad<|im_end|>".into()));
+    assert_eq!(
+        (trained(&pairs[0].chosen), trained(&pairs[0].rejected)),
+        ("good<|im_end|>".into(), "bad<|im_end|>".into())
+    );
     assert_eq!((report.read, report.kept, report.sources[0].records), (2, 2, 1));
     assert!(chain(&build_rated(&[source], &tokenizer, &options).unwrap_err()).contains("`label`"));
 
@@ -233,7 +241,8 @@ fn dataset_info_tags_and_formats() {
     let text = json!([{"t": "a"}]);
     let (read, _) = listed(json!({"file_name": "d.json", "columns": {"prompt": "t"}}), &text).unwrap();
     assert_eq!(read[0].body, Body::Text("a".to_owned()));
-    let ranking = json!({"file_name": "d.json", "ranking": true, "columns": {"prompt": "q", "chosen": "c", "rejected": "r"}});
+    let ranking =
+        json!({"file_name": "d.json", "ranking": true, "columns": {"prompt": "q", "chosen": "c", "rejected": "r"}});
     let (read, _) = listed(ranking, &json!([{"q": "a", "c": "b", "r": "d"}])).unwrap();
     assert!(matches!(read[0].body, Body::Preference { .. }));
 }
@@ -242,7 +251,9 @@ fn dataset_info_tags_and_formats() {
 fn dataset_info_faults_are_named() {
     let none = json!([]);
     for (entry, wanted) in [
-        (json!({"hf_hub_url": "a/b"}), ["hf_hub_url", "a/b"]),
+        (json!({"hf_hub_url": "a/b"}), ["dataset a/b of the hub", "hf download"]),
+        (json!({"hf_hub_url": "a/b", "subset": "s"}), ["subset", "hf://a/b/PATH"]),
+        (json!({"hf_hub_url": "../b"}), ["hf://../b", "not the name"]),
         (json!({"script_url": "x"}), ["script_url", "not run"]),
         (json!({"file_name": "../x.json"}), ["file_name", "inside"]),
         (json!({"file_name": "/etc/passwd"}), ["file_name", "inside"]),
@@ -252,7 +263,10 @@ fn dataset_info_faults_are_named() {
         (json!({"file_name": "d.json", "formatting": "alpacca"}), ["formatting", "alpacca"]),
         (json!({"file_name": "d.json", "num_samples": 0}), ["num_samples", "above 0"]),
         (json!({"file_name": "d.json", "formatting": "sharegpt", "tags": {"role": "r"}}), ["tags.role", "role_tag"]),
-        (json!({"file_name": "d.json", "formatting": "sharegpt", "tags": {"role_tag": "r"}}), ["content_tag", "missing"]),
+        (
+            json!({"file_name": "d.json", "formatting": "sharegpt", "tags": {"role_tag": "r"}}),
+            ["content_tag", "missing"],
+        ),
         (json!(5), ["`d`", "an object"]),
     ] {
         let message = listed(entry.clone(), &none).err().unwrap();

@@ -87,8 +87,7 @@ struct Mix {
 /// Writes records to a file of the name's kind.
 fn put(folder: &Path, name: &str, text: &str) {
     std::fs::create_dir_all(folder.join(name).parent().unwrap()).unwrap();
-    let rows: Vec<BTreeMap<String, String>> =
-        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let rows: Vec<BTreeMap<String, String>> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     let table = || {
         let names: Vec<&str> = rows[0].keys().map(String::as_str).collect();
         let columns: Vec<_> =

@@ -165,7 +165,8 @@ fn faults_are_named() {
             &["conversations[0]", "at its beginning"],
         ),
         (
-            b"{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"tool\", \"content\": \"b\"}]}".to_vec(),
+            b"{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"tool\", \"content\": \"b\"}]}"
+                .to_vec(),
             "jsonl",
             &["messages[1]", "`tool`", "call"],
         ),

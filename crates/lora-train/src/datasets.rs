@@ -7,13 +7,15 @@ use lora_data::{
     DataOptions, DataReport, Dataset, Example, Format, PreferenceUse, ReadOptions, Source, Tags, Tokenizer,
     build_dataset, hold_out, mix_order,
 };
+use std::path::Path;
 
-/// The data sources of a configuration in the pipeline's terms.
+/// The data sources of a configuration in the pipeline's terms; `hub_cache` is where datasets of the hub are looked for.
 ///
 /// # Errors
 /// [`Error::Data`] for a format or a tag that is not known.
-pub fn data_sources(list: &[SourceConfig]) -> Result<Vec<Source>> {
-    list.iter().map(data_source).collect()
+pub fn data_sources(list: &[SourceConfig], hub_cache: Option<&Path>) -> Result<Vec<Source>> {
+    let in_cache = |source: Source| Source { hub_cache: hub_cache.map(Path::to_path_buf), ..source };
+    list.iter().map(|source| data_source(source).map(in_cache)).collect()
 }
 
 fn data_source(s: &SourceConfig) -> Result<Source> {
@@ -36,6 +38,7 @@ fn data_source(s: &SourceConfig) -> Result<Source> {
         },
         separator: s.separator.clone(),
         max_samples: s.max_samples.map(|n| usize::try_from(n).unwrap_or(usize::MAX)),
+        split: s.split.clone(),
         weight: s.weight,
         ..Source::default()
     })
@@ -81,7 +84,8 @@ pub(crate) fn datasets(
     let options = data_options(&config.data);
     let mut build = |list: &[SourceConfig]| -> Result<Dataset> {
         let mut progress = |done, of| sink.event(Event::Tokenising { done, of });
-        let set = build_dataset(&data_sources(list)?, tokenizer, &options, &mut progress)?;
+        let set =
+            build_dataset(&data_sources(list, config.data.hub_cache.as_deref())?, tokenizer, &options, &mut progress)?;
         for note in set.report.sources.iter().flat_map(|source| &source.notes) {
             sink.event(Event::Note(note.clone()));
         }
@@ -138,6 +142,49 @@ fn mixed(config: &RunConfig, examples: Vec<Example>, lengths: &[usize]) -> Vec<E
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn keys_reach_the_pipeline() {
+        let pairs = |of: &[(&str, &str)]| of.iter().map(|(a, b)| ((*a).to_string(), (*b).to_string())).collect();
+        let config = SourceConfig {
+            path: "a.txt".into(),
+            tags: pairs(&[("user_tag", "customer")]),
+            text_by: TextBy::Paragraph,
+            separator: Some("||".into()),
+            split: Some("test".into()),
+            weight: Some(2.0),
+            ..SourceConfig::default()
+        };
+        let source = data_sources(&[config], Some("cache".as_ref())).unwrap().remove(0);
+        let mut tags = Tags::default();
+        assert!(tags.set("user_tag", Some("customer")));
+        let wanted = Source {
+            path: "a.txt".into(),
+            tags,
+            text_by: lora_data::TextBy::Paragraph,
+            separator: Some("||".into()),
+            split: Some("test".into()),
+            weight: Some(2.0),
+            hub_cache: Some("cache".into()),
+            ..Source::default()
+        };
+        assert_eq!(source, wanted);
+        let unknown = SourceConfig { tags: pairs(&[("usertag", "x")]), ..SourceConfig::default() };
+        assert!(data_sources(&[unknown], None).unwrap_err().to_string().contains("user_tag"));
+
+        let data = DataConfig {
+            bad_records: BadRecords::Skip,
+            max_bad_share: 0.25,
+            dedup: true,
+            preference: Preference::Chosen,
+            ..DataConfig::default()
+        };
+        let options = data_options(&data);
+        assert_eq!(options.reading.bad_records, lora_data::BadRecords::Skip { max_share: 0.25 });
+        assert!(options.dedup && options.preference == PreferenceUse::Chosen);
+        let usual = data_options(&DataConfig::default());
+        assert_eq!((usual.reading, usual.dedup), (ReadOptions::default(), false));
+    }
 
     #[test]
     fn held_out_examples_shorten_their_source() {

@@ -23,6 +23,7 @@ mod trainer;
 
 pub use bench::{BenchOptions, BenchReport, bench_step};
 pub use config::{ConfigErrors, RunConfig};
+pub use datasets::{data_options, data_sources};
 pub use error::{Error, Result};
 pub use eval::{EvalReport, evaluate};
 pub use events::{Event, EventSink, NoEvents};
@@ -30,7 +31,6 @@ pub use lock::{Holder, RunLock};
 pub use metrics::{EvalRecord, METRICS_FILE, MetricsWriter, StepRecord};
 pub use overrides::Override;
 pub use params::{FlatParams, LoraPlus};
-pub use datasets::{data_options, data_sources};
 pub use plan::{RunPlan, Trained};
 pub use run::{RunReport, TrainOptions, train};
 pub use schedule::{Schedule, ScheduleKind};

@@ -1,9 +1,7 @@
 //! From what the user wrote to a run that can start: files opened, data tokenised and checked, counts known, and nothing
 //! expensive done yet.
 
-use crate::config::{
-    DType, FinetuningType, InitLoraWeights, Length, LoraConfig, Modules, RunConfig,
-};
+use crate::config::{DType, FinetuningType, InitLoraWeights, Length, LoraConfig, Modules, RunConfig};
 use crate::datasets::datasets;
 use crate::digest;
 use crate::error::{Error, Result};

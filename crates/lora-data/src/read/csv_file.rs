@@ -106,7 +106,7 @@ impl<R: BufRead> CsvFile<R> {
                     (written, fields) = (0, 0);
                 }
                 ReadRecordResult::OutputEndsFull => self.ends.resize(self.ends.len() * 2, 0),
-                ReadRecordResult::Record if too_long => return Ok(Row::TooLong { line }),
+                ReadRecordResult::Record if too_long || written > self.limit => return Ok(Row::TooLong { line }),
                 ReadRecordResult::Record => {
                     // A quote that is never closed swallows every row after it.
                     let spans_lines = self.row[..written].contains(&b'\n');

@@ -50,6 +50,15 @@ pub(crate) fn expand(path: &Path) -> Result<Vec<DataFile>> {
     Ok(files)
 }
 
+/// The files that `inner` means below `folder`; all of them where it is empty.
+pub(crate) fn expand_below(folder: &Path, inner: &Path) -> Result<Vec<DataFile>> {
+    if inner.as_os_str().is_empty() {
+        return expand(folder);
+    }
+    let escaped = glob::Pattern::escape(&folder.to_string_lossy());
+    if is_pattern(inner) { expand(&Path::new(&escaped).join(inner)) } else { expand(&folder.join(inner)) }
+}
+
 /// Folders within folders are followed so far.
 const MAX_DEPTH: usize = 8;
 
@@ -62,7 +71,8 @@ fn walk(folder: &Path, depth: usize, found: &mut Vec<DataFile>) -> Result<()> {
     entries.sort();
     for path in entries {
         let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(['.', '_']));
-        if hidden || path.file_name().is_some_and(|name| name == "dataset_info.json" || name == "state.json") {
+        let describes = ["dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"];
+        if hidden || path.file_name().is_some_and(|name| describes.iter().any(|known| name == *known)) {
             continue;
         }
         if path.is_dir() {
@@ -99,11 +109,9 @@ fn one_kind(path: &Path, files: &[DataFile]) -> Result<()> {
     let Some((first, rest)) = files.split_first() else { return Ok(()) };
     match rest.iter().find(|file| file.kind != first.kind) {
         None => Ok(()),
-        Some(other) => Err(DataError::MixedFiles {
-            path: path.to_owned(),
-            first: first.path.clone(),
-            other: other.path.clone(),
-        }),
+        Some(other) => {
+            Err(DataError::MixedFiles { path: path.to_owned(), first: first.path.clone(), other: other.path.clone() })
+        }
     }
 }
 

@@ -75,9 +75,14 @@ impl<R: BufRead> Iterator for Lines<R> {
 
 /// One line without its end.
 pub(super) enum Line<'a> {
-    Whole { number: usize, bytes: &'a [u8] },
+    Whole {
+        number: usize,
+        bytes: &'a [u8],
+    },
     /// Longer than the limit; it was passed over without being held.
-    TooLong { number: usize },
+    TooLong {
+        number: usize,
+    },
 }
 
 /// Reads lines, none of which is held beyond a limit.

@@ -10,6 +10,7 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::{Map, Value};
 
 use super::columnar::{is_readable, row};
+use super::ipc_limits::check_messages;
 use super::page_limits::check_pages;
 use super::{At, Reads};
 use crate::document::Origin;
@@ -47,26 +48,43 @@ pub(super) fn open_parquet(file: File, at: At, reads: &Reads<'_>) -> Result<Tabl
     Table::new(batches, &schema, at, reads)
 }
 
-/// Opens an Arrow file: the file form (Feather version 2), or the stream form that `datasets` writes.
-pub(super) fn open_arrow(mut file: File, at: At, reads: &Reads<'_>) -> Result<Table> {
+/// What the file form begins and ends with; at the start, padded to eight bytes.
+const MAGIC: &[u8; 6] = b"ARROW1";
+
+/// Opens an Arrow file: the stream form that `datasets` writes, or the file form (Feather version 2), which is a stream
+/// with a table of contents behind it. Both are read as a stream, so that what is checked is what is read.
+pub(super) fn open_arrow(file: File, at: At, reads: &Reads<'_>) -> Result<Table> {
     let path = at.file.to_path_buf();
     let table = |problem: String| DataError::Table { path: path.clone(), problem };
-    let mut magic = [0; 6];
-    let is_file = file.read_exact(&mut magic).is_ok() && &magic == b"ARROW1";
-    file.seek(SeekFrom::Start(0)).map_err(|error| at.io(error))?;
     let opened = guarded(|| {
-        let file = BufReader::new(file);
+        let mut file = file;
         let text = |error: ArrowError| error.to_string();
-        if is_file {
-            let reader = arrow_ipc::reader::FileReader::try_new(file, None).map_err(text)?;
-            Ok((reader.schema(), Box::new(reader) as Batches))
-        } else {
-            let reader = arrow_ipc::reader::StreamReader::try_new(file, None).map_err(text)?;
-            Ok((reader.schema(), Box::new(reader) as Batches))
+        let io = |error: std::io::Error| error.to_string();
+        let start = if begins_with_magic(&mut file).map_err(io)? { 8 } else { 0 };
+        if start > 0 && !ends_with_magic(&mut file).map_err(io)? {
+            return Err("its end is missing; the file was cut off".to_owned());
         }
+        check_messages(&file, start)?;
+        file.seek(SeekFrom::Start(start)).map_err(io)?;
+        let reader = arrow_ipc::reader::StreamReader::try_new(BufReader::new(file), None).map_err(text)?;
+        Ok((reader.schema(), Box::new(reader) as Batches))
     });
     let (schema, batches) = opened.map_err(table)?;
     Table::new(batches, &schema, at, reads)
+}
+
+fn begins_with_magic(file: &mut File) -> std::io::Result<bool> {
+    let mut start = Vec::new();
+    file.seek(SeekFrom::Start(0))?;
+    file.by_ref().take(8).read_to_end(&mut start)?;
+    Ok(start.len() == 8 && start.starts_with(MAGIC))
+}
+
+fn ends_with_magic(file: &mut File) -> std::io::Result<bool> {
+    let mut end = [0; 6];
+    file.seek(SeekFrom::End(-6))?;
+    file.read_exact(&mut end)?;
+    Ok(&end == MAGIC)
 }
 
 /// The libraries panic on some damaged files.
@@ -105,8 +123,8 @@ impl Table {
                 // Tables have no lines: the row's number stands for both.
                 let origin = self.at.next(self.at.record + 1);
                 let record = guarded(|| row(batch, index, &self.readable));
-                let record: Map<String, Value> = record
-                    .map_err(|problem| DataError::Row { origin: origin.clone(), problem })?;
+                let record: Map<String, Value> =
+                    record.map_err(|problem| DataError::Row { origin: origin.clone(), problem })?;
                 return Ok(Some((Value::Object(record), origin)));
             }
             let next = guarded(|| self.batches.next().transpose().map_err(|error| error.to_string()));

@@ -71,7 +71,8 @@ section! {
     /// One dataset.
     SourceConfig {
         /// A file, a folder of files or a pattern as `data/*.jsonl`: JSON, JSON Lines, CSV, TSV, Parquet, Arrow, Feather or text, each
-        /// also with `.gz` or `.zst` behind; or `dataset_info.json#NAME`, an entry of LLaMA-Factory's list of datasets.
+        /// also with `.gz` or `.zst` behind; `dataset_info.json#NAME`, an entry of LLaMA-Factory's list of datasets; or
+        /// `hf://OWNER/NAME`, a dataset of the hub from its cache on this machine.
         path: PathBuf = PathBuf::new(), Kind::Text;
         /// Format of the records; told from the keys of the first record when absent.
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -89,6 +90,9 @@ section! {
         /// In a text file, what stands between prompt and completion of a record.
         #[serde(skip_serializing_if = "Option::is_none")]
         separator: Option<String> = None, Kind::Text;
+        /// Split of a dataset of the hub; `train` when absent.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        split: Option<String> = None, Kind::Text;
         /// Takes the first so many records only; all when absent.
         #[serde(skip_serializing_if = "Option::is_none")]
         max_samples: Option<u64> = None, Kind::Integer { min: 1, max: i64::MAX };
@@ -108,6 +112,10 @@ section! {
         eval: Vec<SourceConfig> = Vec::new(), Kind::Tables(SourceConfig::KEYS);
         /// Takes this part of `train` for evaluation instead: a fraction below 1, or a number of examples; 0 takes none.
         eval_split: f64 = 0.0, Kind::Split;
+        /// Folder in which the hub's tools keep what they fetched, for paths as `hf://OWNER/NAME`; the program takes it from
+        /// `HF_HUB_CACHE`, `HF_HOME` or the home folder when absent.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        hub_cache: Option<PathBuf> = None, Kind::Text;
         /// How several datasets of `train` become one: `concat`, or one of `interleave_under`, `interleave_over`, `interleave_once`.
         #[serde(skip_serializing_if = "is_concat")]
         mixing: Mixing = Mixing::Concat, Kind::Choice(Mixing::NAMES);
