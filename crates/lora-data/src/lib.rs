@@ -19,6 +19,7 @@
 //! # Ok::<(), lora_data::DataError>(())
 //! ```
 
+mod bad_record;
 mod batch;
 mod clock;
 mod dataset;

@@ -1,4 +1,5 @@
 //! The same records as every kind of file.
+#![allow(dead_code)]
 
 use std::io::Write;
 use std::path::Path;
