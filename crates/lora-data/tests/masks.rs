@@ -276,7 +276,7 @@ fn the_report_adds_up_and_progress_ends() {
     let t = tokenizer();
     let (_folder, source) = write(lines(&vec![json!({"prompt": "p", "completion": "c", "id": 7}); 2500]), "jsonl");
     let mut heard = Vec::new();
-    let Dataset { examples, report } =
+    let Dataset { examples, report, .. } =
         build_dataset(std::slice::from_ref(&source), &t, &DataOptions::default(), &mut |done, of| {
             heard.push((done, of))
         })
