@@ -145,7 +145,7 @@ fn damaged_tables_are_refused_by_name() {
     put(folder.path(), "wrong.parquet", &parquet(&labelled, codecs()[0]));
     wrong.columns = [("prompt", "prompt"), ("completion", "label")].map(|(f, c)| (f.to_owned(), c.to_owned())).into();
     wrong.format = Some(lora_data::Format::PromptCompletion);
-    assert!(refusal(&wrong).contains("`completion` must be of the same kind"), "{}", refusal(&wrong));
+    assert!(refusal(&wrong).contains("`label` must be of the same kind"), "{}", refusal(&wrong));
 }
 
 /// A page header that asks for two gigabytes. The sizes stand in the header as Thrift numbers; every place that could be

@@ -92,7 +92,10 @@ fn is_pattern(path: &Path) -> bool {
 
 fn matching(pattern: &Path) -> Result<Vec<DataFile>> {
     let text = pattern.to_string_lossy();
-    let paths = glob::glob(&text).map_err(|source| DataError::Pattern { path: pattern.to_owned(), source })?;
+    // As a shell has it, `*` means no hidden file.
+    let options = glob::MatchOptions { require_literal_leading_dot: true, ..glob::MatchOptions::new() };
+    let paths =
+        glob::glob_with(&text, options).map_err(|source| DataError::Pattern { path: pattern.to_owned(), source })?;
     let mut found = Vec::new();
     for path in paths {
         let path = path.map_err(|error| DataError::Io { path: error.path().to_owned(), source: error.into() })?;

@@ -48,7 +48,9 @@ pub(super) fn open_parquet(file: File, at: At, reads: &Reads<'_>) -> Result<Tabl
     Table::new(batches, &schema, at, reads)
 }
 
-/// What the file form begins and ends with; at the start, padded to eight bytes.
+/// The longest padding behind the magic at the start.
+const MAX_PADDED: usize = 64;
+/// What the file form begins and ends with.
 const MAGIC: &[u8; 6] = b"ARROW1";
 
 /// Opens an Arrow file: the stream form that `datasets` writes, or the file form (Feather version 2), which is a stream
@@ -60,7 +62,7 @@ pub(super) fn open_arrow(file: File, at: At, reads: &Reads<'_>) -> Result<Table>
         let mut file = file;
         let text = |error: ArrowError| error.to_string();
         let io = |error: std::io::Error| error.to_string();
-        let start = if begins_with_magic(&mut file).map_err(io)? { 8 } else { 0 };
+        let start = stream_start(&mut file).map_err(io)?;
         if start > 0 && !ends_with_magic(&mut file).map_err(io)? {
             return Err("its end is missing; the file was cut off".to_owned());
         }
@@ -73,11 +75,16 @@ pub(super) fn open_arrow(file: File, at: At, reads: &Reads<'_>) -> Result<Table>
     Table::new(batches, &schema, at, reads)
 }
 
-fn begins_with_magic(file: &mut File) -> std::io::Result<bool> {
-    let mut start = Vec::new();
+/// Where the stream begins: behind the magic and its padding, to 8 bytes or, as some writers have it, to 64.
+fn stream_start(file: &mut File) -> std::io::Result<u64> {
+    let mut head = Vec::new();
     file.seek(SeekFrom::Start(0))?;
-    file.by_ref().take(8).read_to_end(&mut start)?;
-    Ok(start.len() == 8 && start.starts_with(MAGIC))
+    file.by_ref().take(MAX_PADDED as u64).read_to_end(&mut head)?;
+    if head.len() < 8 || !head.starts_with(MAGIC) {
+        return Ok(0);
+    }
+    let padding = head[8..].chunks(8).take_while(|chunk| chunk.iter().all(|&byte| byte == 0)).count();
+    Ok(8 + 8 * padding as u64)
 }
 
 fn ends_with_magic(file: &mut File) -> std::io::Result<bool> {
