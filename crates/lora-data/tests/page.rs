@@ -16,6 +16,11 @@ use serde::Deserialize;
 
 const PAGE: &str = include_str!("../../../docs/reference/data.md");
 
+/// Writes everything that a message may hold.
+const TEMPLATE: &str = "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n\
+    {{ m.reasoning_content or '' }}{{ m.content or '' }}{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% endif %}\
+    <|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+
 /// A fenced block: the words behind the fence, its text, and the prose up to the next block.
 struct Block {
     words: Vec<String>,
@@ -107,6 +112,8 @@ fn put(folder: &Path, name: &str, text: &str) {
 fn every_example_does_what_the_page_says() {
     let folder = tempfile::tempdir().unwrap();
     let tokenizer = tokenizer();
+    let template = folder.path().join("every_role.jinja");
+    std::fs::write(&template, TEMPLATE).unwrap();
     let (mut ran, mut formats) = (0, Vec::new());
     for block in blocks() {
         let words: Vec<&str> = block.words.iter().map(String::as_str).collect();
@@ -152,7 +159,7 @@ fn every_example_does_what_the_page_says() {
                 _ => PreferenceUse::BothSides,
             },
             max_affected_share: 1.0,
-            template: None,
+            template: Some(template.clone()),
             ..DataOptions::default()
         };
         let built = build_dataset(&[source], &tokenizer, &options, &mut |_, _| {});
