@@ -9,6 +9,7 @@ mod compute;
 mod estimate;
 mod failure;
 mod generator;
+mod hub;
 mod interrupt;
 mod load;
 mod machine;

@@ -1,11 +1,11 @@
 //! A whole dataset: read, tokenised in parallel, checked and counted.
 
 use std::collections::{BTreeSet, HashSet};
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 
 use rayon::prelude::*;
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 
 use crate::document::{Body, Document};
 use crate::error::{DataError, Result};
@@ -13,12 +13,13 @@ use crate::example::{Example, ExampleBuilder, Outcome, Truncation};
 use crate::format::Format;
 use crate::mask::Renderer;
 use crate::report::{DataReport, SourceReport};
-use crate::source::{Source, read_source};
+use crate::source::{Documents, PreferenceUse, ReadOptions, Source};
 use crate::template::ChatTemplate;
 use crate::tokenizer::Tokenizer;
 
-/// Documents tokenised between two reports of progress.
+/// Documents tokenised between two reports of progress, and fewer where they are long.
 const CHUNK: usize = 1024;
+const CHUNK_BYTES: usize = 32 << 20;
 
 /// How documents become rows of tokens.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,6 +36,12 @@ pub struct DataOptions {
     pub template_variables: Map<String, Value>,
     /// The share of records, from 0 to 1, that may be cut or left out.
     pub max_affected_share: f64,
+    /// How files are read, and what happens to bad records.
+    pub reading: ReadOptions,
+    /// Leaves out a row whose tokens and mask are those of a row before it, of whatever dataset.
+    pub dedup: bool,
+    /// What preference data is used for.
+    pub preference: PreferenceUse,
 }
 
 impl Default for DataOptions {
@@ -46,6 +53,9 @@ impl Default for DataOptions {
             template: None,
             template_variables: Map::new(),
             max_affected_share: 0.05,
+            reading: ReadOptions::default(),
+            dedup: false,
+            preference: PreferenceUse::default(),
         }
     }
 }
@@ -55,11 +65,14 @@ impl Default for DataOptions {
 pub struct Dataset {
     /// The rows, in the order of the files.
     pub examples: Vec<Example>,
+    /// For each source how many of the rows are of it and of those before it.
+    pub source_ends: Vec<usize>,
     /// What became of every record.
     pub report: DataReport,
 }
 
-/// Reads the sources and makes rows of tokens; `progress` hears how many records of how many are done.
+/// Reads the sources and makes rows of tokens; `progress` hears how many records are done, and of how many. Records are
+/// read as they are needed, so that how many there are is known at the end: until then both numbers are the same.
 ///
 /// # Errors
 /// Names file and line of a record that cannot be read, rendered or tokenised. Refuses a set of which too large a
@@ -73,51 +86,69 @@ pub fn build_dataset(
     check_options(sources, options)?;
     let own_template = options.template.as_ref().map(|path| tokenizer.template_from_file(path)).transpose()?;
     let builder = builder(tokenizer, options, own_template.as_ref());
+    // Every path is opened before the first record is read.
+    let streams = sources.iter().map(|source| Documents::open(source, options.reading)).collect::<Result<Vec<_>>>()?;
 
     let mut report = DataReport::default();
-    let mut documents = Vec::new();
-    for source in sources {
-        let data = read_source(source)?;
-        report.sources.push(SourceReport {
-            path: source.path.clone(),
-            format: data.format,
-            records: data.documents.len(),
-            ignored_columns: data.ignored_columns,
-        });
-        documents.extend(data.documents);
-    }
-    check_roles(&builder, &documents)?;
-
-    let of = documents.len();
-    progress(0, of);
-    let mut examples = Vec::with_capacity(of);
+    let mut roles = RolesSeen::default();
+    let mut examples = Vec::new();
+    let mut source_ends = Vec::new();
     let mut seen = HashSet::new();
     let mut trains_end = false;
-    let mut documents = documents.into_iter();
-    loop {
-        let chunk: Vec<Document> = documents.by_ref().take(CHUNK).collect();
-        if chunk.is_empty() {
-            break;
-        }
-        // Outcomes are looked at in order, so that of several faults the same one is always named.
-        let outcomes: Vec<Result<Outcome>> = chunk.par_iter().map(|document| builder.build(document)).collect();
-        for (document, outcome) in chunk.iter().zip(outcomes) {
-            let outcome = outcome?;
-            report.add(&outcome, &document.origin);
-            trains_end |= outcome.trains_end;
-            for example in outcome.examples {
-                report.add_kept(&example);
-                report.duplicates += usize::from(!seen.insert(fingerprint(&example)));
-                examples.push(example);
+    progress(0, 0);
+    for mut documents in streams {
+        loop {
+            let chunk = next_chunk(&mut documents, options.preference)?;
+            if chunk.is_empty() {
+                break;
             }
+            roles.check(&builder, &chunk)?;
+            // Outcomes are looked at in order, so that of several faults the same one is always named.
+            let outcomes: Vec<Result<Outcome>> = chunk.par_iter().map(|document| builder.build(document)).collect();
+            for (document, outcome) in chunk.iter().zip(outcomes) {
+                let outcome = match outcome {
+                    Ok(outcome) => outcome,
+                    Err(error) => {
+                        documents.reject(error)?;
+                        continue;
+                    }
+                };
+                report.add(&outcome, &document.origin);
+                trains_end |= outcome.trains_end;
+                for example in outcome.examples {
+                    let is_new = seen.insert(fingerprint(&example));
+                    report.duplicates += usize::from(!is_new);
+                    if is_new || !options.dedup {
+                        report.add_kept(&example);
+                        examples.push(example);
+                    }
+                }
+            }
+            progress(report.read, report.read);
         }
-        progress(report.read, of);
+        documents.check_bad()?;
+        report.sources.push(SourceReport::of(&documents));
+        source_ends.push(examples.len());
     }
     check_whole(&report, &examples, trains_end, options)?;
-    Ok(Dataset { examples, report })
+    Ok(Dataset { examples, source_ends, report })
 }
 
-fn check_options(sources: &[Source], options: &DataOptions) -> Result<()> {
+/// The next documents; none at the end.
+fn next_chunk(documents: &mut Documents, preference: PreferenceUse) -> Result<Vec<Document>> {
+    let mut chunk = Vec::with_capacity(CHUNK);
+    let mut bytes = 0;
+    while chunk.len() < CHUNK && bytes < CHUNK_BYTES {
+        let Some(document) = documents.next() else { break };
+        for document in preference.apply(document?) {
+            bytes += document.body.size();
+            chunk.push(document);
+        }
+    }
+    Ok(chunk)
+}
+
+pub(crate) fn check_options(sources: &[Source], options: &DataOptions) -> Result<()> {
     if sources.is_empty() {
         return Err(DataError::NoSource);
     }
@@ -130,7 +161,7 @@ fn check_options(sources: &[Source], options: &DataOptions) -> Result<()> {
     Ok(())
 }
 
-fn builder<'a>(
+pub(crate) fn builder<'a>(
     tokenizer: &'a Tokenizer,
     options: &'a DataOptions,
     own_template: Option<&'a ChatTemplate>,
@@ -148,31 +179,47 @@ fn builder<'a>(
     }
 }
 
-/// The first conversation with each role, and the first with tools, show whether the template writes what they say.
-fn check_roles(builder: &ExampleBuilder<'_>, documents: &[Document]) -> Result<()> {
-    let mut roles = BTreeSet::new();
-    let mut tools_seen = false;
-    for document in documents {
-        let Body::Conversation(conversation) = &document.body else { continue };
-        let (origin, has_tools) = (&document.origin, conversation.tools.is_some());
-        let renderer = builder.renderer(conversation, Format::Messages)?;
-        if has_tools && !std::mem::replace(&mut tools_seen, true) {
-            renderer.check_tools(conversation, origin)?;
-        }
-        for (at, message) in conversation.messages.iter().enumerate() {
-            if !message.is_empty() && roles.insert((message.role(), has_tools)) {
-                renderer.check_role(conversation, at, origin)?;
-            }
-        }
-    }
-    Ok(())
+/// Which roles, without and with tools, were looked at.
+#[derive(Default)]
+struct RolesSeen {
+    roles: BTreeSet<(String, bool)>,
+    tools: bool,
 }
 
-fn fingerprint(example: &Example) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    example.input_ids.hash(&mut hasher);
-    example.trained.hash(&mut hasher);
-    hasher.finish()
+impl RolesSeen {
+    /// The first conversation with each role, and the first with tools, show whether the template writes what they say.
+    fn check(&mut self, builder: &ExampleBuilder<'_>, documents: &[Document]) -> Result<()> {
+        for document in documents {
+            let Body::Conversation(conversation) = &document.body else { continue };
+            let (origin, has_tools) = (&document.origin, conversation.tools.is_some());
+            let renderer = builder.renderer(conversation, Format::Messages)?;
+            // A conversation that cannot be rendered at all is reported where rows are made of it.
+            let passed = |checked: Result<()>| match checked {
+                Err(error) if error.is_bad_record() => Ok(()),
+                other => other,
+            };
+            if has_tools && !std::mem::replace(&mut self.tools, true) {
+                passed(renderer.check_tools(conversation, origin))?;
+            }
+            for (at, message) in conversation.messages.iter().enumerate() {
+                if !message.is_empty() && self.roles.insert((message.role().to_owned(), has_tools)) {
+                    passed(renderer.check_role(conversation, at, origin))?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The first 128 bits of a sha256 over tokens and mask: the same on every machine, and never the same for two rows that
+/// differ.
+fn fingerprint(example: &Example) -> [u8; 16] {
+    let mut hash = Sha256::new();
+    for (id, trained) in example.input_ids.iter().zip(&example.trained) {
+        hash.update((u64::from(*id) << 1 | u64::from(*trained)).to_le_bytes());
+    }
+    let digest = hash.finalize();
+    std::array::from_fn(|at| digest[at])
 }
 
 fn check_whole(report: &DataReport, examples: &[Example], trains_end: bool, options: &DataOptions) -> Result<()> {

@@ -54,6 +54,20 @@ pub enum Body {
         /// Trained, with the end token.
         completion: String,
     },
+    /// A better and a worse answer to the same; each side is one of the bodies above, trained on its answer only.
+    Preference {
+        /// The better one.
+        chosen: Box<Body>,
+        /// The worse one.
+        rejected: Box<Body>,
+    },
+    /// An answer and whether it is a good one.
+    Rated {
+        /// One of the bodies above, trained on its answer only.
+        answer: Box<Body>,
+        /// Whether the answer is a good one.
+        desirable: bool,
+    },
     /// Running text.
     Text(String),
     /// Tokens made elsewhere.
@@ -63,6 +77,25 @@ pub enum Body {
         /// For each token itself, or -100 where it is not trained; all are trained when absent.
         labels: Option<Vec<i64>>,
     },
+}
+
+impl Body {
+    /// About how many bytes it holds.
+    pub(crate) fn size(&self) -> usize {
+        match self {
+            Self::Instruction(of) => of.instruction.len() + of.input.len() + of.output.len(),
+            Self::Conversation(of) => of.messages.iter().map(|message| size_of_fields(&message.fields)).sum(),
+            Self::PromptCompletion { prompt, completion } => prompt.len() + completion.len(),
+            Self::Preference { chosen, rejected } => chosen.size() + rejected.size(),
+            Self::Rated { answer, .. } => answer.size(),
+            Self::Text(text) => text.len(),
+            Self::Tokenized { input_ids, .. } => input_ids.len() * 16,
+        }
+    }
+}
+
+fn size_of_fields(fields: &Map<String, Value>) -> usize {
+    fields.values().map(|value| value.as_str().map_or(64, str::len)).sum()
 }
 
 /// An instruction in the layout of the Alpaca dataset.
@@ -78,6 +111,16 @@ pub struct Instruction {
     pub input: String,
     /// The answer.
     pub output: String,
+}
+
+impl Instruction {
+    /// What the user says: the task, and on the next line its input.
+    pub(crate) fn user_text(&self) -> String {
+        match (self.instruction.as_str(), self.input.as_str()) {
+            (text, "") | ("", text) => text.to_owned(),
+            (task, input) => format!("{task}\n{input}"),
+        }
+    }
 }
 
 /// A conversation and the tools that it may use.

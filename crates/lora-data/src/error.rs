@@ -22,7 +22,7 @@ pub enum DataError {
         source: std::io::Error,
     },
     /// A dataset file of a kind that is not read.
-    #[error("{path}: file extension `{found}` is not a dataset that can be read; use .json (an array) or .jsonl / .ndjson (a record per line)", path = path.display())]
+    #[error("{path}: file extension `{found}` is not a dataset that can be read; known are .json, .jsonl, .ndjson, .csv, .tsv, .parquet, .arrow, .feather and .txt, each also with .gz or .zst behind", path = path.display())]
     Extension { path: PathBuf, found: String },
     /// A pickle, which would run code.
     #[error("{path}: pickle files are refused, because loading one runs code; save the data as .jsonl", path = path.display())]
@@ -33,19 +33,66 @@ pub enum DataError {
     /// A `.json` file that holds one object.
     #[error("{path}: holds one object where an array of records (or a record per line) is expected", path = path.display())]
     NotAnArray { path: PathBuf },
+    /// A folder or a pattern without a dataset file.
+    #[error("{path}: no dataset file is there; name a file, a folder of files or a pattern such as data/*.jsonl", path = path.display())]
+    NoFiles { path: PathBuf },
+    /// A pattern that is none.
+    #[error("{path}: not a valid pattern", path = path.display())]
+    Pattern {
+        path: PathBuf,
+        #[source]
+        source: glob::PatternError,
+    },
+    /// Files of several kinds in one folder.
+    #[error("{path}: holds files of several kinds ({first} and {other}); name those of one kind by a pattern", path = path.display(), first = first.display(), other = other.display())]
+    MixedFiles { path: PathBuf, first: PathBuf, other: PathBuf },
+    /// A compressed table that unpacks to too much.
+    #[error("{path}: unpacks to more than {limit} bytes; unpack it yourself, or store the table without a compression around it", path = path.display())]
+    Unpacked { path: PathBuf, limit: u64 },
+    /// A Parquet or Arrow file that cannot be read.
+    #[error("{path}: not a table that can be read: {problem}", path = path.display())]
+    Table { path: PathBuf, problem: String },
+    /// A row of a table that cannot be read.
+    #[error("{origin}: the row cannot be read: {problem}")]
+    Row { origin: Origin, problem: String },
+    /// A column of a type that has no JSON form.
+    #[error("{path}: column `{column}` is of type {found}, which is not read; convert it to text or numbers, or rename it if it is not meant", path = path.display())]
+    ColumnType { path: PathBuf, column: String, found: String },
+    /// A column that a table has twice.
+    #[error("{origin}: column `{column}` appears twice in the header; rename one of them")]
+    ColumnTwice { origin: Origin, column: String },
+    /// A row of a CSV file that is shorter or longer than the header.
+    #[error(
+        "{origin}: the row has {found} fields where the header has others ({columns}); quote fields that hold the delimiter or line breaks"
+    )]
+    CsvWidth { origin: Origin, found: usize, columns: String },
+    /// A quote that swallows the rest of a CSV file.
+    #[error("{origin}: a quote is opened here and never closed; close it, or write a quote inside of a field twice")]
+    CsvQuote { origin: Origin },
+    /// A line of a text file without the separator.
+    #[error("{origin}: the line has no `{separator}` between prompt and completion; add it, or leave `separator` out")]
+    NoSeparator { origin: Origin, separator: String },
     /// No dataset file at all.
     #[error("no data file was given; name at least one in `data.train`")]
     NoSource,
 
     // Records
-    /// A line too long to be a record.
-    #[error("{origin}: a line of more than {limit} bytes; a record must be shorter")]
+    /// A line, row or element too long to be a record.
+    #[error("{origin}: a record of more than {limit} bytes; split it, or raise the limit of a record")]
     LineTooLong { origin: Origin, limit: usize },
     /// Bytes that are not UTF-8.
     #[error("{origin}: not valid UTF-8 at byte {column} of the line; save the file as UTF-8")]
     Utf8 {
         origin: Origin,
         column: usize,
+        #[source]
+        source: std::str::Utf8Error,
+    },
+    /// A field that is not UTF-8.
+    #[error("{origin}: field `{field}` is not valid UTF-8; save the file as UTF-8")]
+    FieldUtf8 {
+        origin: Origin,
+        field: String,
         #[source]
         source: std::str::Utf8Error,
     },
@@ -73,6 +120,16 @@ pub enum DataError {
     /// A field of the wrong type.
     #[error("{origin}: field `{field}` must be {wanted}, found {found}")]
     WrongType { origin: Origin, field: String, wanted: &'static str, found: String },
+    /// More records are bad than the policy of skipping allows.
+    #[error("{path}: {bad} of {records} records cannot be used, more than the share {limit} that `data.max_bad_share` allows; mend them or raise it (the first is the cause below)", path = path.display())]
+    TooManyBad {
+        path: PathBuf,
+        bad: usize,
+        records: usize,
+        limit: f64,
+        #[source]
+        first: Box<DataError>,
+    },
 
     // Formats
     /// A format name that does not exist.
@@ -101,9 +158,61 @@ pub enum DataError {
     TrainedRole { origin: Origin, field: String, role: String },
     /// A sharegpt role that has no plain message form.
     #[error(
-        "{origin}: field `{field}` has the sharegpt role `{role}`, which has no plain message form; convert it to role/content messages"
+        "{origin}: field `{field}` has the role `{role}`, which is not one of {known}; rename it, or name the roles by `tags`"
     )]
-    ShareGptRole { origin: Origin, field: String, role: String },
+    ShareGptRole { origin: Origin, field: String, role: String, known: String },
+    /// A message whose role cannot stand where it stands.
+    #[error("{origin}: field `{field}` has a message of role `{role}` {place}; {wanted} belongs there")]
+    RoleOrder { origin: Origin, field: String, role: String, place: &'static str, wanted: &'static str },
+    /// A pair whose two sides are the same.
+    #[error(
+        "{origin}: `chosen` and `rejected` are the same and there is no prompt, so the answer cannot be told from the prompt; remove the record"
+    )]
+    SamePair { origin: Origin },
+    /// Preference data where plain examples are wanted.
+    #[error(
+        "{origin}: a record of format {format} has good and bad answers, and plain fine-tuning would train both; set `data.preference = \"chosen\"` to train on the good ones only"
+    )]
+    PreferenceData { origin: Origin, format: Format },
+
+    /// Plain examples where preference data is wanted.
+    #[error(
+        "{origin}: a record of format {format} has no pair and no rating; this objective needs `chosen` and `rejected`, or `label`"
+    )]
+    NotPreference { origin: Origin, format: Format },
+
+    // dataset_info.json
+    /// A dataset_info.json that is not what it should be.
+    #[error("{path}: dataset `{name}`: key `{key}` {problem}", path = path.display())]
+    DatasetInfo { path: PathBuf, name: String, key: String, problem: String },
+    /// A dataset that dataset_info.json does not have.
+    #[error("{path}: there is no dataset `{name}`; {known}", path = path.display())]
+    UnknownDataset { path: PathBuf, name: String, known: String },
+    /// A dataset_info.json without a dataset's name.
+    #[error("{path}: holds several datasets; name one, as {path}#NAME or by the key `name`", path = path.display())]
+    NoDatasetName { path: PathBuf },
+
+    /// A tag that does not exist.
+    #[error("{path}: `tags` has the unknown key `{key}`; known are {known}", path = path.display())]
+    UnknownTag { path: PathBuf, key: String, known: String },
+
+    // The hub
+    /// Not a dataset's name.
+    #[error("{path}: not the name of a dataset; write hf://OWNER/NAME, with @REVISION and /PATH behind it where wanted", path = path.display())]
+    HubName { path: PathBuf },
+    /// A dataset that is not in the cache.
+    #[error(
+        "dataset {id} of the hub (revision {revision}) is not in the cache ({cache}); put it there with `hf download --repo-type dataset --revision {revision} {id}`, or name a file"
+    )]
+    HubMissing { id: String, revision: String, cache: String },
+    /// A split that a dataset does not have.
+    #[error("dataset {id} of the hub has no file of split `{split}`; name its files, as hf://{id}/data/*.parquet")]
+    HubSplit { id: String, split: String },
+
+    // Mixing
+    /// A weight that is none.
+    #[error("{path}: `weight` is {weight}; it must be a number above 0 and at most 1000", path = path.display())]
+    Weight { path: PathBuf, weight: f64 },
 
     // Token rows
     /// A token that the vocabulary does not have.

@@ -136,6 +136,10 @@ impl ExampleBuilder<'_> {
                 let segments = [(prompt.as_str().into(), false), (completion.as_str().into(), true)];
                 self.segments(&segments, origin).map(|row| Ok(vec![row]))
             }
+            Body::Preference { .. } => {
+                Err(DataError::PreferenceData { origin: origin.clone(), format: Format::Preference })
+            }
+            Body::Rated { .. } => Err(DataError::PreferenceData { origin: origin.clone(), format: Format::Kto }),
             Body::Text(text) if text.is_empty() => Ok(Err(DropReason::Empty)),
             Body::Text(text) => {
                 let mut ids = self.tokenizer.encode_prompt(text).map_err(|error| error.at(origin))?;
@@ -209,14 +213,6 @@ impl ExampleBuilder<'_> {
     }
 }
 
-/// What the user says in an instruction: the task, and on the next line its input.
-fn user_text(instruction: &Instruction) -> String {
-    match (instruction.instruction.as_str(), instruction.input.as_str()) {
-        (text, "") | ("", text) => text.to_owned(),
-        (task, input) => format!("{task}\n{input}"),
-    }
-}
-
 /// An instruction as messages.
 fn conversation_of(instruction: &Instruction) -> Conversation {
     let mut messages: Vec<Message> =
@@ -224,7 +220,7 @@ fn conversation_of(instruction: &Instruction) -> Conversation {
     for (user, assistant) in &instruction.history {
         messages.extend([Message::new("user", user.as_str()), Message::new("assistant", assistant.as_str())]);
     }
-    messages.push(Message::new("user", user_text(instruction)));
+    messages.push(Message::new("user", instruction.user_text()));
     messages.push(Message::new("assistant", instruction.output.as_str()));
     Conversation { messages, tools: None }
 }

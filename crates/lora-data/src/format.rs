@@ -14,10 +14,16 @@ use crate::error::DataError;
 pub enum Format {
     /// `instruction`, `input`, `output`, and optionally `system` and `history`.
     Alpaca,
+    /// `conversations`: a list of `from` and `value` whose turns alternate; optionally `system` and `tools`.
+    Sharegpt,
     /// `messages` (or `conversations`): a list of role and content; optionally `tools`.
     Messages,
     /// `prompt` and `completion`: two strings, or two lists of messages.
     PromptCompletion,
+    /// `chosen` and `rejected`: a better and a worse answer, with a prompt in any of the layouts above or with none.
+    Preference,
+    /// An answer with its prompt, in any of the layouts above, and `label`: whether it is a good one.
+    Kto,
     /// `text`, all of it trained.
     Text,
     /// `input_ids`, and optionally `labels` (-100 is not trained).
@@ -26,14 +32,26 @@ pub enum Format {
 
 impl Format {
     /// Every format, in the order of their names in messages.
-    pub const ALL: [Self; 5] = [Self::Alpaca, Self::Messages, Self::PromptCompletion, Self::Text, Self::Tokenized];
+    pub const ALL: [Self; 8] = [
+        Self::Alpaca,
+        Self::Sharegpt,
+        Self::Messages,
+        Self::PromptCompletion,
+        Self::Preference,
+        Self::Kto,
+        Self::Text,
+        Self::Tokenized,
+    ];
 
     /// The format's name in configuration files.
     pub fn name(self) -> &'static str {
         match self {
             Self::Alpaca => "alpaca",
+            Self::Sharegpt => "sharegpt",
             Self::Messages => "messages",
             Self::PromptCompletion => "prompt_completion",
+            Self::Preference => "preference",
+            Self::Kto => "kto",
             Self::Text => "text",
             Self::Tokenized => "tokenized",
         }
@@ -43,27 +61,68 @@ impl Format {
     pub fn fields(self) -> &'static [&'static str] {
         match self {
             Self::Alpaca => &["instruction", "input", "output", "system", "history"],
+            Self::Sharegpt => &["conversations", "tools", "system"],
             Self::Messages => &["messages", "tools", "system"],
             Self::PromptCompletion => &["prompt", "completion", "tools"],
+            Self::Preference => &[
+                "prompt",
+                "chosen",
+                "rejected",
+                "conversations",
+                "messages",
+                "instruction",
+                "input",
+                "system",
+                "history",
+                "tools",
+            ],
+            Self::Kto => &[
+                "prompt",
+                "completion",
+                "label",
+                "conversations",
+                "messages",
+                "instruction",
+                "input",
+                "output",
+                "system",
+                "history",
+                "tools",
+            ],
             Self::Text => &["text"],
             Self::Tokenized => &["input_ids", "labels"],
         }
     }
 
-    /// The fields that tell this format from the others.
+    /// The fields that tell this format from the others. A pair or a label goes before all of them.
     fn required(self) -> &'static [&'static str] {
         match self {
             Self::Alpaca => &["instruction", "output"],
+            Self::Sharegpt => &["conversations"],
             Self::Messages => &["messages"],
+            Self::Preference => &["chosen", "rejected"],
+            Self::Kto => &["label"],
             Self::PromptCompletion => &["prompt", "completion"],
             Self::Text => &["text"],
             Self::Tokenized => &["input_ids"],
         }
     }
 
-    /// The formats whose required fields are all among `present`.
+    /// The formats of plain examples whose required fields are all among `present`.
     pub(crate) fn candidates(present: &BTreeSet<&str>) -> Vec<Self> {
-        Self::ALL.into_iter().filter(|format| format.required().iter().all(|field| present.contains(field))).collect()
+        Self::ALL
+            .into_iter()
+            .filter(|format| !matches!(format, Self::Preference | Self::Kto) && format.fits(present))
+            .collect()
+    }
+
+    fn fits(self, present: &BTreeSet<&str>) -> bool {
+        self.required().iter().all(|field| present.contains(field))
+    }
+
+    /// Whether a record with these fields can hold a rated answer.
+    pub(crate) fn fits_rated(present: &BTreeSet<&str>) -> bool {
+        [Self::Alpaca, Self::Sharegpt, Self::Messages, Self::PromptCompletion].iter().any(|format| format.fits(present))
     }
 }
 

@@ -1,6 +1,7 @@
 //! Datasets to packed batches: formats, chat templates, loss masks, packing; links no torch.
 //!
-//! The way of a record, one file a step: `source` reads documents, `template` renders conversations,
+//! The way of a record, one file a step: `read` takes files apart record by record, `layout` and `fields` make documents
+//! of them, `source` gives these out one at a time, `template` renders conversations,
 //! `mask` finds what is trained, `example` makes token rows, `dataset` builds all of them with a report,
 //! `pack` fills rows, `sampler` orders them and `batch` lays them end to end for the model.
 //!
@@ -18,24 +19,36 @@
 //! # Ok::<(), lora_data::DataError>(())
 //! ```
 
+mod bad_record;
 mod batch;
 mod clock;
 mod dataset;
+mod dataset_info;
 mod document;
 mod error;
 mod example;
+mod fields;
 mod format;
+#[doc(hidden)]
+pub mod fuzz;
+mod hub;
+mod layout;
 mod mask;
+mod messages;
+mod mix;
 mod pack;
+mod pairs;
+mod preference;
 mod preview;
 mod python;
-mod record;
+mod read;
 mod report;
 mod sampler;
 mod source;
 mod special_tokens;
 mod stream_decoder;
 mod strict_json;
+mod tags;
 mod template;
 mod template_source;
 mod tokenizer;
@@ -44,15 +57,20 @@ mod tokenizer_files;
 pub use batch::Batch;
 pub use clock::Clock;
 pub use dataset::{DataOptions, Dataset, build_dataset};
+pub use dataset_info::dataset_names;
 pub use document::{Body, Conversation, Document, Instruction, Message, Origin};
 pub use error::{DataError, Result};
 pub use example::{Example, Truncation};
 pub use format::Format;
+pub use hub::HubId;
+pub use mix::{Mixing, hold_out, mix_order};
 pub use pack::pack;
+pub use preference::{PreferencePair, RatedExample, build_pairs, build_rated};
 pub use preview::{PreviewToken, preview};
 pub use report::{DataReport, DropReason, Dropped, LengthBucket, SourceReport};
 pub use sampler::{Cursor, Sampler, epoch_order};
-pub use source::{Source, read_documents};
+pub use source::{BadRecords, BadReport, Documents, PreferenceUse, ReadOptions, Source, TextBy, read_documents};
 pub use stream_decoder::StreamDecoder;
+pub use tags::{Role, Tags};
 pub use template::{ChatTemplate, Rendered};
 pub use tokenizer::Tokenizer;

@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::document::Origin;
 use crate::example::{Example, Outcome};
 use crate::format::Format;
+use crate::source::{BadReport, Documents};
 
 /// So many places are named for each reason.
 const FIRST_ORIGINS: usize = 5;
@@ -67,6 +68,24 @@ pub struct SourceReport {
     pub records: usize,
     /// Columns that the format does not read, with the number of records that have them.
     pub ignored_columns: BTreeMap<String, usize>,
+    /// Records that were left out because they cannot be used.
+    pub bad: BadReport,
+    /// What is to be known about how the dataset is read.
+    pub notes: Vec<String>,
+}
+
+impl SourceReport {
+    /// What was read of a source up to now.
+    pub(crate) fn of(documents: &Documents) -> Self {
+        Self {
+            path: documents.source().path.clone(),
+            format: documents.format().unwrap_or(Format::Text),
+            records: documents.read(),
+            ignored_columns: documents.ignored_columns(),
+            bad: documents.bad().clone(),
+            notes: documents.source().notes.clone(),
+        }
+    }
 }
 
 /// Rows of similar length.
@@ -95,7 +114,7 @@ pub struct DataReport {
     pub dropped: BTreeMap<DropReason, Dropped>,
     /// Records of which a row was cut or left out.
     pub affected: usize,
-    /// Rows that are the same as one before; they are kept.
+    /// Rows that are the same as one before; they are kept, unless `dedup` leaves them out.
     pub duplicates: usize,
     /// Records laid out as plain `### Instruction:` text, because the tokenizer has no chat template.
     pub classic_prompts: usize,
@@ -165,6 +184,12 @@ impl fmt::Display for DataReport {
             if !source.ignored_columns.is_empty() {
                 let columns: Vec<&str> = source.ignored_columns.keys().map(String::as_str).collect();
                 writeln!(f, "  columns not read: {}", columns.join(", "))?;
+            }
+            for note in &source.notes {
+                writeln!(f, "  {note}")?;
+            }
+            if let (count @ 1.., first) = (source.bad.count, source.bad.first.first()) {
+                writeln!(f, "  {count} bad records left out, first {}", first.map_or("", String::as_str))?;
             }
         }
         let share = |part: usize, of: usize| if of == 0 { 0.0 } else { 100.0 * part as f64 / of as f64 };

@@ -73,18 +73,18 @@ impl Sampler {
 }
 
 /// The SplitMix64 generator (Steele, Lea and Flood, 2014).
-struct SplitMix64(u64);
+pub(crate) struct SplitMix64(u64);
 
 impl SplitMix64 {
     /// A stream of its own for each pair of numbers.
-    fn keyed(seed: u64, epoch: u64) -> Self {
+    pub(crate) fn keyed(seed: u64, epoch: u64) -> Self {
         let mut outer = Self(seed);
         let mixed = outer.next() ^ epoch.wrapping_mul(0xD1B5_4A32_D192_ED03);
         let mut inner = Self(mixed);
         Self(inner.next())
     }
 
-    fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);

@@ -133,7 +133,8 @@ fn faults_are_named() {
         (b"5".to_vec(), "json", &["json:1", "a number"]),
         (b"{\"a\": 1}".to_vec(), "jsonl", &["cannot be told", "`a`", "format"]),
         (b"{\"text\": \"a\", \"input_ids\": [1]}".to_vec(), "jsonl", &["several formats", "text, tokenized"]),
-        (b"{\"messages\": [], \"label\": true}".to_vec(), "jsonl", &["cannot be told"]),
+        (b"{\"messages\": [], \"label\": true}".to_vec(), "jsonl", &["`messages` has no message"]),
+        (b"{\"text\": \"a\", \"chosen\": \"b\"}".to_vec(), "jsonl", &["cannot be told"]),
         (b"{\"messages\": []}".to_vec(), "jsonl", &["`messages` has no message"]),
         (b"{\"messages\": [{\"role\": \"user\"}]}".to_vec(), "jsonl", &["messages[0].content", "missing"]),
         (b"{\"messages\": [{\"content\": \"a\"}]}".to_vec(), "jsonl", &["messages[0].role"]),
@@ -148,7 +149,29 @@ fn faults_are_named() {
             &["role `user`"],
         ),
         (b"{\"messages\": [{\"role\": \"user\", \"content\": \"a\", \"weight\": 0.5}]}".to_vec(), "jsonl", &["0 or 1"]),
-        (b"{\"messages\": [{\"from\": \"function_call\", \"value\": \"a\"}]}".to_vec(), "jsonl", &["function_call"]),
+        (
+            b"{\"messages\": [{\"from\": \"function_call\", \"value\": \"a\"}]}".to_vec(),
+            "jsonl",
+            &["messages[0].value", "not JSON"],
+        ),
+        (
+            b"{\"messages\": [{\"from\": \"narrator\", \"value\": \"a\"}]}".to_vec(),
+            "jsonl",
+            &["`narrator`", "human", "tags"],
+        ),
+        (
+            b"{\"conversations\": [{\"from\": \"gpt\", \"value\": \"a\"}]}".to_vec(),
+            "jsonl",
+            &["conversations[0]", "at its beginning"],
+        ),
+        (
+            b"{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"tool\", \"content\": \"b\"}]}"
+                .to_vec(),
+            "jsonl",
+            &["messages[1]", "`tool`", "call"],
+        ),
+        (b"[{\"text\": \"a\"}] x".to_vec(), "json", &["json:1", "end of the file", "`x`"]),
+        (b"\xff\xfea\0".to_vec(), "jsonl", &["jsonl:1:", "UTF-8"]),
         (
             b"{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}], \"tools\": \"{\"}".to_vec(),
             "jsonl",

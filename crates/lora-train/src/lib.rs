@@ -6,6 +6,7 @@
 mod bench;
 pub mod checkpoint;
 pub mod config;
+mod datasets;
 mod digest;
 mod error;
 mod eval;
@@ -22,6 +23,7 @@ mod trainer;
 
 pub use bench::{BenchOptions, BenchReport, bench_step};
 pub use config::{ConfigErrors, RunConfig};
+pub use datasets::{data_options, data_sources};
 pub use error::{Error, Result};
 pub use eval::{EvalReport, evaluate};
 pub use events::{Event, EventSink, NoEvents};
@@ -29,7 +31,7 @@ pub use lock::{Holder, RunLock};
 pub use metrics::{EvalRecord, METRICS_FILE, MetricsWriter, StepRecord};
 pub use overrides::Override;
 pub use params::{FlatParams, LoraPlus};
-pub use plan::{RunPlan, Trained, data_options, data_sources};
+pub use plan::{RunPlan, Trained};
 pub use run::{RunReport, TrainOptions, train};
 pub use schedule::{Schedule, ScheduleKind};
 pub use suggest::nearest;

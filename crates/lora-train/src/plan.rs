@@ -1,15 +1,13 @@
 //! From what the user wrote to a run that can start: files opened, data tokenised and checked, counts known, and nothing
 //! expensive done yet.
 
-use crate::config::{
-    DType, DataConfig, FinetuningType, InitLoraWeights, Length, LoraConfig, Modules, RunConfig, SourceConfig,
-    Truncation, Weights,
-};
+use crate::config::{DType, FinetuningType, InitLoraWeights, Length, LoraConfig, Modules, RunConfig, Weights};
+use crate::datasets::datasets;
 use crate::digest;
 use crate::error::{Error, Result};
 use crate::events::{Event, EventSink};
 use crate::schedule::Schedule;
-use lora_data::{DataOptions, DataReport, Example, Format, Source, Tokenizer, build_dataset, epoch_order, pack};
+use lora_data::{DataReport, Example, Tokenizer, pack};
 use lora_format::{AdapterConfig, AdapterFolder, InitLoraWeights as PeftInit, TargetModules, read_adapter};
 use lora_model::{InjectionPlan, ModelConfig, Packing, Storage, check_weights, modules, plan_injection, saved_form};
 use lora_torch::{DeviceChoice, resolve_device};
@@ -246,76 +244,6 @@ fn peft_config(c: &LoraConfig) -> AdapterConfig {
         task_type: Some(c.task_type.name().into()),
         ..AdapterConfig::default()
     }
-}
-
-/// The data sources of a configuration in the pipeline's terms.
-///
-/// # Errors
-/// [`Error::Data`] for a format that is not known.
-pub fn data_sources(list: &[SourceConfig]) -> Result<Vec<Source>> {
-    list.iter()
-        .map(|s| {
-            Ok(Source {
-                path: s.path.clone(),
-                format: s.format.as_deref().map(str::parse::<Format>).transpose()?,
-                columns: s.columns.iter().cloned().collect(),
-                max_samples: s.max_samples.map(|n| usize::try_from(n).unwrap_or(usize::MAX)),
-            })
-        })
-        .collect()
-}
-
-/// The options of a configuration in the pipeline's terms.
-pub fn data_options(c: &DataConfig) -> DataOptions {
-    DataOptions {
-        max_length: c.max_length as usize,
-        truncation: match c.truncation {
-            Truncation::Refuse => lora_data::Truncation::Refuse,
-            Truncation::Drop => lora_data::Truncation::Drop,
-            Truncation::Left => lora_data::Truncation::Left,
-            Truncation::Right => lora_data::Truncation::Right,
-        },
-        train_on_prompt: c.train_on_prompt,
-        template: c.template.clone(),
-        max_affected_share: c.max_affected_share,
-        ..DataOptions::default()
-    }
-}
-
-fn datasets(
-    config: &RunConfig,
-    tokenizer: &Tokenizer,
-    sink: &mut dyn EventSink,
-) -> Result<(Vec<Example>, DataReport, Vec<Example>)> {
-    let options = data_options(&config.data);
-    let mut build = |list: &[SourceConfig]| -> Result<lora_data::Dataset> {
-        let mut progress = |done, of| sink.event(Event::Tokenising { done, of });
-        Ok(build_dataset(&data_sources(list)?, tokenizer, &options, &mut progress)?)
-    };
-    let set = build(&config.data.train)?;
-    let (mut train, report) = (set.examples, set.report);
-    if !config.data.eval.is_empty() {
-        let eval = build(&config.data.eval)?.examples;
-        return Ok((train, report, eval));
-    }
-    let split = config.data.eval_split;
-    let count = if split < 1.0 { (split * train.len() as f64).round() as usize } else { split as usize };
-    if count == 0 {
-        return Ok((train, report, Vec::new()));
-    }
-    if count >= train.len() {
-        return Err(Error::EvalSplit { split, examples: train.len() });
-    }
-    // Held-out examples are drawn by a key that no epoch uses.
-    let mut held = epoch_order(train.len(), config.seed, u64::MAX);
-    held.truncate(count);
-    held.sort_unstable();
-    let mut eval = Vec::with_capacity(count);
-    for i in held.into_iter().rev() {
-        eval.push(train.remove(i));
-    }
-    eval.reverse();
-    Ok((train, report, eval))
 }
 
 fn check_vocabulary<'a>(model: &ModelConfig, examples: impl Iterator<Item = &'a Example>) -> Result<()> {

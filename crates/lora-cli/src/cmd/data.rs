@@ -1,11 +1,12 @@
 //! `lora data`: what will be trained, token by token and in figures.
 
 use crate::failure::usage;
+use crate::hub::find_cache;
 use crate::load::check_model_folder;
 use crate::out;
 use crate::progress::CountBar;
 use anyhow::Result;
-use lora_data::{DataReport, Dataset, Example, PreviewToken, Tokenizer, build_dataset, pack, preview};
+use lora_data::{DataReport, Dataset, Example, PreferenceUse, PreviewToken, Tokenizer, build_dataset, pack, preview};
 use lora_train::{Override, RunConfig, data_options, data_sources};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -22,7 +23,7 @@ pub(crate) enum Verb {
 /// Which data.
 #[derive(Debug, clap::Args)]
 struct DataArgs {
-    /// Configuration (.toml, .yaml) or dataset (.json, .jsonl); a dataset needs --model
+    /// Configuration (.toml, .yaml) or dataset (a file, a folder, a pattern, dataset_info.json#NAME); a dataset needs --model
     #[arg(value_name = "CONFIG|FILE")]
     what: PathBuf,
     /// Folder of the model whose tokenizer is used
@@ -88,15 +89,23 @@ fn read(args: &DataArgs) -> Result<(RunConfig, Tokenizer, Dataset)> {
         // Nothing is written; a configuration must name a folder all the same.
         overrides.push(Override::text("output_dir", "unused"));
     }
-    let config = RunConfig::load(is_config.then_some(args.what.as_path()), &overrides)?;
+    let mut config = RunConfig::load(is_config.then_some(args.what.as_path()), &overrides)?;
+    find_cache(&mut config);
     let model_dir = Path::new(&config.model.path);
     check_model_folder(model_dir)?;
     let tokenizer = Tokenizer::load(model_dir)?;
     let mut options = data_options(&config.data);
     options.max_affected_share = 1.0;
+    if options.preference == PreferenceUse::Refuse {
+        options.preference = PreferenceUse::BothSides;
+    }
     let mut bar = CountBar::new("tokenising");
-    let set =
-        build_dataset(&data_sources(&config.data.train)?, &tokenizer, &options, &mut |done, of| bar.set(done, of))?;
+    let set = build_dataset(
+        &data_sources(&config.data.train, config.data.hub_cache.as_deref())?,
+        &tokenizer,
+        &options,
+        &mut |done, of| bar.set(done, of),
+    )?;
     bar.finish();
     Ok((config, tokenizer, set))
 }

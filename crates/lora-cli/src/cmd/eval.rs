@@ -13,10 +13,10 @@ use std::path::PathBuf;
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// Dataset: JSON or JSONL
+    /// Dataset: a file, a folder, a pattern or dataset_info.json#NAME
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// Format of its records: alpaca, messages, prompt_completion, text or tokenized; told from the first when absent
+    /// Format of its records: alpaca, sharegpt, messages, prompt_completion, text or tokenized; told from the first when absent
     #[arg(long)]
     format: Option<String>,
     /// Jinja file with a chat template that goes before the tokenizer's own

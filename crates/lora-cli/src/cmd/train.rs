@@ -2,6 +2,7 @@
 
 use crate::compute::DTYPES;
 use crate::failure::usage;
+use crate::hub::find_cache;
 use crate::interrupt::stop_on_signals;
 use crate::load::check_model_folder;
 use crate::out;
@@ -21,7 +22,7 @@ pub(crate) struct Args {
     /// Folder of the base model (model.path)
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// Dataset: JSON or JSONL (data.train)
+    /// Dataset: a file, a folder, a pattern or dataset_info.json#NAME (data.train)
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
     /// Folder of the run (output_dir)
@@ -62,10 +63,11 @@ pub(crate) struct Args {
 /// Every fault of the configuration and the data, or what the run reports.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let overrides = overrides(args)?;
-    let config = RunConfig::load(config_file(args).as_deref(), &overrides)?;
+    let mut config = RunConfig::load(config_file(args).as_deref(), &overrides)?;
     if args.print_config {
         return out::text(&config.to_toml()?);
     }
+    find_cache(&mut config);
     check_model_folder(Path::new(&config.model.path))?;
     let mut view = TrainView::new(args.quiet);
     let plan = RunPlan::resolve(config, &mut view)?;

@@ -17,13 +17,62 @@ choice! {
     }
 }
 
+choice! {
+    /// What a record of a text file is.
+    TextBy {
+        /// Each line that is not blank.
+        Line = "line",
+        /// The lines between blank ones.
+        Paragraph = "paragraph",
+        /// The whole file.
+        Document = "document",
+    }
+}
+
+choice! {
+    /// How several datasets become one.
+    Mixing {
+        /// One after the other; a weight says how often each is taken.
+        Concat = "concat",
+        /// Drawn by weight, until one has run out.
+        InterleaveUnder = "interleave_under",
+        /// Drawn by weight, until all have run out; one that has begins again.
+        InterleaveOver = "interleave_over",
+        /// Drawn by weight, each example once.
+        InterleaveOnce = "interleave_once",
+    }
+}
+
+choice! {
+    /// What happens to a record that cannot be used.
+    BadRecords {
+        /// The run stops and names it.
+        Refuse = "refuse",
+        /// It is left out and counted.
+        Skip = "skip",
+    }
+}
+
+choice! {
+    /// What preference data is used for in plain fine-tuning.
+    Preference {
+        /// It is refused.
+        Refuse = "refuse",
+        /// The better answers are trained.
+        Chosen = "chosen",
+    }
+}
+
 /// The formats of a dataset, by name.
-const FORMATS: &[&str] = &["alpaca", "messages", "prompt_completion", "text", "tokenized"];
+const FORMATS: &[&str] =
+    &["alpaca", "sharegpt", "messages", "prompt_completion", "preference", "kto", "text", "tokenized"];
 
 section! {
-    /// One file of examples.
+    /// One dataset.
     SourceConfig {
-        /// The file: `.json` (a list of records) or `.jsonl` (a record a line).
+        /// A file, a folder of files or a pattern as `data/*.jsonl`: JSON, JSON Lines, CSV, TSV, Parquet, Arrow, Feather or text, each
+        /// also with `.gz` or `.zst` behind; `dataset_info.json#NAME`, an entry of LLaMA-Factory's list of datasets; or
+        /// `hf://OWNER/NAME`, a dataset of the hub from its cache on this machine.
         path: PathBuf = PathBuf::new(), Kind::Text;
         /// Format of the records; told from the keys of the first record when absent.
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -31,22 +80,57 @@ section! {
         /// Table from our field names to the file's, where they differ, as `{ prompt = "question" }`.
         #[serde(with = "super::ordered", skip_serializing_if = "Vec::is_empty")]
         columns: Vec<(String, String)> = Vec::new(), Kind::Map(&Kind::Text);
+        /// What the messages call their parts and roles, where that is unusual: `role_tag`, `content_tag`, `user_tag`, `assistant_tag`,
+        /// `observation_tag`, `function_tag`, `system_tag`.
+        #[serde(with = "super::ordered", skip_serializing_if = "Vec::is_empty")]
+        tags: Vec<(String, String)> = Vec::new(), Kind::Map(&Kind::Text);
+        /// What a record of a text file is: `line`, `paragraph` or `document`.
+        #[serde(skip_serializing_if = "is_line")]
+        text_by: TextBy = TextBy::Line, Kind::Choice(TextBy::NAMES);
+        /// In a text file, what stands between prompt and completion of a record.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        separator: Option<String> = None, Kind::Text;
+        /// Split of a dataset of the hub; `train` when absent.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        split: Option<String> = None, Kind::Text;
         /// Takes the first so many records only; all when absent.
         #[serde(skip_serializing_if = "Option::is_none")]
         max_samples: Option<u64> = None, Kind::Integer { min: 1, max: i64::MAX };
+        /// How often the dataset counts: with `mixing = "concat"` how many times it is taken, else its share among the weights.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        weight: Option<f64> = None, Kind::Number(Range::Positive);
     }
 }
 
 section! {
     /// The data. Examples are laid end to end, so that no padding is ever computed.
     DataConfig {
-        /// What is trained on: a path, a list of paths, or a list of tables with `path`, `format`, `columns`, `max_samples`.
+        /// What is trained on: a path, a list of paths, or a list of tables with `path` and what else is below.
         train: Vec<SourceConfig> = Vec::new(), Kind::Tables(SourceConfig::KEYS);
         /// What is evaluated, written as `train` is.
         #[serde(skip_serializing_if = "Vec::is_empty")]
         eval: Vec<SourceConfig> = Vec::new(), Kind::Tables(SourceConfig::KEYS);
         /// Takes this part of `train` for evaluation instead: a fraction below 1, or a number of examples; 0 takes none.
         eval_split: f64 = 0.0, Kind::Split;
+        /// Folder in which the hub's tools keep what they fetched, for paths as `hf://OWNER/NAME`; the program takes it from
+        /// `HF_HUB_CACHE`, `HF_HOME` or the home folder when absent.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        hub_cache: Option<PathBuf> = None, Kind::Text;
+        /// How several datasets of `train` become one: `concat`, or one of `interleave_under`, `interleave_over`, `interleave_once`.
+        #[serde(skip_serializing_if = "is_concat")]
+        mixing: Mixing = Mixing::Concat, Kind::Choice(Mixing::NAMES);
+        /// Leaves out examples whose tokens and mask are those of an example before.
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        dedup: bool = false, Kind::Bool;
+        /// What happens to a record that cannot be used: `refuse` stops the run and names it, `skip` leaves it out and counts it.
+        #[serde(skip_serializing_if = "is_refuse")]
+        bad_records: BadRecords = BadRecords::Refuse, Kind::Choice(BadRecords::NAMES);
+        /// With `bad_records = "skip"`, the run stops when a larger share of a dataset's records than this is bad.
+        #[serde(skip_serializing_if = "is_usual_share")]
+        max_bad_share: f64 = MAX_BAD_SHARE, Kind::Number(Range::ZeroToOne);
+        /// What preference data is used for: `refuse` stops the run, `chosen` trains the better answers and those rated good.
+        #[serde(skip_serializing_if = "refuses_pairs")]
+        preference: Preference = Preference::Refuse, Kind::Choice(Preference::NAMES);
         /// Tokens of the longest example, and of a packed row.
         max_length: u32 = 2048, Kind::Integer { min: 2, max: 16_777_216 };
         /// Fills rows up to `max_length` tokens with as many examples as fit. Attention never crosses examples.
@@ -64,4 +148,28 @@ section! {
         /// Draws a new order of the examples for every epoch.
         shuffle: bool = true, Kind::Bool;
     }
+}
+
+/// One bad record in a thousand.
+const MAX_BAD_SHARE: f64 = 0.001;
+
+// Keys at their defaults are left out of a saved configuration, so that older ones stay what they are.
+fn is_line(by: &TextBy) -> bool {
+    *by == TextBy::Line
+}
+
+fn is_concat(mixing: &Mixing) -> bool {
+    *mixing == Mixing::Concat
+}
+
+fn is_refuse(policy: &BadRecords) -> bool {
+    *policy == BadRecords::Refuse
+}
+
+fn is_usual_share(share: &f64) -> bool {
+    *share == MAX_BAD_SHARE
+}
+
+fn refuses_pairs(policy: &Preference) -> bool {
+    *policy == Preference::Refuse
 }

@@ -1,0 +1,123 @@
+//! Preference pairs and rated answers as rows of tokens, for objectives that compare answers.
+
+use crate::dataset::{DataOptions, builder, check_options};
+use crate::document::{Body, Document};
+use crate::error::{DataError, Result};
+use crate::example::{Example, ExampleBuilder};
+use crate::format::Format;
+use crate::report::{DataReport, SourceReport};
+use crate::source::{Documents, Source};
+use crate::tokenizer::Tokenizer;
+
+/// A better and a worse answer to the same prompt. In both rows only the answer is trained.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PreferencePair {
+    /// The prompt with the better answer.
+    pub chosen: Example,
+    /// The prompt with the worse answer.
+    pub rejected: Example,
+}
+
+/// An answer, in whose row only the answer is trained, and whether it is a good one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RatedExample {
+    /// The prompt with the answer.
+    pub example: Example,
+    /// Whether the answer is a good one.
+    pub desirable: bool,
+}
+
+/// The pairs of sources in format `preference`, in the order of the files. A pair of which one side is left out, for its
+/// length for instance, is left out whole; sides are cut as `options` say.
+///
+/// # Errors
+/// As [`build_dataset`](crate::build_dataset), and for a source of another format.
+pub fn build_pairs(
+    sources: &[Source],
+    tokenizer: &Tokenizer,
+    options: &DataOptions,
+) -> Result<(Vec<PreferencePair>, DataReport)> {
+    build(sources, tokenizer, options, &mut |builder, document, report| {
+        let Body::Preference { chosen, rejected } = &document.body else { return Ok(None) };
+        let chosen = side(builder, document, chosen, report)?;
+        let rejected = side(builder, document, rejected, report)?;
+        Ok(Some(chosen.zip(rejected).map(|(chosen, rejected)| PreferencePair { chosen, rejected })))
+    })
+}
+
+/// The answers of sources in format `kto`, in the order of the files.
+///
+/// # Errors
+/// As [`build_dataset`](crate::build_dataset), and for a source of another format.
+pub fn build_rated(
+    sources: &[Source],
+    tokenizer: &Tokenizer,
+    options: &DataOptions,
+) -> Result<(Vec<RatedExample>, DataReport)> {
+    build(sources, tokenizer, options, &mut |builder, document, report| {
+        let Body::Rated { answer, desirable } = &document.body else { return Ok(None) };
+        let example = side(builder, document, answer, report)?;
+        Ok(Some(example.map(|example| RatedExample { example, desirable: *desirable })))
+    })
+}
+
+/// Makes one item of a document: the outer `None` is a document of another kind, the inner one a row that is left out.
+type Make<'m, T> = &'m mut dyn FnMut(&ExampleBuilder<'_>, &Document, &mut DataReport) -> Result<Option<Option<T>>>;
+
+fn build<T>(
+    sources: &[Source],
+    tokenizer: &Tokenizer,
+    options: &DataOptions,
+    make: Make<'_, T>,
+) -> Result<(Vec<T>, DataReport)> {
+    check_options(sources, options)?;
+    let own_template = options.template.as_ref().map(|path| tokenizer.template_from_file(path)).transpose()?;
+    let builder = builder(tokenizer, options, own_template.as_ref());
+    let (mut items, mut report) = (Vec::new(), DataReport::default());
+    for source in sources {
+        let mut documents = Documents::open(source, options.reading)?;
+        while let Some(document) = documents.next() {
+            let document = document?;
+            match make(&builder, &document, &mut report) {
+                Ok(Some(item)) => items.extend(item),
+                Ok(None) => {
+                    let format = documents.format().unwrap_or(Format::Text);
+                    return Err(DataError::NotPreference { origin: document.origin, format });
+                }
+                Err(error) => documents.reject(error)?,
+            }
+        }
+        documents.check_bad()?;
+        report.sources.push(SourceReport::of(&documents));
+    }
+    if report.affected as f64 > options.max_affected_share * report.read as f64 {
+        return Err(DataError::TooManyAffected {
+            affected: report.affected,
+            read: report.read,
+            reasons: report.reasons(),
+            limit: options.max_affected_share,
+            first: report.first_affected(),
+        });
+    }
+    if items.is_empty() {
+        return Err(DataError::NothingTrained { reasons: report.reasons(), first: report.first_affected() });
+    }
+    Ok((items, report))
+}
+
+/// The row of one side: the last one, where the template needs a row for each turn.
+fn side(
+    builder: &ExampleBuilder<'_>,
+    document: &Document,
+    body: &Body,
+    report: &mut DataReport,
+) -> Result<Option<Example>> {
+    let document = Document { origin: document.origin.clone(), body: body.clone() };
+    let mut outcome = builder.build(&document)?;
+    report.add(&outcome, &document.origin);
+    let example = outcome.examples.pop().filter(|_| outcome.dropped.is_empty());
+    if let Some(example) = &example {
+        report.add_kept(example);
+    }
+    Ok(example)
+}

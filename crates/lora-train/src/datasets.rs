@@ -1,0 +1,194 @@
+//! The data of a run: read, tokenised, part of it held out, the rest mixed.
+
+use crate::config::{BadRecords, DataConfig, Mixing, Preference, RunConfig, SourceConfig, TextBy, Truncation};
+use crate::error::{Error, Result};
+use crate::events::{Event, EventSink};
+use lora_data::{
+    DataOptions, DataReport, Dataset, Example, Format, PreferenceUse, ReadOptions, Source, Tags, Tokenizer,
+    build_dataset, hold_out, mix_order,
+};
+use std::path::Path;
+
+/// The data sources of a configuration in the pipeline's terms; `hub_cache` is where datasets of the hub are looked for.
+///
+/// # Errors
+/// [`Error::Data`] for a format or a tag that is not known.
+pub fn data_sources(list: &[SourceConfig], hub_cache: Option<&Path>) -> Result<Vec<Source>> {
+    let in_cache = |source: Source| Source { hub_cache: hub_cache.map(Path::to_path_buf), ..source };
+    list.iter().map(|source| data_source(source).map(in_cache)).collect()
+}
+
+fn data_source(s: &SourceConfig) -> Result<Source> {
+    let mut tags = Tags::default();
+    for (key, name) in &s.tags {
+        if !tags.set(key, Some(name)) {
+            let (path, key) = (s.path.clone(), key.clone());
+            return Err(lora_data::DataError::UnknownTag { path, key, known: Tags::KEYS.join(", ") }.into());
+        }
+    }
+    Ok(Source {
+        path: s.path.clone(),
+        format: s.format.as_deref().map(str::parse::<Format>).transpose()?,
+        columns: s.columns.iter().cloned().collect(),
+        tags,
+        text_by: match s.text_by {
+            TextBy::Line => lora_data::TextBy::Line,
+            TextBy::Paragraph => lora_data::TextBy::Paragraph,
+            TextBy::Document => lora_data::TextBy::Document,
+        },
+        separator: s.separator.clone(),
+        max_samples: s.max_samples.map(|n| usize::try_from(n).unwrap_or(usize::MAX)),
+        split: s.split.clone(),
+        weight: s.weight,
+        ..Source::default()
+    })
+}
+
+/// The options of a configuration in the pipeline's terms.
+pub fn data_options(c: &DataConfig) -> DataOptions {
+    DataOptions {
+        max_length: c.max_length as usize,
+        truncation: match c.truncation {
+            Truncation::Refuse => lora_data::Truncation::Refuse,
+            Truncation::Drop => lora_data::Truncation::Drop,
+            Truncation::Left => lora_data::Truncation::Left,
+            Truncation::Right => lora_data::Truncation::Right,
+        },
+        train_on_prompt: c.train_on_prompt,
+        template: c.template.clone(),
+        max_affected_share: c.max_affected_share,
+        reading: ReadOptions {
+            bad_records: match c.bad_records {
+                BadRecords::Refuse => lora_data::BadRecords::Refuse,
+                BadRecords::Skip => lora_data::BadRecords::Skip { max_share: c.max_bad_share },
+            },
+            ..ReadOptions::default()
+        },
+        dedup: c.dedup,
+        preference: match c.preference {
+            Preference::Refuse => PreferenceUse::Refuse,
+            Preference::Chosen => PreferenceUse::Chosen,
+        },
+        ..DataOptions::default()
+    }
+}
+
+/// What is trained, what became of its records, and what is evaluated.
+///
+/// Examples are held out before datasets are mixed, so that none of them is trained however often a dataset is taken.
+pub(crate) fn datasets(
+    config: &RunConfig,
+    tokenizer: &Tokenizer,
+    sink: &mut dyn EventSink,
+) -> Result<(Vec<Example>, DataReport, Vec<Example>)> {
+    let options = data_options(&config.data);
+    let mut build = |list: &[SourceConfig]| -> Result<Dataset> {
+        let mut progress = |done, of| sink.event(Event::Tokenising { done, of });
+        let set =
+            build_dataset(&data_sources(list, config.data.hub_cache.as_deref())?, tokenizer, &options, &mut progress)?;
+        for note in set.report.sources.iter().flat_map(|source| &source.notes) {
+            sink.event(Event::Note(note.clone()));
+        }
+        for source in set.report.sources.iter().filter(|source| source.bad.count > 0) {
+            let (path, bad, first) = (source.path.display(), source.bad.count, source.bad.first.first());
+            let first = first.map_or("", String::as_str);
+            sink.event(Event::Note(format!("{path}: {bad} bad records were left out, the first: {first}")));
+        }
+        Ok(set)
+    };
+    let set = build(&config.data.train)?;
+    if !config.data.eval.is_empty() {
+        let eval = build(&config.data.eval)?.examples;
+        let lengths = lengths(&set.source_ends, &[]);
+        return Ok((mixed(config, set.examples, &lengths), set.report, eval));
+    }
+    let (split, examples) = (config.data.eval_split, set.examples.len());
+    let held = hold_out(examples, split, config.seed);
+    if held.len() >= examples {
+        return Err(Error::EvalSplit { split, examples });
+    }
+    let lengths = lengths(&set.source_ends, &held);
+    let (mut train, mut eval) = (Vec::with_capacity(examples - held.len()), Vec::with_capacity(held.len()));
+    let mut next = held.iter().peekable();
+    for (index, example) in set.examples.into_iter().enumerate() {
+        if next.next_if(|held| **held == index).is_some() { eval.push(example) } else { train.push(example) }
+    }
+    Ok((mixed(config, train, &lengths), set.report, eval))
+}
+
+/// How many examples of each source stay, where those at `held` are taken out.
+fn lengths(ends: &[usize], held: &[usize]) -> Vec<usize> {
+    let before = |end: usize| end - held.partition_point(|&index| index < end);
+    let mut start = 0;
+    ends.iter().map(|&end| before(end) - std::mem::replace(&mut start, before(end))).collect()
+}
+
+/// The examples in the order, and as often, as the mix has them.
+fn mixed(config: &RunConfig, examples: Vec<Example>, lengths: &[usize]) -> Vec<Example> {
+    let weights: Vec<Option<f64>> = config.data.train.iter().map(|source| source.weight).collect();
+    let mixing = match config.data.mixing {
+        Mixing::Concat => lora_data::Mixing::Concat,
+        Mixing::InterleaveUnder => lora_data::Mixing::InterleaveUnder,
+        Mixing::InterleaveOver => lora_data::Mixing::InterleaveOver,
+        Mixing::InterleaveOnce => lora_data::Mixing::InterleaveOnce,
+    };
+    if mixing == lora_data::Mixing::Concat && weights.iter().all(Option::is_none) {
+        return examples;
+    }
+    let order = mix_order(lengths, &weights, mixing, config.seed);
+    order.into_iter().filter_map(|index| examples.get(index).cloned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_reach_the_pipeline() {
+        let pairs = |of: &[(&str, &str)]| of.iter().map(|(a, b)| ((*a).to_string(), (*b).to_string())).collect();
+        let config = SourceConfig {
+            path: "a.txt".into(),
+            tags: pairs(&[("user_tag", "customer")]),
+            text_by: TextBy::Paragraph,
+            separator: Some("||".into()),
+            split: Some("test".into()),
+            weight: Some(2.0),
+            ..SourceConfig::default()
+        };
+        let source = data_sources(&[config], Some("cache".as_ref())).unwrap().remove(0);
+        let mut tags = Tags::default();
+        assert!(tags.set("user_tag", Some("customer")));
+        let wanted = Source {
+            path: "a.txt".into(),
+            tags,
+            text_by: lora_data::TextBy::Paragraph,
+            separator: Some("||".into()),
+            split: Some("test".into()),
+            weight: Some(2.0),
+            hub_cache: Some("cache".into()),
+            ..Source::default()
+        };
+        assert_eq!(source, wanted);
+        let unknown = SourceConfig { tags: pairs(&[("usertag", "x")]), ..SourceConfig::default() };
+        assert!(data_sources(&[unknown], None).unwrap_err().to_string().contains("user_tag"));
+
+        let data = DataConfig {
+            bad_records: BadRecords::Skip,
+            max_bad_share: 0.25,
+            dedup: true,
+            preference: Preference::Chosen,
+            ..DataConfig::default()
+        };
+        let options = data_options(&data);
+        assert_eq!(options.reading.bad_records, lora_data::BadRecords::Skip { max_share: 0.25 });
+        assert!(options.dedup && options.preference == PreferenceUse::Chosen);
+        let usual = data_options(&DataConfig::default());
+        assert_eq!((usual.reading, usual.dedup), (ReadOptions::default(), false));
+    }
+
+    #[test]
+    fn held_out_examples_shorten_their_source() {
+        assert_eq!(lengths(&[3, 3, 8], &[0, 2, 7]), [1, 0, 4]);
+        assert_eq!(lengths(&[3, 8], &[]), [3, 5]);
+    }
+}
