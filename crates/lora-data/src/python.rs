@@ -6,8 +6,8 @@ use minijinja::value::{Kwargs, Value, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State};
 use minijinja_contrib::pycompat;
 
-/// Values nested deeper than this are refused.
-const MAX_DEPTH: usize = 128;
+use crate::template_weight::{MAX_DEPTH, charge_nested};
+
 /// The longest indent or separator.
 const MAX_LAYOUT: usize = 64;
 
@@ -52,25 +52,6 @@ pub(crate) fn tojson(state: &State<'_, '_>, value: Value, kwargs: Kwargs) -> Res
     kwargs.assert_all_used()?;
     json.value(&value, 0)?;
     Ok(json.out)
-}
-
-/// Pays for writing out a value before that is done: lists that hold themselves over and over are small in memory, but
-/// as text they are endless.
-pub(crate) fn charge_nested(state: &State<'_, '_>, value: &Value, depth: usize) -> Result<(), Error> {
-    if depth > MAX_DEPTH {
-        return Err(invalid("a value is nested too deep"));
-    }
-    match value.kind() {
-        ValueKind::Seq => value.try_iter()?.try_for_each(|item| {
-            state.consume_fuel(1)?;
-            charge_nested(state, &item, depth + 1)
-        }),
-        ValueKind::Map => value.try_iter()?.try_for_each(|key| {
-            state.consume_fuel(1)?;
-            charge_nested(state, &value.get_item(&key)?, depth + 1)
-        }),
-        _ => Ok(()),
-    }
 }
 
 /// The filter `string`.

@@ -29,7 +29,7 @@ pub use lock::{Holder, RunLock};
 pub use metrics::{EvalRecord, METRICS_FILE, MetricsWriter, StepRecord};
 pub use overrides::Override;
 pub use params::{FlatParams, LoraPlus};
-pub use plan::{RunPlan, Trained, data_options, data_sources};
+pub use plan::{RunPlan, Trained, data_options, data_sources, data_tokenizer};
 pub use run::{RunReport, TrainOptions, train};
 pub use schedule::{Schedule, ScheduleKind};
 pub use suggest::nearest;

@@ -9,12 +9,12 @@ use crate::digest;
 use crate::error::{Error, Result};
 use crate::events::{Event, EventSink};
 use crate::schedule::Schedule;
-use lora_data::{DataOptions, DataReport, Example, Format, Source, Tokenizer, build_dataset, epoch_order, pack};
+use lora_data::{Clock, DataOptions, DataReport, Example, Format, Source, Tokenizer, build_dataset, epoch_order, pack};
 use lora_format::{AdapterConfig, AdapterFolder, InitLoraWeights as PeftInit, TargetModules, read_adapter};
 use lora_model::{InjectionPlan, ModelConfig, check_weights, modules, plan_injection, saved_form};
 use lora_torch::{DeviceChoice, resolve_device};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use tch::{Device, Kind};
 
 /// What is trained.
@@ -47,6 +47,8 @@ pub struct RunPlan {
     pub train_report: DataReport,
     /// Examples to evaluate on.
     pub eval: Vec<Example>,
+    /// What became of the evaluation data's records, where it has files of its own.
+    pub eval_report: Option<DataReport>,
     /// Rows of the training data: indices into `train`, one for each row, or several where rows are packed.
     pub rows: Vec<Vec<usize>>,
     /// Optimizer steps of one pass over the rows.
@@ -79,9 +81,9 @@ impl RunPlan {
         check_weights(&model_dir, &model)?;
         let kind = compute_kind(&config, &model, device);
         let trained = what_is_trained(&config, &model)?;
-        let tokenizer = Tokenizer::load(&model_dir)?;
+        let tokenizer = data_tokenizer(&model_dir, &config.data)?;
 
-        let (train, train_report, eval) = datasets(&config, &tokenizer, sink)?;
+        let (train, train_report, eval, eval_report) = datasets(&config, &tokenizer, sink)?;
         check_vocabulary(&model, train.iter().chain(&eval))?;
         let longest = train.iter().chain(&eval).map(|e| e.input_ids.len()).max().unwrap_or(0);
         if model.layout.embed_positions.is_some() && longest as i64 > model.max_position_embeddings {
@@ -121,6 +123,7 @@ impl RunPlan {
             train,
             train_report,
             eval,
+            eval_report,
             rows,
             steps_per_epoch,
             total_steps,
@@ -129,6 +132,11 @@ impl RunPlan {
             kind,
             digests,
         })
+    }
+
+    /// Tokens of every row.
+    pub fn row_lengths(&self) -> Vec<usize> {
+        self.rows.iter().map(|row| row.iter().map(|&i| self.train[i].input_ids.len()).sum()).collect()
     }
 
     /// Trained parameters.
@@ -244,6 +252,23 @@ pub fn data_sources(list: &[SourceConfig]) -> Result<Vec<Source>> {
         .collect()
 }
 
+/// A value of a configuration as templates take it; dates and times as text.
+fn json_of(value: &toml::Value) -> serde_json::Value {
+    match value {
+        toml::Value::Datetime(time) => time.to_string().into(),
+        other => serde_json::to_value(other).unwrap_or_default(),
+    }
+}
+
+/// The tokenizer of a model folder, with the date that the configuration sets for chat templates.
+///
+/// # Errors
+/// [`Error::Data`] naming the file and field that cannot be used.
+pub fn data_tokenizer(model_dir: &Path, c: &DataConfig) -> Result<Tokenizer> {
+    let clock = c.template_date.as_deref().and_then(Clock::from_date).unwrap_or_default();
+    Ok(Tokenizer::load(model_dir)?.with_clock(clock))
+}
+
 /// The options of a configuration in the pipeline's terms.
 pub fn data_options(c: &DataConfig) -> DataOptions {
     DataOptions {
@@ -253,11 +278,18 @@ pub fn data_options(c: &DataConfig) -> DataOptions {
             Truncation::Drop => lora_data::Truncation::Drop,
             Truncation::Left => lora_data::Truncation::Left,
             Truncation::Right => lora_data::Truncation::Right,
+            Truncation::Middle => lora_data::Truncation::Middle,
+            Truncation::LeftTurns => lora_data::Truncation::LeftTurns,
+            Truncation::RightTurns => lora_data::Truncation::RightTurns,
+            Truncation::MiddleTurns => lora_data::Truncation::MiddleTurns,
+            Truncation::Split => lora_data::Truncation::Split,
         },
         train_on_prompt: c.train_on_prompt,
+        train_on_last_turn_only: c.train_on_last_turn_only,
+        train_roles: c.train_roles.clone(),
         template: c.template.clone(),
+        template_variables: c.template_variables.iter().map(|(name, value)| (name.clone(), json_of(value))).collect(),
         max_affected_share: c.max_affected_share,
-        ..DataOptions::default()
     }
 }
 
@@ -265,7 +297,7 @@ fn datasets(
     config: &RunConfig,
     tokenizer: &Tokenizer,
     sink: &mut dyn EventSink,
-) -> Result<(Vec<Example>, DataReport, Vec<Example>)> {
+) -> Result<(Vec<Example>, DataReport, Vec<Example>, Option<DataReport>)> {
     let options = data_options(&config.data);
     let mut build = |list: &[SourceConfig]| -> Result<lora_data::Dataset> {
         let mut progress = |done, of| sink.event(Event::Tokenising { done, of });
@@ -274,13 +306,13 @@ fn datasets(
     let set = build(&config.data.train)?;
     let (mut train, report) = (set.examples, set.report);
     if !config.data.eval.is_empty() {
-        let eval = build(&config.data.eval)?.examples;
-        return Ok((train, report, eval));
+        let eval = build(&config.data.eval)?;
+        return Ok((train, report, eval.examples, Some(eval.report)));
     }
     let split = config.data.eval_split;
     let count = if split < 1.0 { (split * train.len() as f64).round() as usize } else { split as usize };
     if count == 0 {
-        return Ok((train, report, Vec::new()));
+        return Ok((train, report, Vec::new(), None));
     }
     if count >= train.len() {
         return Err(Error::EvalSplit { split, examples: train.len() });
@@ -294,7 +326,7 @@ fn datasets(
         eval.push(train.remove(i));
     }
     eval.reverse();
-    Ok((train, report, eval))
+    Ok((train, report, eval, None))
 }
 
 fn check_vocabulary<'a>(model: &ModelConfig, examples: impl Iterator<Item = &'a Example>) -> Result<()> {
