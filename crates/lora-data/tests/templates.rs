@@ -42,6 +42,11 @@ fn python_ways() {
         ),
         ("a\r\n  {% if true %}\r\nb\r\n  {% endif %}\nc\n", "a\nb\nc"),
         ("{% for k, v in {'x': 1}.items() %}{{ k }}{{ v }}{% endfor %}", "x1"),
+        // What CPython gives for the same expressions.
+        ("{{ 'abc'.center(6) }}|{{ 'abc'.center(8, '*') }}|{{ 'ab'.center(7) }}", " abc  |**abc***|   ab  "),
+        ("{{ 'a'.ljust(3) }}|{{ 'a'.rjust(3, '-') }}|{{ '-7'.zfill(4) }}|{{ 'aBc'.swapcase() }}", "a  |--a|-007|AbC"),
+        ("{{ 'a b  c '.rsplit() }}{{ 'a b  c '.rsplit(none, 1) }}{{ ' a b'.rsplit(none, 1) }}", "['a', 'b', 'c']['a b', 'c'][' a', 'b']"),
+        ("{{ 'abcb'.rindex('b') }}{{ 'Straße'.casefold() }}{{ '12'.isdecimal() }}{{ ['a', 'b', 'a'].count('a') }}", "3strasseTrue2"),
         ("{{ none is iterable }}{{ 'a' is iterable }}{{ missing is defined }}", "FalseTrueFalse"),
     ];
     for (source, wanted) in table {
