@@ -48,7 +48,10 @@ fn packed_losses_are_those_of_each_example_alone() {
     let mut families = 0;
     for entry in std::fs::read_dir(fixtures()).unwrap() {
         let folder = entry.unwrap().path();
-        if !folder.join("model.safetensors").is_file() {
+        // These stretch their positions by the longest text of a batch, as transformers does for a padded batch, too: there
+        // the company of an example counts, packed or not.
+        let by_longest = ["llama_longrope", "llama_dynamic"].iter().any(|name| folder.ends_with(name));
+        if by_longest || !folder.join("model.safetensors").is_file() {
             continue;
         }
         let model = Decoder::load(&folder, Kind::Float, Device::Cpu, &mut |_, _| {}).unwrap();
@@ -62,7 +65,11 @@ fn packed_losses_are_those_of_each_example_alone() {
             let packed = losses(&model, &Batch::from_examples(row.iter().map(|&i| &examples[i])));
             assert_eq!(alone.len(), packed.len());
             for (t, (a, b)) in alone.iter().zip(&packed).enumerate() {
-                assert!((a - b).abs() < SAME_LOSS, "{}, target {t} of {row:?}: {a} alone, {b} packed", folder.display());
+                assert!(
+                    (a - b).abs() < SAME_LOSS,
+                    "{}, target {t} of {row:?}: {a} alone, {b} packed",
+                    folder.display()
+                );
             }
         }
         families += 1;
@@ -74,7 +81,12 @@ fn packed_losses_are_those_of_each_example_alone() {
 #[test]
 fn real_sets_fill_their_rows() {
     let sets = [
-        ("gsm8k", "train.jsonl", Some(Format::PromptCompletion), &[("prompt", "question"), ("completion", "answer")][..]),
+        (
+            "gsm8k",
+            "train.jsonl",
+            Some(Format::PromptCompletion),
+            &[("prompt", "question"), ("completion", "answer")][..],
+        ),
         ("llamafactory-demo", "alpaca_en_demo.json", Some(Format::Alpaca), &[]),
         ("e2e-nlg", "train.txt", None, &[]),
     ];

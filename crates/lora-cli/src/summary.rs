@@ -138,7 +138,10 @@ fn data_notes(plan: &RunPlan) -> Vec<String> {
         add(report.cut_turns, "turns left out");
         add(report.split_rows, "rows more by splitting");
         add(report.classic_prompts, "records laid out as plain text, as the tokenizer has no chat template");
-        add(report.split_conversations, "conversations as a row per trained turn, as the template rewrites earlier turns");
+        add(
+            report.split_conversations,
+            "conversations as a row per trained turn, as the template rewrites earlier turns",
+        );
         add(report.without_end, "rows whose trained text does not end with an end token");
         add(report.merged_edges, "answers that begin or end inside a token");
         if report.template.as_ref().is_some_and(|t| t.writes_date) && plan.config.data.template_date.is_none() {

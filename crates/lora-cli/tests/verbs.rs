@@ -219,7 +219,9 @@ fn data_is_shown_as_it_is_trained() {
     let done = place.lora(&line).exits(0);
     assert!(!done.stdout.contains('\u{1b}') && done.stdout.contains("⟨U+001B⟩[31mred"), "{done:#?}");
     let page = std::fs::read_to_string(place.path("page.html")).unwrap();
-    assert!(!page.contains("<script") && page.contains("alert") && page.contains("<svg") && page.contains("1 of 1 rows"));
+    assert!(
+        !page.contains("<script") && page.contains("alert") && page.contains("<svg") && page.contains("1 of 1 rows")
+    );
     let text = place.lora("data stats c.toml --html stats.html").exits(0).stdout;
     assert!(text.contains("end token") && text.contains("% filled") && text.contains("█"), "{text}");
     assert!(place.path("stats.html").is_file());
@@ -227,7 +229,10 @@ fn data_is_shown_as_it_is_trained() {
     place.lora("train c.toml --set data.max_length=12 --set output_dir=o").exits(2).says(&["max_affected_share"]);
     place.lora("train c.toml --set data.template=chatlm --set output_dir=o").exits(2).says(&["chatlm", "chatml"]);
     place.lora("train c.toml --set data.template_date=tomorrow").exits(2).says(&["data.template_date", "2026-11-24"]);
-    place.lora("train c.toml --set data.group_by_length=true --set data.packing=true").exits(2).says(&["group_by_length"]);
+    place
+        .lora("train c.toml --set data.group_by_length=true --set data.packing=true")
+        .exits(2)
+        .says(&["group_by_length"]);
     assert!(!place.path("o").exists());
 }
 

@@ -22,13 +22,15 @@ impl Clock {
         let (year, month, day) = (parts.next()??, parts.next()??, parts.next()??);
         // Days since 1970-01-01, counted in years that begin on the first of March (see `Civil::from_unix`).
         let march_year = if month > 2 { year } else { year - 1 };
-        let days = 365 * march_year + march_year.div_euclid(4) - march_year.div_euclid(100) + march_year.div_euclid(400)
+        let days = 365 * march_year + march_year.div_euclid(4) - march_year.div_euclid(100)
+            + march_year.div_euclid(400)
             + (153 * ((month + 9) % 12) + 2) / 5
             + day
             - 1
             - 719_468;
         let clock = Self::Fixed(days * 86_400 + 43_200);
-        (month <= 12 && day <= 31 && clock.strftime("%Y-%m-%d") == format!("{year}-{month:02}-{day:02}")).then_some(clock)
+        (month <= 12 && day <= 31 && clock.strftime("%Y-%m-%d") == format!("{year}-{month:02}-{day:02}"))
+            .then_some(clock)
     }
 
     /// Seconds since 1970-01-01 00:00 UTC.

@@ -123,8 +123,8 @@ impl ExampleBuilder<'_> {
             return Ok(());
         }
         // Where turns can be left out and it was not enough, one turn alone is too long.
-        let is_one_turn = self.truncation.is_by_turn()
-            && matches!(document.body, Body::Conversation(_) | Body::Instruction(_));
+        let is_one_turn =
+            self.truncation.is_by_turn() && matches!(document.body, Body::Conversation(_) | Body::Instruction(_));
         match (self.truncation, self.truncation.side()) {
             (Truncation::Refuse, _) => return Err(DataError::TooLong { origin: origin.clone(), tokens, max_length }),
             (Truncation::Split, _) => {

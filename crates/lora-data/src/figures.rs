@@ -189,7 +189,7 @@ pub(crate) fn facts(report: &DataReport) -> Vec<(String, String, String)> {
         add("dropped", dropped.count, first);
     }
     if report.dropped_tokens > 0 {
-        add("  with tokens", report.dropped_tokens, format!("{} of them trained", report.dropped_trained_tokens));
+        add("dropped tokens", report.dropped_tokens, format!("{} of them trained", report.dropped_trained_tokens));
     }
     let again = match report.duplicate_tokens {
         0 => String::new(),
@@ -230,7 +230,11 @@ pub(crate) fn facts(report: &DataReport) -> Vec<(String, String, String)> {
 pub(crate) fn costs(figures: &DataFigures) -> Vec<(String, String, String)> {
     let (packing, padding) = (&figures.packing, &figures.padding);
     vec![
-        ("length".into(), figures.median.to_string(), format!("half are at most this long; 95 % at most {}", figures.p95)),
+        (
+            "length".into(),
+            figures.median.to_string(),
+            format!("half are at most this long; 95 % at most {}", figures.p95),
+        ),
         (
             "packed rows".into(),
             packing.rows.to_string(),

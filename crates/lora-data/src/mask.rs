@@ -29,9 +29,8 @@ pub(crate) struct Choice<'a> {
 impl Choice<'_> {
     /// The numbers of the trained messages.
     pub(crate) fn trained(&self, messages: &[Message]) -> Vec<usize> {
-        let chosen = |message: &Message| {
-            message.train.unwrap_or_else(|| self.roles.iter().any(|role| role == message.role()))
-        };
+        let chosen =
+            |message: &Message| message.train.unwrap_or_else(|| self.roles.iter().any(|role| role == message.role()));
         let mut turns: Vec<usize> = (0..messages.len()).filter(|&k| chosen(&messages[k])).collect();
         if self.last_only {
             turns.drain(..turns.len().saturating_sub(1));
@@ -255,4 +254,3 @@ impl Renderer<'_> {
         text.map_err(|error| error.at(origin))
     }
 }
-

@@ -59,7 +59,8 @@ fn cuts(row: &MaskedText, tokenizer: &Tokenizer, ids: &[u32], offsets: &[Range<u
         let at = offsets.partition_point(|token| token.end <= edge);
         offsets.get(at).is_some_and(|token| token.start < edge && !tokenizer.is_added(ids[at]))
     };
-    let mut cuts: Vec<usize> = row.spans.iter().flat_map(|span| [span.start, span.end]).filter(|&e| inside(e)).collect();
+    let mut cuts: Vec<usize> =
+        row.spans.iter().flat_map(|span| [span.start, span.end]).filter(|&e| inside(e)).collect();
     cuts.sort_unstable();
     cuts.dedup();
     cuts

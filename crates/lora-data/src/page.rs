@@ -104,11 +104,7 @@ fn histogram(page: &mut String, bars: &[LengthBar]) {
     const FOOT: f64 = 30.0;
     let most = bars.iter().map(|bar| bar.examples).max().unwrap_or(0).max(1);
     let step = WIDTH / bars.len().max(1) as f64;
-    let _ = write!(
-        page,
-        "<svg viewBox=\"0 0 {WIDTH} {}\" role=img aria-label=\"Examples by length\">",
-        HEIGHT + FOOT
-    );
+    let _ = write!(page, "<svg viewBox=\"0 0 {WIDTH} {}\" role=img aria-label=\"Examples by length\">", HEIGHT + FOOT);
     for (i, bar) in bars.iter().enumerate() {
         let x = i as f64 * step;
         let height = (HEIGHT - 20.0) * bar.examples as f64 / most as f64;
@@ -129,15 +125,19 @@ fn histogram(page: &mut String, bars: &[LengthBar]) {
             let _ = write!(page, "<text x=\"{middle:.1}\" y=\"{below:.1}\" text-anchor=middle>{}</text>", bar.to);
         }
     }
-    let _ = write!(page, "<line x1=0 y1={HEIGHT} x2={WIDTH} y2={HEIGHT} /></svg><p class=dim>Examples by tokens; under a bar \
-         the longest length in it.</p>");
+    let _ = write!(
+        page,
+        "<line x1=0 y1={HEIGHT} x2={WIDTH} y2={HEIGHT} /></svg><p class=dim>Examples by tokens; under a bar \
+         the longest length in it.</p>"
+    );
 }
 
 /// Writes a row and says how many tokens it took.
 fn row_of(page: &mut String, row: &PageRow, limit: usize) -> usize {
     let trained = row.tokens.iter().filter(|token| token.trained).count();
     let (origin, tokens) = (escaped(&row.origin), row.tokens.len());
-    let _ = write!(page, "<div class=row><p><strong>{origin}</strong> <span class=dim>{tokens} tokens, {trained} trained");
+    let _ =
+        write!(page, "<div class=row><p><strong>{origin}</strong> <span class=dim>{tokens} tokens, {trained} trained");
     if tokens > limit {
         let _ = write!(page, "; the first {limit} are shown");
     }

@@ -156,17 +156,7 @@ const BUILT_IN: [(&str, &str); 9] = [
     ),
     (
         "vicuna",
-        turns!(
-            "{{ bos_token or '' }}",
-            "",
-            "'\\n\\n'",
-            "USER: ",
-            "'\\n'",
-            "ASSISTANT:",
-            " ",
-            "eos_token",
-            "\\n"
-        ),
+        turns!("{{ bos_token or '' }}", "", "'\\n\\n'", "USER: ", "'\\n'", "ASSISTANT:", " ", "eos_token", "\\n"),
     ),
     (
         "zephyr",

@@ -170,7 +170,20 @@ fn pairs(tokens: &[Token<'_>]) -> Option<Vec<usize>> {
 
 /// Words that end an operand. After one of them a bracket begins a value.
 const SEPARATORS: [&str; 15] = [
-    "if", "else", "elif", "and", "or", "not", "in", "do", "print", "include", "import", "extends", "from", "return",
+    "if",
+    "else",
+    "elif",
+    "and",
+    "or",
+    "not",
+    "in",
+    "do",
+    "print",
+    "include",
+    "import",
+    "extends",
+    "from",
+    "return",
     "autoescape",
 ];
 
@@ -206,7 +219,8 @@ impl Code<'_> {
                 self.wrap(equals + 1, end, if is_attribute { SETTLED_ATTRIBUTE } else { SETTLED });
             }
             "for" if is_statement => {
-                let start = self.at_this_level(0, end).into_iter().find(|&i| self.text(i) == "in").map_or(end, |i| i + 1);
+                let start =
+                    self.at_this_level(0, end).into_iter().find(|&i| self.text(i) == "in").map_or(end, |i| i + 1);
                 self.level(start, end);
             }
             _ => self.level(0, end),
@@ -337,14 +351,20 @@ mod tests {
             ("a {{ b }} {# [x] #}", "a {{ b }} {# [x] #}"),
             ("{{ a ~ 'b' ~ c.d(1) }}", "{{ ((a)|w) ~ 'b' ~ ((c.d(1))|w) }}"),
             ("{{ a * -b ~ c + 1 }}", "{{ ((a * -b)|w) ~ ((c)|w) + 1 }}"),
-            ("{%- if m['role'] == x and y not in z -%}", "{%- if ((m['role'])|w) == ((x)|w) and ((y)|w) not in ((z)|w) -%}"),
+            (
+                "{%- if m['role'] == x and y not in z -%}",
+                "{%- if ((m['role'])|w) == ((x)|w) and ((y)|w) not in ((z)|w) -%}",
+            ),
             ("{% if x is not in [1] %}", "{% if x is not in [1] %}"),
             ("{% set ns.l = [ns.l, 1] %}", "{% set ns.l = (((([ns.l, 1])|h))|a) %}"),
             ("{% set t = a, b %}", "{% set t = ((a, b)|s) %}"),
             ("{% for k, (v, w) in [x] if v %}", "{% for k, (v, w) in (([x])|h) if v %}"),
             ("{{ f(a, b)[i][1:] }}", "{{ f(a, b)[((i)|w)][1:] }}"),
             ("{{ {'a': {'b': c}} }}", "{{ (({'a': (({'b': c})|h)})|h) }}"),
-            ("{{ (a, b) }}{{ (a) }}{{ [] }}{{ ['}}', \"{%\"] }}", "{{ (((a, b))|h) }}{{ (a) }}{{ [] }}{{ ['}}', \"{%\"] }}"),
+            (
+                "{{ (a, b) }}{{ (a) }}{{ [] }}{{ ['}}', \"{%\"] }}",
+                "{{ (((a, b))|h) }}{{ (a) }}{{ [] }}{{ ['}}', \"{%\"] }}",
+            ),
             ("{% raw %}{{ a ~ b }}{%- endraw -%}{{ a }}", "{% raw %}{{ a ~ b }}{%- endraw -%}{{ a }}"),
             ("{{ a if b == 'c' else d }}", "{{ a if ((b)|w) == 'c' else d }}"),
         ];

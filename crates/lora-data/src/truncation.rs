@@ -111,7 +111,8 @@ pub(crate) fn without_turns(document: &Document, side: Side, count: usize) -> Do
             let exchanges = exchanges(messages);
             let head = exchanges.first().map_or(messages.len(), |first| first.start);
             let gone = gone(exchanges.len(), side, count);
-            let kept = exchanges.into_iter().enumerate().filter(|(i, _)| !gone.contains(i)).flat_map(|(_, range)| range);
+            let kept =
+                exchanges.into_iter().enumerate().filter(|(i, _)| !gone.contains(i)).flat_map(|(_, range)| range);
             let messages: Vec<Message> = (0..head).chain(kept).map(|k| messages[k].clone()).collect();
             Body::Conversation(Conversation { messages, tools: conversation.tools.clone() })
         }

@@ -26,13 +26,16 @@ fn tags(page: &str) -> Vec<&str> {
 
 fn assert_inert(page: &str) {
     let known = [
-        "!doctype", "html", "head", "meta", "title", "style", "body", "h1", "h2", "div", "table", "tr", "td", "svg", "rect",
-        "text", "line", "p", "span", "strong", "b", "i", "u",
+        "!doctype", "html", "head", "meta", "title", "style", "body", "h1", "h2", "div", "table", "tr", "td", "svg",
+        "rect", "text", "line", "p", "span", "strong", "b", "i", "u",
     ];
     for tag in tags(page) {
         let name = tag.trim_start_matches('/').split_whitespace().next().unwrap_or_default();
         assert!(known.contains(&name), "<{tag}>");
-        assert!(!tag.contains("on") || ["content", "columns", "icon"].iter().any(|w| tag.contains(w)) || name != "img", "<{tag}>");
+        assert!(
+            !tag.contains("on") || ["content", "columns", "icon"].iter().any(|w| tag.contains(w)) || name != "img",
+            "<{tag}>"
+        );
         for request in ["src=", "href=", "url(", "@import", "onerror", "onload"] {
             assert!(!tag.contains(request), "<{tag}>");
         }
@@ -69,8 +72,7 @@ fn large_pages_are_limited() {
 #[test]
 fn figures_add_up_and_the_histogram_fits() {
     let t = tokenizer();
-    let lines: String =
-        (1..200).map(|n| json!({"text": "0 ".repeat(n % 37 + 1)}).to_string() + "\n").collect();
+    let lines: String = (1..200).map(|n| json!({"text": "0 ".repeat(n % 37 + 1)}).to_string() + "\n").collect();
     let set = build(&lines, &t, &DataOptions::default()).unwrap();
     let figures = DataFigures::of(&set, 128, 8);
     assert_eq!(figures.lengths.iter().map(|bar| bar.examples).sum::<usize>(), set.examples.len());

@@ -52,10 +52,7 @@ fn roles_and_turns_are_chosen() {
     assert_eq!(runs(&one(&talk(1), &t, &roles(&["system"])).examples[0], &t), ["sys<|im_end|>"]);
     // What the letters of a message have in common with those before them is still a part of the message.
     let alike = json!({"messages": [{"role": "user", "content": "xxx"}, {"role": "user", "content": " xy"}, {"role": "assistant", "content": "z"}]});
-    assert_eq!(
-        runs(&one(&alike, &t, &roles(&["user"])).examples[0], &t),
-        ["xxx<|im_end|>", " xy<|im_end|>"]
-    );
+    assert_eq!(runs(&one(&alike, &t, &roles(&["user"])).examples[0], &t), ["xxx<|im_end|>", " xy<|im_end|>"]);
 
     // A message's own flag goes before its role.
     let mut record = talk(2);
@@ -140,7 +137,10 @@ fn whole_turns_are_left_out() {
     assert_eq!(right.first().unwrap(), "say 0<|im_end|>");
     assert!(!right.contains(&"say 5<|im_end|>".to_owned()), "{right:?}");
     let (middle, _) = kept(Truncation::MiddleTurns);
-    assert!(middle.contains(&"say 0<|im_end|>".to_owned()) && middle.contains(&"say 5<|im_end|>".to_owned()), "{middle:?}");
+    assert!(
+        middle.contains(&"say 0<|im_end|>".to_owned()) && middle.contains(&"say 5<|im_end|>".to_owned()),
+        "{middle:?}"
+    );
 
     // One turn that is too long alone is not cut in two.
     let long = talk(1);
@@ -190,7 +190,8 @@ fn long_rows_are_split_or_lose_their_middle() {
 fn an_end_that_is_never_trained_is_refused() {
     let source = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
     let (_folder, t) = copied_tokenizer(|dir| std::fs::write(dir.join("chat_template.jinja"), source).unwrap());
-    let record = json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "<|im_start|> b"}]});
+    let record =
+        json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "<|im_start|> b"}]});
     let error = build(&record.to_string(), &t.unwrap(), &DataOptions::default()).unwrap_err();
     assert!(error.to_string().contains("never learn to stop"), "{error}");
 }

@@ -45,8 +45,14 @@ fn python_ways() {
         // What CPython gives for the same expressions.
         ("{{ 'abc'.center(6) }}|{{ 'abc'.center(8, '*') }}|{{ 'ab'.center(7) }}", " abc  |**abc***|   ab  "),
         ("{{ 'a'.ljust(3) }}|{{ 'a'.rjust(3, '-') }}|{{ '-7'.zfill(4) }}|{{ 'aBc'.swapcase() }}", "a  |--a|-007|AbC"),
-        ("{{ 'a b  c '.rsplit() }}{{ 'a b  c '.rsplit(none, 1) }}{{ ' a b'.rsplit(none, 1) }}", "['a', 'b', 'c']['a b', 'c'][' a', 'b']"),
-        ("{{ 'abcb'.rindex('b') }}{{ 'Straße'.casefold() }}{{ '12'.isdecimal() }}{{ ['a', 'b', 'a'].count('a') }}", "3strasseTrue2"),
+        (
+            "{{ 'a b  c '.rsplit() }}{{ 'a b  c '.rsplit(none, 1) }}{{ ' a b'.rsplit(none, 1) }}",
+            "['a', 'b', 'c']['a b', 'c'][' a', 'b']",
+        ),
+        (
+            "{{ 'abcb'.rindex('b') }}{{ 'Straße'.casefold() }}{{ '12'.isdecimal() }}{{ ['a', 'b', 'a'].count('a') }}",
+            "3strasseTrue2",
+        ),
         ("{{ none is iterable }}{{ 'a' is iterable }}{{ missing is defined }}", "FalseTrueFalse"),
     ];
     for (source, wanted) in table {
@@ -143,16 +149,31 @@ fn values_that_hold_themselves_end_soon() {
     ];
     let mut table: Vec<String> = uses.iter().map(|use_of_it| doubled(use_of_it)).collect();
     let grown = |body: &str| {
-        format!("{{% set ns = namespace(l=[1]) %}}{{% for i in range(90000) %}}{{% set ns.l = {body} %}}{{% endfor %}}{{{{ ns.l }}}}")
+        format!(
+            "{{% set ns = namespace(l=[1]) %}}{{% for i in range(90000) %}}{{% set ns.l = {body} %}}{{% endfor %}}{{{{ ns.l }}}}"
+        )
     };
     table.extend(
         [
-            "[ns.l]", "(ns.l, 1)", "{'a': ns.l}", "dict(a=ns.l)", "ns.l + ns.l", "ns.l + [1]", "namespace(a=ns.l)",
-            "ns", "[ns]", "ns.l|batch(1)|list", "{'a': ns.l}|items", "ns.l * 2",
+            "[ns.l]",
+            "(ns.l, 1)",
+            "{'a': ns.l}",
+            "dict(a=ns.l)",
+            "ns.l + ns.l",
+            "ns.l + [1]",
+            "namespace(a=ns.l)",
+            "ns",
+            "[ns]",
+            "ns.l|batch(1)|list",
+            "{'a': ns.l}|items",
+            "ns.l * 2",
         ]
         .map(grown),
     );
-    table.push("{% macro f(l, n) %}{% if n %}{{ f([l, l], n - 1) }}{% else %}{{ l }}{% endif %}{% endmacro %}{{ f([1], 60) }}".to_owned());
+    table.push(
+        "{% macro f(l, n) %}{% if n %}{{ f([l, l], n - 1) }}{% else %}{{ l }}{% endif %}{% endmacro %}{{ f([1], 60) }}"
+            .to_owned(),
+    );
     table.push("{% set a = [1] %}".to_owned() + &"{% set a = [a, a] %}".repeat(60) + "{{ a ~ '' }}");
     table.push("{% set a = 1, 1 %}".to_owned() + &"{% set a = a, a %}".repeat(60) + "{{ a ~ '' }}");
     table.push("{% set ns = namespace(l=[1]) %}{% for i in range(100000) %}{% for j in range(100000) %}{% if messages == messages[0:] %}{% endif %}{% endfor %}{% endfor %}".to_owned());
@@ -174,12 +195,24 @@ fn guarded_expressions_have_their_values() {
     let table = [
         ("{{ -1 ~ 'a' ~ 2 * 3 }}", "-1a6"),
         ("{{ 1 + 2 == 3 and 'a' in 'cat' ~ 's' and not 'x' in ['y'] }}", "True"),
-        ("{% set a = [messages[0].content, 'b'] %}{{ a + ['c'] }}{{ (a + ['c'])[1:] }}{{ a[::-1]|join('-') }}", "['hi', 'b', 'c']['b', 'c']b-hi"),
-        ("{% set d = {'k': messages[0]['role']} %}{% for k, v in d.items() %}{{ k ~ v }}{% endfor %}{{ d | items | list }}", "kuser[('k', 'user')]"),
-        ("{% set ns = namespace(x=[]) %}{% for i in range(3) %}{% set ns.x = ns.x + [i] %}{% endfor %}{{ ns.x }}", "[0, 1, 2]"),
+        (
+            "{% set a = [messages[0].content, 'b'] %}{{ a + ['c'] }}{{ (a + ['c'])[1:] }}{{ a[::-1]|join('-') }}",
+            "['hi', 'b', 'c']['b', 'c']b-hi",
+        ),
+        (
+            "{% set d = {'k': messages[0]['role']} %}{% for k, v in d.items() %}{{ k ~ v }}{% endfor %}{{ d | items | list }}",
+            "kuser[('k', 'user')]",
+        ),
+        (
+            "{% set ns = namespace(x=[]) %}{% for i in range(3) %}{% set ns.x = ns.x + [i] %}{% endfor %}{{ ns.x }}",
+            "[0, 1, 2]",
+        ),
         ("{% set a, b = 1, 2 %}{{ a }}{{ b }}{% set t = a, b %}{{ t }}", "12(1, 2)"),
         ("{{ [3, 1, 2]|sort(reverse=true) }}{{ ['a', 'b']|join(', ') }}{{ [1, 1]|unique|list }}", "[3, 2, 1]a, b[1]"),
-        ("{{ messages|selectattr('role', 'equalto', 'user')|list|length }}{{ 1 is in [1, 2] }}{{ 3 is eq 3 }}", "1TrueTrue"),
+        (
+            "{{ messages|selectattr('role', 'equalto', 'user')|list|length }}{{ 1 is in [1, 2] }}{{ 3 is eq 3 }}",
+            "1TrueTrue",
+        ),
         ("{{ namespace(a=1).a }}{{ dict(a=2)['a'] }}{{ 'a' if messages[0]['role'] == 'user' else 'b' }}", "12a"),
         ("{% macro m(x, y=[1, 2]) %}{{ x ~ y }}{% endmacro %}{{ m('z') }}", "z[1, 2]"),
     ];

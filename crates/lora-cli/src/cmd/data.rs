@@ -133,8 +133,7 @@ fn shown(set: &Dataset, tokenizer: &Tokenizer, skip: usize, n: usize) -> Result<
 fn write_page(args: &DataArgs, set: &Dataset, figures: &DataFigures, examples: Vec<Shown>) -> Result<()> {
     let Some(path) = &args.html else { return Ok(()) };
     let title = args.what.file_name().map_or_else(|| args.what.display().to_string(), |n| n.to_string_lossy().into());
-    let rows: Vec<PageRow> =
-        examples.into_iter().map(|Shown { origin, tokens }| PageRow { origin, tokens }).collect();
+    let rows: Vec<PageRow> = examples.into_iter().map(|Shown { origin, tokens }| PageRow { origin, tokens }).collect();
     let page = data_page(&title, &set.report, figures, &rows, set.examples.len());
     write_atomic(path, page.as_bytes())?;
     out::note(format!("page written to {}", path.display()));

@@ -34,7 +34,11 @@ pub(crate) fn check(config: &RunConfig, tree: &Table, places: &Places, faults: &
             rules.exclude("data.group_by_length", "data.packing", "packed rows are of one length; keep one of them");
         }
         if fixed {
-            rules.exclude("data.group_by_length", "data.shuffle", "grouping makes an order of its own; keep one of them");
+            rules.exclude(
+                "data.group_by_length",
+                "data.shuffle",
+                "grouping makes an order of its own; keep one of them",
+            );
         }
     }
     if config.data.train_on_last_turn_only && config.data.train_on_prompt {
