@@ -40,6 +40,11 @@ pub(crate) fn colour() -> bool {
     std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
+/// The columns of stdout: those of the terminal, or 100 where it is none.
+pub(crate) fn width() -> usize {
+    console::Term::stdout().size_checked().map_or(100, |(_rows, columns)| usize::from(columns).max(40))
+}
+
 /// Whether stderr is a terminal, on which a line may be drawn again and again.
 pub(crate) fn live() -> bool {
     std::io::stderr().is_terminal()

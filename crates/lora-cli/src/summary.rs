@@ -50,6 +50,8 @@ pub(crate) struct DataFigures {
     pub(crate) duplicates: usize,
     pub(crate) rows: usize,
     pub(crate) packing: bool,
+    /// Choices that were made for the data, in words.
+    pub(crate) notes: Vec<String>,
 }
 
 /// The steps.
@@ -101,6 +103,7 @@ impl PlanSummary {
                 duplicates: plan.train_report.duplicates,
                 rows: plan.rows.len(),
                 packing: config.data.packing,
+                notes: data_notes(plan),
             },
             steps: StepFigures {
                 total: plan.total_steps,
@@ -114,6 +117,38 @@ impl PlanSummary {
             output_dir: config.output_dir.clone(),
         }
     }
+}
+
+/// What was chosen for the data without being asked, so that nothing of it is silent.
+fn data_notes(plan: &RunPlan) -> Vec<String> {
+    let mut notes = Vec::new();
+    let sets = [("", Some(&plan.train_report)), ("evaluation: ", plan.eval_report.as_ref())];
+    for (set, report) in sets.into_iter().filter_map(|(set, report)| Some((set, report?))) {
+        let mut add = |n: usize, what: &str| {
+            if n > 0 {
+                notes.push(format!("{set}{} {what}", count(n as u64)));
+            }
+        };
+        if !set.is_empty() {
+            add(report.truncated, "truncated");
+            add(report.dropped.values().map(|d| d.count).sum(), "dropped");
+        }
+        add(report.cut_tokens + report.dropped_tokens, "tokens lost by truncating and dropping");
+        add(report.cut_trained_tokens + report.dropped_trained_tokens, "of them were to be trained");
+        add(report.cut_turns, "turns left out");
+        add(report.split_rows, "rows more by splitting");
+        add(report.classic_prompts, "records laid out as plain text, as the tokenizer has no chat template");
+        add(
+            report.split_conversations,
+            "conversations as a row per trained turn, as the template rewrites earlier turns",
+        );
+        add(report.without_end, "rows whose trained text does not end with an end token");
+        add(report.merged_edges, "answers that begin or end inside a token");
+        if report.template.as_ref().is_some_and(|t| t.writes_date) && plan.config.data.template_date.is_none() {
+            notes.push(format!("{set}the chat template writes today's date; set data.template_date to fix it"));
+        }
+    }
+    notes
 }
 
 impl fmt::Display for PlanSummary {
@@ -148,6 +183,9 @@ impl fmt::Display for PlanSummary {
                 n(d.dropped),
                 n(d.duplicates)
             )?;
+        }
+        for note in &d.notes {
+            writeln!(f, "         {note}")?;
         }
         let rows = if d.packing { "packed rows" } else { "rows" };
         writeln!(

@@ -213,6 +213,27 @@ fn data_is_shown_as_it_is_trained() {
     // What a run would refuse is still shown, with a warning.
     place.lora("data stats c.toml --set data.max_length=4").exits(2).says(&["no record has a token to train"]);
     place.lora("data stats c.toml --set data.max_length=12").exits(0).says(&["warning", "data.max_affected_share"]);
+    // One page with figures and rows, which says no more than it should.
+    place.write("evil.jsonl", "{\"prompt\": \"<script>alert(1)</script>\", \"completion\": \"\\u001b[31mred\"}\n");
+    let line = format!("data preview evil.jsonl --model {} --html page.html", model.display());
+    let done = place.lora(&line).exits(0);
+    assert!(!done.stdout.contains('\u{1b}') && done.stdout.contains("⟨U+001B⟩[31mred"), "{done:#?}");
+    let page = std::fs::read_to_string(place.path("page.html")).unwrap();
+    assert!(
+        !page.contains("<script") && page.contains("&lt;") && page.contains("<svg") && page.contains("1 of 1 rows")
+    );
+    let text = place.lora("data stats c.toml --html stats.html").exits(0).stdout;
+    assert!(text.contains("end token") && text.contains("% filled") && text.contains("█"), "{text}");
+    assert!(place.path("stats.html").is_file());
+    // A run refuses what the figures warn of, before anything is loaded.
+    place.lora("train c.toml --set data.max_length=12 --set output_dir=o").exits(2).says(&["max_affected_share"]);
+    place.lora("train c.toml --set data.template=chatlm --set output_dir=o").exits(2).says(&["chatlm", "chatml"]);
+    place.lora("train c.toml --set data.template_date=tomorrow").exits(2).says(&["data.template_date", "2026-11-24"]);
+    place
+        .lora("train c.toml --set data.group_by_length=true --set data.packing=true")
+        .exits(2)
+        .says(&["group_by_length"]);
+    assert!(!place.path("o").exists());
 }
 
 #[test]

@@ -18,7 +18,6 @@ impl DataError {
             | Self::CsvWidth { .. }
             | Self::NoSeparator { .. }
             | Self::EmptyConversation { .. }
-            | Self::TrainedRole { .. }
             | Self::ShareGptRole { .. }
             | Self::RoleOrder { .. }
             | Self::SamePair { .. }

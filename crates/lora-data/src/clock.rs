@@ -16,6 +16,23 @@ pub enum Clock {
 }
 
 impl Clock {
+    /// Noon (UTC) of a day written as `2026-11-24`; none when it is no such day.
+    pub fn from_date(date: &str) -> Option<Self> {
+        let mut parts = date.splitn(3, '-').map(|part| part.parse::<i64>().ok().filter(|&n| n > 0));
+        let (year, month, day) = (parts.next()??, parts.next()??, parts.next()??);
+        // Days since 1970-01-01, counted in years that begin on the first of March (see `Civil::from_unix`).
+        let march_year = if month > 2 { year } else { year - 1 };
+        let days = 365 * march_year + march_year.div_euclid(4) - march_year.div_euclid(100)
+            + march_year.div_euclid(400)
+            + (153 * ((month + 9) % 12) + 2) / 5
+            + day
+            - 1
+            - 719_468;
+        let clock = Self::Fixed(days * 86_400 + 43_200);
+        (month <= 12 && day <= 31 && clock.strftime("%Y-%m-%d") == format!("{year}-{month:02}-{day:02}"))
+            .then_some(clock)
+    }
+
     /// Seconds since 1970-01-01 00:00 UTC.
     pub fn now(self) -> i64 {
         match self {
@@ -140,6 +157,16 @@ impl Civil {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_day_is_read() {
+        for day in ["2024-02-29", "1970-01-01", "2000-12-31", "2026-11-24"] {
+            assert_eq!(Clock::from_date(day).unwrap().strftime("%F %T"), format!("{day} 12:00:00"));
+        }
+        for wrong in ["2023-02-29", "2024-13-01", "24-00-01", "today", "2024-01", ""] {
+            assert_eq!(Clock::from_date(wrong), None, "{wrong}");
+        }
+    }
 
     #[test]
     fn writes_dates_as_strftime_does() {

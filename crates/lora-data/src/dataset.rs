@@ -1,5 +1,6 @@
 //! A whole dataset: read, tokenised in parallel, checked and counted.
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, HashSet};
 use std::path::PathBuf;
 
@@ -7,15 +8,16 @@ use rayon::prelude::*;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use crate::document::{Body, Document};
+use crate::document::{Body, Conversation, Document};
 use crate::error::{DataError, Result};
-use crate::example::{Example, ExampleBuilder, Outcome, Truncation};
+use crate::example::{Example, ExampleBuilder, Outcome, conversation_of};
 use crate::format::Format;
-use crate::mask::Renderer;
-use crate::report::{DataReport, SourceReport};
+use crate::mask::{Choice, Renderer};
+use crate::report::{DataReport, SourceReport, TemplateReport};
 use crate::source::{Documents, PreferenceUse, ReadOptions, Source};
 use crate::template::ChatTemplate;
 use crate::tokenizer::Tokenizer;
+use crate::truncation::Truncation;
 
 /// Documents tokenised between two reports of progress, and fewer where they are long.
 const CHUNK: usize = 1024;
@@ -30,7 +32,12 @@ pub struct DataOptions {
     pub truncation: Truncation,
     /// Whether prompts are trained too.
     pub train_on_prompt: bool,
-    /// A Jinja file to be used in place of the tokenizer's own chat template.
+    /// Of the messages of a record that would be trained, only the last one is.
+    pub train_on_last_turn_only: bool,
+    /// The roles whose messages are trained; a message's own flag goes before.
+    pub train_roles: Vec<String>,
+    /// A Jinja file, or the name of a built-in template ([`crate::builtin_templates`]), to be used in place of the
+    /// tokenizer's own chat template.
     pub template: Option<PathBuf>,
     /// Further variables for the chat template, such as `enable_thinking`.
     pub template_variables: Map<String, Value>,
@@ -50,6 +57,8 @@ impl Default for DataOptions {
             max_length: 2048,
             truncation: Truncation::default(),
             train_on_prompt: false,
+            train_on_last_turn_only: false,
+            train_roles: vec!["assistant".to_owned()],
             template: None,
             template_variables: Map::new(),
             max_affected_share: 0.05,
@@ -84,17 +93,16 @@ pub fn build_dataset(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Dataset> {
     check_options(sources, options)?;
-    let own_template = options.template.as_ref().map(|path| tokenizer.template_from_file(path)).transpose()?;
+    let own_template = options.template.as_ref().map(|path| tokenizer.template_named(path)).transpose()?;
     let builder = builder(tokenizer, options, own_template.as_ref());
     // Every path is opened before the first record is read.
     let streams = sources.iter().map(|source| Documents::open(source, options.reading)).collect::<Result<Vec<_>>>()?;
 
-    let mut report = DataReport::default();
+    let mut report = DataReport { template: template_name(&builder), ..DataReport::default() };
     let mut roles = RolesSeen::default();
     let mut examples = Vec::new();
     let mut source_ends = Vec::new();
     let mut seen = HashSet::new();
-    let mut trains_end = false;
     progress(0, 0);
     for mut documents in streams {
         loop {
@@ -114,12 +122,14 @@ pub fn build_dataset(
                     }
                 };
                 report.add(&outcome, &document.origin);
-                trains_end |= outcome.trains_end;
                 for example in outcome.examples {
                     let is_new = seen.insert(fingerprint(&example));
-                    report.duplicates += usize::from(!is_new);
+                    if !is_new {
+                        report.duplicates += 1;
+                        report.duplicate_tokens += example.input_ids.len();
+                    }
                     if is_new || !options.dedup {
-                        report.add_kept(&example);
+                        report.add_kept(&example, tokenizer);
                         examples.push(example);
                     }
                 }
@@ -130,7 +140,7 @@ pub fn build_dataset(
         report.sources.push(SourceReport::of(&documents));
         source_ends.push(examples.len());
     }
-    check_whole(&report, &examples, trains_end, options)?;
+    check_whole(&report, &examples, options)?;
     Ok(Dataset { examples, source_ends, report })
 }
 
@@ -173,7 +183,11 @@ pub(crate) fn builder<'a>(
     ExampleBuilder {
         tokenizer,
         renderers: plain.zip(with_tools).map(|(plain, with_tools)| (renderer(plain), renderer(with_tools))),
-        train_on_prompt: options.train_on_prompt,
+        choice: Choice {
+            roles: &options.train_roles,
+            last_only: options.train_on_last_turn_only,
+            everything: options.train_on_prompt,
+        },
         max_length: options.max_length,
         truncation: options.truncation,
     }
@@ -190,7 +204,15 @@ impl RolesSeen {
     /// The first conversation with each role, and the first with tools, show whether the template writes what they say.
     fn check(&mut self, builder: &ExampleBuilder<'_>, documents: &[Document]) -> Result<()> {
         for document in documents {
-            let Body::Conversation(conversation) = &document.body else { continue };
+            let conversation: Cow<'_, Conversation> = match &document.body {
+                Body::Conversation(conversation) => Cow::Borrowed(conversation),
+                // Without a template an instruction is laid out as plain text, system prompt included.
+                Body::Instruction(instruction) if builder.renderers.is_some() && instruction.system.is_some() => {
+                    Cow::Owned(conversation_of(instruction))
+                }
+                _ => continue,
+            };
+            let conversation = conversation.as_ref();
             let (origin, has_tools) = (&document.origin, conversation.tools.is_some());
             let renderer = builder.renderer(conversation, Format::Messages)?;
             // A conversation that cannot be rendered at all is reported where rows are made of it.
@@ -211,6 +233,15 @@ impl RolesSeen {
     }
 }
 
+/// The chat template that conversations are written with.
+fn template_name(builder: &ExampleBuilder<'_>) -> Option<TemplateReport> {
+    builder.renderers.as_ref().map(|(plain, _)| TemplateReport {
+        name: plain.template.name().to_owned(),
+        marks_generation: plain.template.marks_generation(),
+        writes_date: plain.template.writes_date(),
+    })
+}
+
 /// The first 128 bits of a sha256 over tokens and mask: the same on every machine, and never the same for two rows that
 /// differ.
 fn fingerprint(example: &Example) -> [u8; 16] {
@@ -222,7 +253,7 @@ fn fingerprint(example: &Example) -> [u8; 16] {
     std::array::from_fn(|at| digest[at])
 }
 
-fn check_whole(report: &DataReport, examples: &[Example], trains_end: bool, options: &DataOptions) -> Result<()> {
+fn check_whole(report: &DataReport, examples: &[Example], options: &DataOptions) -> Result<()> {
     let Some(first) = examples.first() else {
         return Err(DataError::NothingTrained { reasons: report.reasons(), first: report.first_affected() });
     };
@@ -235,7 +266,9 @@ fn check_whole(report: &DataReport, examples: &[Example], trains_end: bool, opti
             first: report.first_affected(),
         });
     }
-    if !trains_end {
+    // Tokens that were made elsewhere are taken as they are.
+    let all_tokenized = report.sources.iter().all(|source| source.format == Format::Tokenized);
+    if report.end_tokens.is_empty() && !all_tokenized {
         return Err(DataError::EosNeverTrained { first: first.origin.clone() });
     }
     Ok(())

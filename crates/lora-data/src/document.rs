@@ -137,7 +137,7 @@ pub struct Conversation {
 pub struct Message {
     /// The message's fields without the training flag.
     pub fields: Map<String, Value>,
-    /// Whether it is trained; assistant messages are when this is absent.
+    /// Whether it is trained; when absent, its role decides.
     pub train: Option<bool>,
 }
 
@@ -155,9 +155,9 @@ impl Message {
         self.fields.get("role").and_then(Value::as_str).unwrap_or_default()
     }
 
-    /// Whether this is an assistant message that is trained.
+    /// Whether it is trained where `data.train_roles` names the assistant alone: its own flag, else its role.
     pub fn is_trained(&self) -> bool {
-        self.role() == "assistant" && self.train.unwrap_or(true)
+        self.train.unwrap_or_else(|| self.role() == "assistant")
     }
 
     /// Whether an assistant said nothing: no content, no reasoning, no tool call.

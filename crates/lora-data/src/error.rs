@@ -151,11 +151,6 @@ pub enum DataError {
     /// A conversation without messages.
     #[error("{origin}: field `{field}` has no message")]
     EmptyConversation { origin: Origin, field: String },
-    /// A message of another role than assistant is marked as trained.
-    #[error(
-        "{origin}: field `{field}` asks to train a message of role `{role}`; only assistant messages can be trained"
-    )]
-    TrainedRole { origin: Origin, field: String, role: String },
     /// A sharegpt role that has no plain message form.
     #[error(
         "{origin}: field `{field}` has the role `{role}`, which is not one of {known}; rename it, or name the roles by `tags`"
@@ -288,6 +283,9 @@ pub enum DataError {
         #[source]
         source: minijinja::Error,
     },
+    /// A chat template whose blocks and brackets cannot be told apart.
+    #[error("chat template {name}: a block, a bracket or a string of it has no end")]
+    TemplateUnreadable { name: String },
     /// A chat template that raises an error or runs out of its limits.
     #[error("chat template {name}: refuses the conversation")]
     TemplateRender {
@@ -306,9 +304,12 @@ pub enum DataError {
     /// Generation blocks that are not in pairs.
     #[error("chat template {name}: a generation block is opened or closed alone")]
     TemplateSpans { name: String },
+    /// A name that is neither a built-in template nor a file.
+    #[error("there is no chat template `{name}`; built in are {known}; a file is named by its path, as ./{name}.jinja")]
+    UnknownTemplate { name: String, known: String },
     /// Conversations, and no chat template.
     #[error(
-        "{path}: the tokenizer has no chat template, and format {format} needs one; set `data.template` to a .jinja file", path = path.display()
+        "{path}: the tokenizer has no chat template, and format {format} needs one; set `data.template` to a .jinja file or to the name of a built-in one, as \"chatml\"", path = path.display()
     )]
     NoTemplate { path: PathBuf, format: Format },
     /// A chat template that leaves out what a role says.
@@ -335,6 +336,11 @@ pub enum DataError {
         "{origin}: the prompt that chat template {template} writes before message {message} is not the beginning of what it writes with the answer, so the answer cannot be told from the prompt; mark it with {{% generation %}} blocks in the template"
     )]
     NotPrefixPreserving { origin: Origin, template: String, message: usize },
+    /// The words of a message that are not found by writing other words in their place.
+    #[error(
+        "{origin}: chat template {template} writes message {message} of role `{role}` in a way that cannot be told from the text around it; take the role out of `data.train_roles`"
+    )]
+    RoleNotTrainable { origin: Origin, template: String, message: usize, role: String },
     /// Generation blocks that cannot be matched with turns.
     #[error(
         "{origin}: chat template {template} has {spans} generation blocks for {turns} assistant turns, so the `train` flags cannot be applied"
@@ -373,6 +379,7 @@ impl DataError {
             located @ (Self::AtRecord { .. }
             | Self::NotPrefixPreserving { .. }
             | Self::SpansPerTurn { .. }
+            | Self::RoleNotTrainable { .. }
             | Self::RoleIgnored { .. }
             | Self::ToolsIgnored { .. }
             | Self::LabelMismatch { .. }

@@ -11,7 +11,33 @@ use serde_json::{Map, Value};
 use crate::document::{Conversation, Message, Origin};
 use crate::error::{DataError, Result};
 use crate::template::ChatTemplate;
-use crate::tokenizer::Tokenizer;
+
+/// The role whose messages are answers.
+const ASSISTANT: &str = "assistant";
+
+/// Which messages are trained.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Choice<'a> {
+    /// The roles whose messages are trained unless a message says otherwise.
+    pub(crate) roles: &'a [String],
+    /// Of the trained messages, only the last one.
+    pub(crate) last_only: bool,
+    /// Everything, prompts too.
+    pub(crate) everything: bool,
+}
+
+impl Choice<'_> {
+    /// The numbers of the trained messages.
+    pub(crate) fn trained(&self, messages: &[Message]) -> Vec<usize> {
+        let chosen =
+            |message: &Message| message.train.unwrap_or_else(|| self.roles.iter().any(|role| role == message.role()));
+        let mut turns: Vec<usize> = (0..messages.len()).filter(|&k| chosen(&messages[k])).collect();
+        if self.last_only {
+            turns.drain(..turns.len().saturating_sub(1));
+        }
+        turns
+    }
+}
 
 /// Text for one row of tokens, and the byte ranges of it that are trained.
 #[derive(Debug, PartialEq, Eq)]
@@ -30,34 +56,36 @@ pub(crate) struct Renderer<'a> {
 
 impl Renderer<'_> {
     /// The rows that train a conversation: one, or one per trained turn when the template writes earlier turns
-    /// differently once others follow. No row when no assistant message is trained.
+    /// differently once others follow. No row when no message is trained.
     pub(crate) fn rows(
         &self,
         conversation: &Conversation,
-        everything: bool,
+        choice: Choice<'_>,
         origin: &Origin,
     ) -> Result<Vec<MaskedText>> {
+        let turns = choice.trained(&conversation.messages);
         // What follows the last trained turn teaches nothing.
-        let end = match conversation.messages.iter().rposition(Message::is_trained) {
+        let end = match turns.last() {
             Some(last) => last + 1,
-            None if everything => conversation.messages.len(),
+            None if choice.everything => conversation.messages.len(),
             None => return Ok(Vec::new()),
         };
         let messages: Vec<Value> =
             conversation.messages[..end].iter().map(|message| Value::Object(message.fields.clone())).collect();
-        let turns: Vec<usize> = (0..end).filter(|&k| conversation.messages[k].is_trained()).collect();
-        let render = Turns { renderer: self, messages: &messages, tools: conversation.tools.as_ref() };
-        let rows = match everything {
+        let render = Turns { renderer: self, messages: &messages, tools: conversation.tools.as_ref(), origin };
+        let (answers, others): (Vec<usize>, Vec<usize>) =
+            turns.iter().partition(|&&k| conversation.messages[k].role() == ASSISTANT);
+        let rows = match choice.everything {
             true => render.text(messages.len(), false).map(|text| {
                 let whole = 0..text.len();
                 vec![MaskedText { text, spans: vec![whole] }]
             }),
             false if self.template.marks_generation() => {
-                let assistants =
-                    (0..end).filter(|&k| conversation.messages[k].role() == "assistant").collect::<Vec<_>>();
-                render.marked(&turns, &assistants, origin).map(|row| vec![row])
+                let assistants: Vec<usize> =
+                    (0..end).filter(|&k| conversation.messages[k].role() == ASSISTANT).collect();
+                render.marked(&answers, &assistants, &others).map(|row| vec![row])
             }
-            false => render.by_prefix(&turns, origin),
+            false => render.by_prefix(&turns),
         };
         rows.map_err(|error| error.at(origin))
     }
@@ -67,13 +95,18 @@ struct Turns<'a> {
     renderer: &'a Renderer<'a>,
     messages: &'a [Value],
     tools: Option<&'a Value>,
+    origin: &'a Origin,
 }
 
 impl Turns<'_> {
     /// The first `count` messages as text.
     fn text(&self, count: usize, add_generation_prompt: bool) -> Result<String> {
+        self.render(&self.messages[..count], add_generation_prompt)
+    }
+
+    fn render(&self, messages: &[Value], add_generation_prompt: bool) -> Result<String> {
         let Renderer { template, extra, .. } = self.renderer;
-        template.render(&self.messages[..count], self.tools, add_generation_prompt, extra)
+        template.render(messages, self.tools, add_generation_prompt, extra)
     }
 
     fn spans(&self, count: usize) -> Result<MaskedText> {
@@ -82,53 +115,78 @@ impl Turns<'_> {
         Ok(MaskedText { text: rendered.text, spans: rendered.spans })
     }
 
-    /// Spans from generation blocks, those of the trained turns only.
-    fn marked(&self, turns: &[usize], assistants: &[usize], origin: &Origin) -> Result<MaskedText> {
+    fn role(&self, k: usize) -> &str {
+        self.messages[k].get("role").and_then(Value::as_str).unwrap_or_default()
+    }
+
+    /// Spans from generation blocks, those of the trained turns only. `others` are trained messages of other roles, which
+    /// no block marks.
+    fn marked(&self, answers: &[usize], assistants: &[usize], others: &[usize]) -> Result<MaskedText> {
         let mut whole = self.spans(self.messages.len())?;
-        if turns.len() == assistants.len() {
-            return Ok(whole);
+        if answers.len() < assistants.len() {
+            whole.spans = self.marked_of(answers, assistants, &whole)?;
         }
+        for &k in others {
+            let span = self.span_in(&whole.text, k)?.ok_or_else(|| self.not_trainable(k))?;
+            whole.spans.push(span);
+        }
+        whole.spans.sort_by_key(|span| span.start);
+        Ok(whole)
+    }
+
+    /// Of the marked spans those of some assistant turns.
+    fn marked_of(&self, answers: &[usize], assistants: &[usize], whole: &MaskedText) -> Result<Vec<Range<usize>>> {
         let mut kept = Vec::new();
         let mut seen = 0;
         for &k in assistants {
             // A turn may have several blocks, reasoning and answer for instance.
             let through = if k + 1 == self.messages.len() { whole.spans.len() } else { self.spans(k + 1)?.spans.len() };
             if through <= seen || through > whole.spans.len() {
-                let (spans, turns) = (whole.spans.len(), assistants.len());
-                return Err(self.spans_per_turn(origin, spans, turns));
+                let template = self.renderer.template.name().to_owned();
+                let (origin, spans, turns) = (self.origin.clone(), whole.spans.len(), assistants.len());
+                return Err(DataError::SpansPerTurn { origin, template, spans, turns });
             }
-            if turns.contains(&k) {
+            if answers.contains(&k) {
                 kept.extend_from_slice(&whole.spans[seen..through]);
             }
             seen = through;
         }
-        whole.spans = kept;
-        Ok(whole)
+        Ok(kept)
     }
 
-    fn spans_per_turn(&self, origin: &Origin, spans: usize, turns: usize) -> DataError {
-        let template = self.renderer.template.name().to_owned();
-        DataError::SpansPerTurn { origin: origin.clone(), template, spans, turns }
-    }
-
-    fn by_prefix(&self, turns: &[usize], origin: &Origin) -> Result<Vec<MaskedText>> {
+    fn by_prefix(&self, turns: &[usize]) -> Result<Vec<MaskedText>> {
         let whole = self.text(self.messages.len(), false)?;
         let mut spans = Vec::with_capacity(turns.len());
         for &k in turns {
             match self.span_in(&whole, k)? {
                 Some(span) => spans.push(span),
-                None => return self.row_per_turn(turns, origin),
+                None => return self.row_per_turn(turns),
             }
         }
         Ok(vec![MaskedText { text: whole, spans }])
     }
 
+    /// Where the words of message `k` begin in a text that begins with the messages through `k`.
+    ///
+    /// An answer begins after the generation prompt. What another role says begins where the text changes when the role
+    /// says something else.
+    fn start_in(&self, text: &str, k: usize) -> Result<Option<usize>> {
+        if self.role(k) == ASSISTANT {
+            let prompt = self.text(k, true)?;
+            return Ok(text.starts_with(&prompt).then_some(prompt.len()));
+        }
+        let mut changed = self.messages[..=k].to_vec();
+        let Some(Value::String(content)) = changed[k].get_mut("content") else { return Ok(None) };
+        let other = if content.trim_start().starts_with('x') { "y" } else { "x" };
+        content.insert_str(0, other);
+        let (through, changed) = (self.text(k + 1, false)?, self.render(&changed, false)?);
+        let same = through.char_indices().zip(changed.chars()).find(|((_, a), b)| a != b).map(|((at, _), _)| at);
+        Ok(same.filter(|&at| text.starts_with(&through[..at])))
+    }
+
     /// Where turn `k` stands in the whole text, if the texts of its prefixes are prefixes of the whole.
     fn span_in(&self, whole: &str, k: usize) -> Result<Option<Range<usize>>> {
-        let prompt = self.text(k, true)?;
-        if !whole.starts_with(&prompt) {
-            return Ok(None);
-        }
+        let Some(start) = self.start_in(whole, k)? else { return Ok(None) };
         let end = if k + 1 == self.messages.len() {
             whole.len()
         } else {
@@ -140,22 +198,29 @@ impl Turns<'_> {
                 _ => return Ok(None),
             }
         };
-        Ok((end > prompt.len()).then_some(prompt.len()..end))
+        Ok((end > start).then_some(start..end))
     }
 
     /// Each turn as the last one of a row of its own.
-    fn row_per_turn(&self, turns: &[usize], origin: &Origin) -> Result<Vec<MaskedText>> {
+    fn row_per_turn(&self, turns: &[usize]) -> Result<Vec<MaskedText>> {
         let row = |&k: &usize| {
             let text = self.text(k + 1, false)?;
-            let prompt = self.text(k, true)?;
-            if !text.starts_with(&prompt) || text.len() == prompt.len() {
-                let template = self.renderer.template.name().to_owned();
-                return Err(DataError::NotPrefixPreserving { origin: origin.clone(), template, message: k + 1 });
+            match self.start_in(&text, k)?.filter(|&start| start < text.len()) {
+                Some(start) => Ok(MaskedText { spans: vec![start..text.len()], text }),
+                None if self.role(k) != ASSISTANT => Err(self.not_trainable(k)),
+                None => {
+                    let template = self.renderer.template.name().to_owned();
+                    Err(DataError::NotPrefixPreserving { origin: self.origin.clone(), template, message: k + 1 })
+                }
             }
-            let span = prompt.len()..text.len();
-            Ok(MaskedText { text, spans: vec![span] })
         };
         turns.iter().map(row).collect()
+    }
+
+    fn not_trainable(&self, k: usize) -> DataError {
+        let template = self.renderer.template.name().to_owned();
+        let (origin, role) = (self.origin.clone(), self.role(k).to_owned());
+        DataError::RoleNotTrainable { origin, template, message: k + 1, role }
     }
 }
 
@@ -188,29 +253,4 @@ impl Renderer<'_> {
         let text = self.template.render(&messages, conversation.tools.as_ref(), false, self.extra);
         text.map_err(|error| error.at(origin))
     }
-}
-
-/// Tokens of a masked text, and which of them are trained.
-pub(crate) fn tokenise(row: &MaskedText, tokenizer: &Tokenizer) -> Result<(Vec<u32>, Vec<bool>)> {
-    let (ids, offsets) = tokenizer.encode_with_offsets(&row.text)?;
-    let mut trained = vec![false; ids.len()];
-    for span in &row.spans {
-        let first =
-            offsets.partition_point(|token| token.end < span.start || token.end == span.start && !token.is_empty());
-        let mut inside: Vec<usize> = (first..ids.len())
-            .take_while(|&t| offsets[t].start < span.end)
-            // An added token may swallow white space after it; it is still not a part of the answer.
-            .filter(|&t| offsets[t].start >= span.start || !tokenizer.is_added(ids[t]))
-            .collect();
-        // Line breaks after the end token are never generated.
-        let blank = |t: &usize| row.text[offsets[*t].clone()].trim().is_empty();
-        let last = inside.iter().rposition(|t| tokenizer.is_added(ids[*t]) || !blank(t));
-        if let Some(last) = last.filter(|&last| tokenizer.is_added(ids[inside[last]])) {
-            inside.truncate(last + 1);
-        }
-        for t in inside {
-            trained[t] = true;
-        }
-    }
-    Ok((ids, trained))
 }

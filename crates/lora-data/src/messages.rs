@@ -91,15 +91,7 @@ impl Fields<'_> {
             }
         }
         parse_call_arguments(&mut fields);
-        let message = Message { fields, train };
-        if train == Some(true) && message.role() != "assistant" {
-            return Err(DataError::TrainedRole {
-                origin: self.origin.clone(),
-                field: place.to_owned(),
-                role: message.role().to_owned(),
-            });
-        }
-        Ok(message)
+        Ok(Message { fields, train })
     }
 
     fn missing(&self, field: String, fields: &Map<String, Value>) -> DataError {

@@ -71,7 +71,7 @@ fn build<T>(
     make: Make<'_, T>,
 ) -> Result<(Vec<T>, DataReport)> {
     check_options(sources, options)?;
-    let own_template = options.template.as_ref().map(|path| tokenizer.template_from_file(path)).transpose()?;
+    let own_template = options.template.as_ref().map(|path| tokenizer.template_named(path)).transpose()?;
     let builder = builder(tokenizer, options, own_template.as_ref());
     let (mut items, mut report) = (Vec::new(), DataReport::default());
     for source in sources {
@@ -117,7 +117,7 @@ fn side(
     report.add(&outcome, &document.origin);
     let example = outcome.examples.pop().filter(|_| outcome.dropped.is_empty());
     if let Some(example) = &example {
-        report.add_kept(example);
+        report.add_kept(example, builder.tokenizer);
     }
     Ok(example)
 }

@@ -6,8 +6,8 @@ use minijinja::value::{Kwargs, Value, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State};
 use minijinja_contrib::pycompat;
 
-/// Values nested deeper than this are refused.
-const MAX_DEPTH: usize = 128;
+use crate::template_weight::{MAX_DEPTH, charge_nested};
+
 /// The longest indent or separator.
 const MAX_LAYOUT: usize = 64;
 
@@ -52,25 +52,6 @@ pub(crate) fn tojson(state: &State<'_, '_>, value: Value, kwargs: Kwargs) -> Res
     kwargs.assert_all_used()?;
     json.value(&value, 0)?;
     Ok(json.out)
-}
-
-/// Pays for writing out a value before that is done: lists that hold themselves over and over are small in memory, but
-/// as text they are endless.
-pub(crate) fn charge_nested(state: &State<'_, '_>, value: &Value, depth: usize) -> Result<(), Error> {
-    if depth > MAX_DEPTH {
-        return Err(invalid("a value is nested too deep"));
-    }
-    match value.kind() {
-        ValueKind::Seq => value.try_iter()?.try_for_each(|item| {
-            state.consume_fuel(1)?;
-            charge_nested(state, &item, depth + 1)
-        }),
-        ValueKind::Map => value.try_iter()?.try_for_each(|key| {
-            state.consume_fuel(1)?;
-            charge_nested(state, &value.get_item(&key)?, depth + 1)
-        }),
-        _ => Ok(()),
-    }
 }
 
 /// The filter `string`.
@@ -218,7 +199,10 @@ fn float(number: f64) -> String {
 
 /// Methods of Python's strings, lists and dictionaries.
 pub(crate) fn method(state: &mut State<'_, '_>, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
-    // `join` and `format` write out what they are given.
+    // `join` and `format` write out what they are given, `count` compares it.
+    if name == "count" {
+        charge_nested(state, value, 0)?;
+    }
     args.iter().try_for_each(|arg| charge_nested(state, arg, 0))?;
     let Some(text) = value.as_str() else { return pycompat::unknown_method_callback(state, value, name, args) };
     match name {
@@ -245,16 +229,83 @@ pub(crate) fn method(state: &mut State<'_, '_>, value: &Value, name: &str, args:
             Ok(parts.into_iter().map(Value::from).collect())
         }
         "rsplit" => {
-            let (separator, limit): (&str, Option<i64>) = from_args(args)?;
-            let mut parts: Vec<&str> = match limit.and_then(|limit| usize::try_from(limit).ok()) {
-                Some(limit) => text.rsplitn(limit.saturating_add(1), separator).collect(),
-                None => text.rsplit(separator).collect(),
+            let (separator, limit): (Option<&str>, Option<i64>) = from_args(args)?;
+            let limit = limit.and_then(|limit| usize::try_from(limit).ok());
+            let mut parts: Vec<&str> = match (separator, limit) {
+                (Some(""), _) => return Err(invalid("rsplit: empty separator")),
+                (Some(separator), Some(limit)) => text.rsplitn(limit.saturating_add(1), separator).collect(),
+                (Some(separator), None) => text.rsplit(separator).collect(),
+                (None, limit) => rsplit_blanks(text, limit.unwrap_or(usize::MAX)),
             };
             parts.reverse();
             Ok(parts.into_iter().map(Value::from).collect())
         }
+        "ljust" | "rjust" | "center" | "zfill" => {
+            let (width, fill): (usize, Option<&str>) = from_args(args)?;
+            let mut fill = fill.unwrap_or(" ").chars();
+            let (Some(fill), None) = (fill.next(), fill.next()) else {
+                return Err(invalid("the fill character must be one character"));
+            };
+            padded(text, name, width, fill).map(Value::from)
+        }
+        "swapcase" => Ok(Value::from(
+            text.chars()
+                .flat_map(|c| -> Box<dyn Iterator<Item = char>> {
+                    if c.is_uppercase() { Box::new(c.to_lowercase()) } else { Box::new(c.to_uppercase()) }
+                })
+                .collect::<String>(),
+        )),
+        "casefold" => Ok(Value::from(text.to_lowercase().replace('\u{df}', "ss"))),
+        "isdecimal" => Ok(Value::from(!text.is_empty() && text.chars().all(|c| c.is_ascii_digit()))),
+        "index" | "rindex" => {
+            let (part,): (&str,) = from_args(args)?;
+            let at = if name == "index" { text.find(part) } else { text.rfind(part) };
+            at.map(|at| Value::from(text[..at].chars().count())).ok_or_else(|| invalid("substring not found"))
+        }
         _ => pycompat::unknown_method_callback(state, value, name, args),
     }
+}
+
+/// The widest text that padding makes.
+const MAX_WIDTH: usize = 4096;
+
+/// A text of at least `width` characters, as Python pads it.
+fn padded(text: &str, how: &str, width: usize, fill: char) -> Result<String, Error> {
+    let missing = width.saturating_sub(text.chars().count());
+    if missing > MAX_WIDTH {
+        return Err(invalid("a width is too large"));
+    }
+    let run = |n: usize| fill.to_string().repeat(n);
+    Ok(match how {
+        "ljust" => text.to_owned() + &run(missing),
+        "rjust" => run(missing) + text,
+        "zfill" => {
+            let (sign, digits) = text.split_at(usize::from(text.starts_with(['+', '-'])));
+            format!("{sign}{}{digits}", "0".repeat(missing))
+        }
+        // The odd place goes to the left where the width is odd.
+        _ => {
+            let left = missing / 2 + (missing & width & 1);
+            run(left) + text + &run(missing - left)
+        }
+    })
+}
+
+/// Words from the right, at most `limit` splits; in order from the right.
+fn rsplit_blanks(text: &str, limit: usize) -> Vec<&str> {
+    let mut parts = Vec::new();
+    let mut rest = text.trim_end();
+    while !rest.is_empty() {
+        let start = rest.rfind(char::is_whitespace).filter(|_| parts.len() < limit);
+        let Some(at) = start else {
+            parts.push(rest);
+            break;
+        };
+        let word = at + rest[at..].chars().next().map_or(0, char::len_utf8);
+        parts.push(&rest[word..]);
+        rest = rest[..at].trim_end();
+    }
+    parts
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use crate::document::Origin;
 use crate::example::{Example, Outcome};
 use crate::format::Format;
 use crate::source::{BadReport, Documents};
+use crate::tokenizer::Tokenizer;
 
 /// So many places are named for each reason.
 const FIRST_ORIGINS: usize = 5;
@@ -97,25 +98,58 @@ pub struct LengthBucket {
     pub examples: usize,
 }
 
+/// The chat template that conversations were written with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TemplateReport {
+    /// Its name or file.
+    pub name: String,
+    /// Whether it marks what an assistant generates; else answers are found by rendering prefixes.
+    pub marks_generation: bool,
+    /// Whether it writes the date, so that another day gives other tokens unless the date is fixed.
+    pub writes_date: bool,
+}
+
 /// What became of every record.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct DataReport {
+    /// The chat template, where the tokenizer or the configuration has one.
+    pub template: Option<TemplateReport>,
     /// The files.
     pub sources: Vec<SourceReport>,
     /// Records read.
     pub read: usize,
     /// Rows kept.
     pub kept: usize,
-    /// Rows that were cut to the length limit and kept.
+    /// Rows that were cut to the length limit or split, and kept.
     pub truncated: usize,
+    /// Tokens that were cut off.
+    pub cut_tokens: usize,
+    /// Those of them that were to be trained.
+    pub cut_trained_tokens: usize,
+    /// Turns that were left out to make the rest fit.
+    pub cut_turns: usize,
+    /// Rows more than there were, because long ones were split.
+    pub split_rows: usize,
     /// Where the first rows stand that were cut.
     pub first_truncated: Vec<Origin>,
     /// Rows left out, by reason.
     pub dropped: BTreeMap<DropReason, Dropped>,
+    /// Tokens of the rows that were left out for their length or because nothing of them is trained.
+    pub dropped_tokens: usize,
+    /// Those of them that were to be trained.
+    pub dropped_trained_tokens: usize,
     /// Records of which a row was cut or left out.
     pub affected: usize,
     /// Rows that are the same as one before; they are kept, unless `dedup` leaves them out.
     pub duplicates: usize,
+    /// Tokens of those rows.
+    pub duplicate_tokens: usize,
+    /// Kept rows by the end token that their last trained text ends with.
+    pub end_tokens: BTreeMap<String, usize>,
+    /// Kept rows whose last trained token is no end token, because it was cut off or the template writes none.
+    pub without_end: usize,
+    /// Places where a trained text begins or ends inside a token, because the tokenizer cannot tokenise it apart.
+    pub merged_edges: usize,
     /// Records laid out as plain `### Instruction:` text, because the tokenizer has no chat template.
     pub classic_prompts: usize,
     /// Records that became a row for each turn, because the chat template writes earlier turns differently.
@@ -139,20 +173,35 @@ impl DataReport {
             self.first_truncated.push(origin.clone());
         }
         self.affected += usize::from(outcome.truncated > 0 || !outcome.dropped.is_empty());
+        self.cut_tokens += outcome.cut.0;
+        self.cut_trained_tokens += outcome.cut.1;
+        self.cut_turns += outcome.cut_turns;
+        self.split_rows += outcome.split_rows;
+        self.dropped_tokens += outcome.left_out.0;
+        self.dropped_trained_tokens += outcome.left_out.1;
+        self.merged_edges += outcome.merged_edges;
         self.classic_prompts += usize::from(outcome.classic);
-        self.split_conversations += usize::from(outcome.examples.len() + outcome.dropped.len() > 1);
+        self.split_conversations += usize::from(outcome.row_per_turn);
         for reason in &outcome.dropped {
             self.dropped.entry(*reason).or_default().add(origin);
         }
     }
 
     /// Counts a row that was kept.
-    pub(crate) fn add_kept(&mut self, example: &Example) {
+    pub(crate) fn add_kept(&mut self, example: &Example, tokenizer: &Tokenizer) {
         let length = example.input_ids.len();
         self.kept += 1;
         self.tokens += length;
         self.trained_tokens += example.trained.iter().filter(|&&trained| trained).count();
         self.longest = self.longest.max(length);
+        let last = (0..length).rev().find(|&t| example.trained[t]).map(|t| example.input_ids[t]);
+        match last.filter(|&id| tokenizer.is_added(id)) {
+            Some(id) => {
+                let token = tokenizer.token(id).unwrap_or_else(|| id.to_string());
+                *self.end_tokens.entry(token).or_default() += 1;
+            }
+            None => self.without_end += 1,
+        }
         let up_to = length.next_power_of_two();
         match self.length_histogram.binary_search_by_key(&up_to, |bucket| bucket.up_to) {
             Ok(at) => self.length_histogram[at].examples += 1,
@@ -174,47 +223,5 @@ impl DataReport {
     pub(crate) fn first_affected(&self) -> String {
         let dropped = self.dropped.values().filter_map(|dropped| dropped.first.first());
         dropped.chain(&self.first_truncated).next().map_or_else(|| "none".to_owned(), Origin::to_string)
-    }
-}
-
-impl fmt::Display for DataReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for source in &self.sources {
-            writeln!(f, "{}  {} records as {}", source.path.display(), source.records, source.format)?;
-            if !source.ignored_columns.is_empty() {
-                let columns: Vec<&str> = source.ignored_columns.keys().map(String::as_str).collect();
-                writeln!(f, "  columns not read: {}", columns.join(", "))?;
-            }
-            for note in &source.notes {
-                writeln!(f, "  {note}")?;
-            }
-            if let (count @ 1.., first) = (source.bad.count, source.bad.first.first()) {
-                writeln!(f, "  {count} bad records left out, first {}", first.map_or("", String::as_str))?;
-            }
-        }
-        let share = |part: usize, of: usize| if of == 0 { 0.0 } else { 100.0 * part as f64 / of as f64 };
-        writeln!(f, "read            {:>12}", self.read)?;
-        writeln!(f, "kept            {:>12}", self.kept)?;
-        writeln!(f, "truncated       {:>12}", self.truncated)?;
-        for (reason, dropped) in &self.dropped {
-            let first = dropped.first.first().map(Origin::to_string).unwrap_or_default();
-            writeln!(f, "dropped         {:>12}  {reason}, first {first}", dropped.count)?;
-        }
-        writeln!(f, "duplicates      {:>12}", self.duplicates)?;
-        if self.classic_prompts > 0 {
-            writeln!(f, "without template{:>12}  laid out as `### Instruction:` text", self.classic_prompts)?;
-        }
-        if self.split_conversations > 0 {
-            writeln!(f, "split           {:>12}  conversations, a row per assistant turn", self.split_conversations)?;
-        }
-        writeln!(f, "tokens          {:>12}", self.tokens)?;
-        let trained = share(self.trained_tokens, self.tokens);
-        writeln!(f, "trained tokens  {:>12}  {trained:.1} %", self.trained_tokens)?;
-        writeln!(f, "longest         {:>12}", self.longest)?;
-        for bucket in &self.length_histogram {
-            let percent = share(bucket.examples, self.kept);
-            writeln!(f, "  up to {:>7} {:>12}  {percent:.1} %", bucket.up_to, bucket.examples)?;
-        }
-        Ok(())
     }
 }

@@ -13,6 +13,34 @@ pub fn epoch_order(rows: usize, seed: u64, epoch: u64) -> Vec<usize> {
     order
 }
 
+/// Batches of rows that are drawn together before they are sorted by length.
+const GROUPED_BATCHES: usize = 50;
+
+/// The order of rows in an epoch with rows of similar length beside each other, so that every batch of `batch` rows holds
+/// about as many tokens as another row of its length would cost: the random order is cut into groups of 50 batches, each
+/// group is sorted by length, and the batches are put in a random order again. The longest batch comes first, so that
+/// want of memory shows at once.
+pub fn grouped_order(lengths: &[usize], batch: usize, seed: u64, epoch: u64) -> Vec<usize> {
+    let batch = batch.max(1);
+    let mut order = epoch_order(lengths.len(), seed, epoch);
+    for group in order.chunks_mut(batch.saturating_mul(GROUPED_BATCHES)) {
+        group.sort_by_key(|&row| (std::cmp::Reverse(lengths[row]), row));
+    }
+    let whole = order.len() / batch;
+    let mut batches = epoch_order(whole, !seed, epoch);
+    // The batch that is not full stays last, as a step never crosses the end of an epoch.
+    let longest = |number: &usize| order.get(number * batch).map_or(0, |&row| lengths[row]);
+    if let Some(place) = (0..batches.len()).max_by_key(|&place| (longest(&batches[place]), std::cmp::Reverse(place))) {
+        batches.swap(0, place);
+    }
+    let mut grouped: Vec<usize> = Vec::with_capacity(order.len());
+    for number in batches {
+        grouped.extend_from_slice(&order[number * batch..(number + 1) * batch]);
+    }
+    grouped.extend_from_slice(&order[whole * batch..]);
+    grouped
+}
+
 /// A place in the stream of rows: the epoch, and how many of its rows have been given out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Cursor {
@@ -28,6 +56,8 @@ pub struct Sampler {
     rows: usize,
     seed: u64,
     shuffle: bool,
+    /// Rows of a batch and the lengths that they are grouped by.
+    grouped: Option<(usize, Vec<usize>)>,
     /// The order of the epoch that was asked for last.
     order: Option<(u64, Vec<usize>)>,
 }
@@ -35,7 +65,12 @@ pub struct Sampler {
 impl Sampler {
     /// A sampler over so many rows; without `shuffle` every epoch has the order of the data.
     pub fn new(rows: usize, seed: u64, shuffle: bool) -> Self {
-        Self { rows, seed, shuffle, order: None }
+        Self { rows, seed, shuffle, grouped: None, order: None }
+    }
+
+    /// A sampler that gives out rows of similar length together, in batches of `batch`; see [`grouped_order`].
+    pub fn grouped(lengths: Vec<usize>, batch: usize, seed: u64) -> Self {
+        Self { rows: lengths.len(), seed, shuffle: true, grouped: Some((batch, lengths)), order: None }
     }
 
     /// The rows of the next batch of `n`, and the place after it. The last batch of an epoch may be shorter.
@@ -68,7 +103,12 @@ impl Sampler {
         if self.order.as_ref().is_none_or(|(known, _)| *known != epoch) {
             self.order = None;
         }
-        &self.order.get_or_insert_with(|| (epoch, epoch_order(rows, seed, epoch))).1
+        let grouped = &self.grouped;
+        let draw = || match grouped {
+            Some((batch, lengths)) => grouped_order(lengths, *batch, seed, epoch),
+            None => epoch_order(rows, seed, epoch),
+        };
+        &self.order.get_or_insert_with(|| (epoch, draw())).1
     }
 }
 

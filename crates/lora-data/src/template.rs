@@ -11,7 +11,9 @@ use serde_json::{Map, Value};
 use crate::clock::Clock;
 use crate::error::{DataError, Result};
 use crate::python;
+use crate::template_guard::guard;
 use crate::template_source::{SPAN_END, SPAN_START, marker_in, rewrite_generation_tags};
+use crate::template_weight;
 
 /// The longest template in use has about 20 KB.
 const MAX_SOURCE_BYTES: usize = 1 << 20;
@@ -19,9 +21,7 @@ const MAX_SOURCE_BYTES: usize = 1 << 20;
 const MAX_OUTPUT_BYTES: usize = 64 << 20;
 /// Work and memory of one rendering: a unit pays for one instruction or 64 bytes, so no string, list or doubling of
 /// them can pass 256 MB, and an endless loop ends within a second.
-///
-/// One hole is known: the engine does not pay beforehand when `~` or the filter `join` writes out a list. A template
-/// that nests a list twice in itself some 40 times and then joins it to text is not stopped.
+/// What the engine itself does not count, `template_guard` and `template_weight` do.
 const FUEL: u64 = 4_000_000;
 const MAX_RECURSION: usize = 200;
 /// The name of the one template in its environment.
@@ -33,6 +33,7 @@ pub struct ChatTemplate {
     name: String,
     variables: BTreeMap<String, Value>,
     marks_generation: bool,
+    writes_date: bool,
 }
 
 /// A conversation as text.
@@ -59,12 +60,19 @@ impl ChatTemplate {
         }
         // Jinja reads every line end as a line feed.
         let source = source.replace("\r\n", "\n").replace('\r', "\n");
+        let writes_date = source.contains("strftime_now");
         let (source, marks_generation) = rewrite_generation_tags(&source);
         let mut environment = environment();
-        environment
-            .add_template_owned(NAME, source)
-            .map_err(|source| DataError::TemplateCompile { name: name.to_owned(), source })?;
-        Ok(Self { environment, name: name.to_owned(), variables: special_tokens, marks_generation })
+        let compile_error = |source| DataError::TemplateCompile { name: name.to_owned(), source };
+        match guard(&source) {
+            Some(guarded) => environment.add_template_owned(NAME, guarded).map_err(compile_error)?,
+            // The engine says better what is wrong with it.
+            None => {
+                environment.add_template_owned(NAME, source).map_err(compile_error)?;
+                return Err(DataError::TemplateUnreadable { name: name.to_owned() });
+            }
+        }
+        Ok(Self { environment, name: name.to_owned(), variables: special_tokens, marks_generation, writes_date })
     }
 
     /// Sets where `strftime_now` takes the time from; the system's clock when nothing else is said.
@@ -82,6 +90,11 @@ impl ChatTemplate {
     /// Whether the template marks what an assistant generates with `{% generation %}` blocks.
     pub fn marks_generation(&self) -> bool {
         self.marks_generation
+    }
+
+    /// Whether the template writes the date, so that the text depends on the day.
+    pub fn writes_date(&self) -> bool {
+        self.writes_date
     }
 
     /// Writes a conversation as text. `extra` are further variables, such as `enable_thinking`.
@@ -172,9 +185,10 @@ fn environment() -> Environment<'static> {
     environment.add_filter("tojson", python::tojson);
     environment.add_filter("string", python::string);
     environment.set_formatter(|out, state, value| {
-        python::charge_nested(state, value, 0)?;
+        template_weight::charge_nested(state, value, 0)?;
         minijinja::escape_formatter(out, state, value)
     });
+    template_weight::add_guards(&mut environment);
     environment.add_test("iterable", python::is_iterable);
     environment.add_function("raise_exception", |message: String| -> std::result::Result<minijinja::Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, message))

@@ -11,6 +11,7 @@ use crate::clock::Clock;
 use crate::error::{DataError, Result};
 use crate::special_tokens::{SpecialTokens, added_tokens};
 use crate::template::ChatTemplate;
+use crate::template_builtin::{builtin_source, builtin_templates};
 use crate::tokenizer_files::{TokenizerFiles, with_model_type};
 
 /// A checkpoint's tokenizer.
@@ -212,11 +213,21 @@ impl Tokenizer {
         self.tool_template.as_ref().or(self.template.as_ref())
     }
 
-    /// A chat template from a file, with this tokenizer's special tokens as variables.
+    /// A chat template with this tokenizer's special tokens as variables: a built-in one by its name, else a file.
     ///
     /// # Errors
-    /// When the file cannot be read or the template does not compile.
-    pub fn template_from_file(&self, path: &Path) -> Result<ChatTemplate> {
+    /// When there is no such template, or the file cannot be read, or the template does not compile.
+    pub fn template_named(&self, path: &Path) -> Result<ChatTemplate> {
+        let name = path.to_str().unwrap_or_default();
+        if let Some(source) = builtin_source(name) {
+            let template = ChatTemplate::new(source, name, self.special.variables())?;
+            return Ok(template.with_clock(self.clock));
+        }
+        // A word that is no file was meant as a name.
+        if !path.exists() && !name.contains(['/', '\\', '.']) {
+            let known = builtin_templates().collect::<Vec<_>>().join(", ");
+            return Err(DataError::UnknownTemplate { name: name.to_owned(), known });
+        }
         let source = std::fs::read_to_string(path).map_err(|source| DataError::Io { path: path.to_owned(), source })?;
         let template = ChatTemplate::new(&source, &path.display().to_string(), self.special.variables())?;
         Ok(template.with_clock(self.clock))

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use lora_data::{Batch, Cursor, Example, Origin, Sampler, epoch_order, pack};
+use lora_data::{Batch, Cursor, Example, Origin, Sampler, epoch_order, grouped_order, pack};
 use proptest::prelude::*;
 
 fn examples() -> impl Strategy<Value = Vec<Example>> {
@@ -115,4 +115,38 @@ fn no_rows_give_no_batch() {
     let start = Cursor::default();
     assert_eq!(Sampler::new(0, 0, true).next_batch(start, 4), (Vec::new(), start));
     assert_eq!(Sampler::new(4, 0, true).next_batch(start, 0), (Vec::new(), start));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    /// Grouping by length loses nothing, repeats nothing, resumes anywhere, and pads less than chance does.
+    #[test]
+    fn grouped_orders_are_permutations(lengths in prop::collection::vec(1..2000_usize, 0..500), batch in 1..17_usize, seed: u64, epoch in 0..u64::MAX) {
+        let order = grouped_order(&lengths, batch, seed, epoch);
+        let mut sorted = order.clone();
+        sorted.sort_unstable();
+        prop_assert_eq!(sorted, (0..lengths.len()).collect::<Vec<_>>());
+        prop_assert_eq!(&order, &grouped_order(&lengths, batch, seed, epoch));
+        let padded = |order: &[usize]| -> usize {
+            order.chunks(batch).map(|rows| rows.len() * rows.iter().map(|&r| lengths[r]).max().unwrap()).sum()
+        };
+        prop_assert!(padded(&order) <= padded(&epoch_order(lengths.len(), seed, epoch)));
+        if lengths.len() >= batch && lengths.len() <= 50 * batch {
+            let longest = *lengths.iter().max().unwrap();
+            prop_assert!(order[..batch].iter().any(|&row| lengths[row] == longest));
+        }
+        let mut sampler = Sampler::grouped(lengths.clone(), batch, seed);
+        let mut cursor = Cursor { epoch: 3, row: 0 };
+        let mut seen = Vec::new();
+        while cursor.epoch == 3 && !lengths.is_empty() {
+            let (rows, next) = Sampler::grouped(lengths.clone(), batch, seed).next_batch(cursor, batch);
+            prop_assert_eq!((rows.clone(), next), sampler.next_batch(cursor, batch));
+            seen.extend(rows);
+            cursor = next;
+        }
+        if !lengths.is_empty() {
+            prop_assert_eq!(seen, grouped_order(&lengths, batch, seed, 3));
+        }
+    }
 }

@@ -143,11 +143,6 @@ fn faults_are_named() {
             "jsonl",
             &["messages[0].content", "a number"],
         ),
-        (
-            b"{\"messages\": [{\"role\": \"user\", \"content\": \"a\", \"train\": true}]}".to_vec(),
-            "jsonl",
-            &["role `user`"],
-        ),
         (b"{\"messages\": [{\"role\": \"user\", \"content\": \"a\", \"weight\": 0.5}]}".to_vec(), "jsonl", &["0 or 1"]),
         (
             b"{\"messages\": [{\"from\": \"function_call\", \"value\": \"a\"}]}".to_vec(),

@@ -163,7 +163,7 @@ fn chats_calls_pairs_and_ratings_become_rows() {
         let set = build_dataset(&[at(name)], &tokenizer, &options, &mut |_, _| {});
         let report = set.unwrap_or_else(|error| panic!("{name}: {}", chain(&error))).report;
         assert_eq!(report.read, rows, "{name}");
-        assert!(report.kept * 100 >= rows * 98, "{name}: {report}");
+        assert!(report.kept * 100 >= rows * 98, "{name}: {report:?}");
     }
     let (pairs, _) = build_pairs(&[at("dpo_en_demo"), at("dpo_zh_demo")], &tokenizer, &options).unwrap();
     assert_eq!(pairs.len(), 600);

@@ -4,7 +4,7 @@ use crate::config::{BadRecords, DataConfig, Mixing, Preference, RunConfig, Sourc
 use crate::error::{Error, Result};
 use crate::events::{Event, EventSink};
 use lora_data::{
-    DataOptions, DataReport, Dataset, Example, Format, PreferenceUse, ReadOptions, Source, Tags, Tokenizer,
+    Clock, DataOptions, DataReport, Dataset, Example, Format, PreferenceUse, ReadOptions, Source, Tags, Tokenizer,
     build_dataset, hold_out, mix_order,
 };
 use std::path::Path;
@@ -53,9 +53,17 @@ pub fn data_options(c: &DataConfig) -> DataOptions {
             Truncation::Drop => lora_data::Truncation::Drop,
             Truncation::Left => lora_data::Truncation::Left,
             Truncation::Right => lora_data::Truncation::Right,
+            Truncation::Middle => lora_data::Truncation::Middle,
+            Truncation::LeftTurns => lora_data::Truncation::LeftTurns,
+            Truncation::RightTurns => lora_data::Truncation::RightTurns,
+            Truncation::MiddleTurns => lora_data::Truncation::MiddleTurns,
+            Truncation::Split => lora_data::Truncation::Split,
         },
         train_on_prompt: c.train_on_prompt,
+        train_on_last_turn_only: c.train_on_last_turn_only,
+        train_roles: c.train_roles.clone(),
         template: c.template.clone(),
+        template_variables: c.template_variables.iter().map(|(name, value)| (name.clone(), json_of(value))).collect(),
         max_affected_share: c.max_affected_share,
         reading: ReadOptions {
             bad_records: match c.bad_records {
@@ -69,8 +77,24 @@ pub fn data_options(c: &DataConfig) -> DataOptions {
             Preference::Refuse => PreferenceUse::Refuse,
             Preference::Chosen => PreferenceUse::Chosen,
         },
-        ..DataOptions::default()
     }
+}
+
+/// A value of a configuration as templates take it; dates and times as text.
+fn json_of(value: &toml::Value) -> serde_json::Value {
+    match value {
+        toml::Value::Datetime(time) => time.to_string().into(),
+        other => serde_json::to_value(other).unwrap_or_default(),
+    }
+}
+
+/// The tokenizer of a model folder, with the date that the configuration sets for chat templates.
+///
+/// # Errors
+/// [`Error::Data`] naming the file and field that cannot be used.
+pub fn data_tokenizer(model_dir: &Path, c: &DataConfig) -> Result<Tokenizer> {
+    let clock = c.template_date.as_deref().and_then(Clock::from_date).unwrap_or_default();
+    Ok(Tokenizer::load(model_dir)?.with_clock(clock))
 }
 
 /// What is trained, what became of its records, and what is evaluated.
@@ -80,7 +104,7 @@ pub(crate) fn datasets(
     config: &RunConfig,
     tokenizer: &Tokenizer,
     sink: &mut dyn EventSink,
-) -> Result<(Vec<Example>, DataReport, Vec<Example>)> {
+) -> Result<(Vec<Example>, DataReport, Vec<Example>, Option<DataReport>)> {
     let options = data_options(&config.data);
     let mut build = |list: &[SourceConfig]| -> Result<Dataset> {
         let mut progress = |done, of| sink.event(Event::Tokenising { done, of });
@@ -98,9 +122,9 @@ pub(crate) fn datasets(
     };
     let set = build(&config.data.train)?;
     if !config.data.eval.is_empty() {
-        let eval = build(&config.data.eval)?.examples;
+        let eval = build(&config.data.eval)?;
         let lengths = lengths(&set.source_ends, &[]);
-        return Ok((mixed(config, set.examples, &lengths), set.report, eval));
+        return Ok((mixed(config, set.examples, &lengths), set.report, eval.examples, Some(eval.report)));
     }
     let (split, examples) = (config.data.eval_split, set.examples.len());
     let held = hold_out(examples, split, config.seed);
@@ -113,7 +137,7 @@ pub(crate) fn datasets(
     for (index, example) in set.examples.into_iter().enumerate() {
         if next.next_if(|held| **held == index).is_some() { eval.push(example) } else { train.push(example) }
     }
-    Ok((mixed(config, train, &lengths), set.report, eval))
+    Ok((mixed(config, train, &lengths), set.report, eval, None))
 }
 
 /// How many examples of each source stay, where those at `held` are taken out.

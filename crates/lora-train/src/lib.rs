@@ -23,7 +23,7 @@ mod trainer;
 
 pub use bench::{BenchOptions, BenchReport, bench_step};
 pub use config::{ConfigErrors, RunConfig};
-pub use datasets::{data_options, data_sources};
+pub use datasets::{data_options, data_sources, data_tokenizer};
 pub use error::{Error, Result};
 pub use eval::{EvalReport, evaluate};
 pub use events::{Event, EventSink, NoEvents};

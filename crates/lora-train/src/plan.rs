@@ -2,7 +2,7 @@
 //! expensive done yet.
 
 use crate::config::{DType, FinetuningType, InitLoraWeights, Length, LoraConfig, Modules, RunConfig, Weights};
-use crate::datasets::datasets;
+use crate::datasets::{data_tokenizer, datasets};
 use crate::digest;
 use crate::error::{Error, Result};
 use crate::events::{Event, EventSink};
@@ -45,6 +45,8 @@ pub struct RunPlan {
     pub train_report: DataReport,
     /// Examples to evaluate on.
     pub eval: Vec<Example>,
+    /// What became of the evaluation data's records, where it has files of its own.
+    pub eval_report: Option<DataReport>,
     /// Rows of the training data: indices into `train`, one for each row, or several where rows are packed.
     pub rows: Vec<Vec<usize>>,
     /// Optimizer steps of one pass over the rows.
@@ -80,9 +82,9 @@ impl RunPlan {
             return Err(Error::MappedOnDevice { device: config.model.device.clone() });
         }
         let trained = what_is_trained(&config, &model)?;
-        let tokenizer = Tokenizer::load(&model_dir)?;
+        let tokenizer = data_tokenizer(&model_dir, &config.data)?;
 
-        let (train, train_report, eval) = datasets(&config, &tokenizer, sink)?;
+        let (train, train_report, eval, eval_report) = datasets(&config, &tokenizer, sink)?;
         check_vocabulary(&model, train.iter().chain(&eval))?;
         let longest = train.iter().chain(&eval).map(|e| e.input_ids.len()).max().unwrap_or(0);
         if model.layout.embed_positions.is_some() && longest as i64 > model.max_position_embeddings {
@@ -122,6 +124,7 @@ impl RunPlan {
             train,
             train_report,
             eval,
+            eval_report,
             rows,
             steps_per_epoch,
             total_steps,
@@ -142,6 +145,11 @@ impl RunPlan {
         let (storage, packing) = (self.config.model.weights.storage(), self.config.model.quantization.packing());
         let stored = self.model.dtype.as_deref().and_then(lora_torch::parse_kind).unwrap_or(self.kind);
         lora_model::base_bytes(&self.model, storage, packing, self.kind, stored)
+    }
+
+    /// Tokens of every row.
+    pub fn row_lengths(&self) -> Vec<usize> {
+        self.rows.iter().map(|row| row.iter().map(|&i| self.train[i].input_ids.len()).sum()).collect()
     }
 
     /// Trained parameters.

@@ -66,7 +66,13 @@ impl Trainer {
         }
         model.lora_dropout = plan.config.lora.lora_dropout;
         let params = FlatParams::new(model.parameters(), plan.config.train.lora_plus())?;
-        let sampler = Sampler::new(plan.rows.len(), plan.config.seed, plan.config.data.shuffle);
+        let sampler = match plan.config.data.group_by_length {
+            true => {
+                let batch = plan.config.train.per_device_train_batch_size as usize;
+                Sampler::grouped(plan.row_lengths(), batch, plan.config.seed)
+            }
+            false => Sampler::new(plan.rows.len(), plan.config.seed, plan.config.data.shuffle),
+        };
         Ok(Self { plan, model, params, sampler, state: TrainState::default(), skipped_in_a_row: 0 })
     }
 

@@ -6,8 +6,12 @@ use crate::load::check_model_folder;
 use crate::out;
 use crate::progress::CountBar;
 use anyhow::Result;
-use lora_data::{DataReport, Dataset, Example, PreferenceUse, PreviewToken, Tokenizer, build_dataset, pack, preview};
-use lora_train::{Override, RunConfig, data_options, data_sources};
+use lora_data::{
+    DataFigures, DataReport, Dataset, Example, PageRow, PreferenceUse, PreviewToken, StatsText, Tokenizer, build_dataset,
+    data_page, preview,
+};
+use lora_format::write_atomic;
+use lora_train::{Override, RunConfig, data_options, data_sources, data_tokenizer};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -35,6 +39,9 @@ struct DataArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Write figures and rows as one self-contained HTML page
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
 }
 
 /// The flags of `lora data preview`.
@@ -45,6 +52,9 @@ pub(crate) struct PreviewArgs {
     /// Examples to show
     #[arg(long, default_value_t = 3)]
     n: usize,
+    /// Examples to pass over first
+    #[arg(long, default_value_t = 0)]
+    skip: usize,
     /// A line for each token, with its id
     #[arg(long)]
     ids: bool,
@@ -56,6 +66,9 @@ pub(crate) struct StatsArgs {
     #[command(flatten)]
     data: DataArgs,
 }
+
+/// Rows on a page that was asked for with figures.
+const PAGE_ROWS: usize = 50;
 
 /// Runs the verb.
 ///
@@ -93,7 +106,7 @@ fn read(args: &DataArgs) -> Result<(RunConfig, Tokenizer, Dataset)> {
     find_cache(&mut config);
     let model_dir = Path::new(&config.model.path);
     check_model_folder(model_dir)?;
-    let tokenizer = Tokenizer::load(model_dir)?;
+    let tokenizer = data_tokenizer(model_dir, &config.data)?;
     let mut options = data_options(&config.data);
     options.max_affected_share = 1.0;
     if options.preference == PreferenceUse::Refuse {
@@ -117,89 +130,127 @@ struct Shown {
     tokens: Vec<PreviewToken>,
 }
 
-fn show_examples(args: &PreviewArgs) -> Result<()> {
-    let (_, tokenizer, set) = read(&args.data)?;
-    let shown = |example: &Example| -> Result<Shown> {
-        Ok(Shown { origin: example.origin.to_string(), tokens: preview(example, &tokenizer)? })
+/// Some of the examples, token by token.
+fn shown(set: &Dataset, tokenizer: &Tokenizer, skip: usize, n: usize) -> Result<Vec<Shown>> {
+    let show = |example: &Example| -> Result<Shown> {
+        Ok(Shown { origin: example.origin.to_string(), tokens: preview(example, tokenizer)? })
     };
-    let examples = set.examples.iter().take(args.n).map(shown).collect::<Result<Vec<_>>>()?;
-    if args.data.json {
-        return out::json(&examples);
-    }
-    for example in &examples {
-        let trained = example.tokens.iter().filter(|t| t.trained).count();
-        out::line(format!("--- {}: {} tokens, {trained} trained", example.origin, example.tokens.len()))?;
-        match args.ids {
-            true => example.tokens.iter().try_for_each(|t| out::line(table_line(t)))?,
-            false => out::line(marked(&example.tokens, out::colour()))?,
-        }
-    }
-    out::note(format!("{} of {} examples", examples.len(), set.examples.len()));
+    set.examples.iter().skip(skip).take(n).map(show).collect()
+}
+
+/// Writes the page, if one was asked for.
+fn write_page(args: &DataArgs, set: &Dataset, figures: &DataFigures, examples: Vec<Shown>) -> Result<()> {
+    let Some(path) = &args.html else { return Ok(()) };
+    let title = args.what.file_name().map_or_else(|| args.what.display().to_string(), |n| n.to_string_lossy().into());
+    let rows: Vec<PageRow> = examples.into_iter().map(|Shown { origin, tokens }| PageRow { origin, tokens }).collect();
+    let page = data_page(&title, &set.report, figures, &rows, set.examples.len());
+    write_atomic(path, page.as_bytes())?;
+    out::note(format!("page written to {}", path.display()));
     Ok(())
 }
 
-fn table_line(token: &PreviewToken) -> String {
+fn figures_of(config: &RunConfig, set: &Dataset) -> DataFigures {
+    DataFigures::of(set, config.data.max_length as usize, config.train.per_device_train_batch_size as usize)
+}
+
+fn show_examples(args: &PreviewArgs) -> Result<()> {
+    let (config, tokenizer, set) = read(&args.data)?;
+    let examples = shown(&set, &tokenizer, args.skip, args.n)?;
+    if args.data.json {
+        out::json(&examples)?;
+    } else {
+        for example in &examples {
+            let trained = example.tokens.iter().filter(|t| t.trained).count();
+            out::line(format!("--- {}: {} tokens, {trained} trained", example.origin, example.tokens.len()))?;
+            match args.ids {
+                true => example.tokens.iter().try_for_each(|t| out::line(table_line(t, out::width())))?,
+                false => out::line(marked(&example.tokens, out::colour()))?,
+            }
+        }
+        out::note(format!("{} of {} examples", examples.len(), set.examples.len()));
+    }
+    write_page(&args.data, &set, &figures_of(&config, &set), examples)
+}
+
+fn table_line(token: &PreviewToken, width: usize) -> String {
     let trained = if token.trained { "trained" } else { "-" };
     let special = if token.special { "  special" } else { "" };
-    format!("{:>8}  {trained:<8}{:?}{special}", token.id, token.text)
+    let text = format!("{:?}", token.text);
+    let room = width.saturating_sub(18 + special.len()).max(8);
+    let text = match text.chars().count() > room {
+        true => text.chars().take(room - 1).chain(['…']).collect(),
+        false => text,
+    };
+    format!("{:>8}  {trained:<8}{text}{special}", token.id)
 }
 
-/// The text of the tokens with what is trained marked: green and underlined where colours are seen, in [[ ]] elsewhere.
+/// Text that a terminal only shows: what would move its cursor or change its colours is spelt out.
+fn harmless(text: &str) -> String {
+    let spelt = |c: char| match c {
+        '\n' | '\t' => c.to_string(),
+        c if c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') => {
+            format!("⟨U+{:04X}⟩", c as u32)
+        }
+        c => c.to_string(),
+    };
+    text.chars().map(spelt).collect()
+}
+
+/// The text of the tokens with what is trained marked: on green where colours are seen, in [[ ]] elsewhere. Colours also
+/// change with every token, special tokens are bold and underlined, and line breaks are shown.
 fn marked(tokens: &[PreviewToken], colour: bool) -> String {
     let mut text = String::new();
-    for run in tokens.chunk_by(|a, b| (a.trained, a.special && colour) == (b.trained, b.special && colour)) {
-        let part: String = run.iter().map(|t| t.text.as_str()).collect();
-        let (trained, special) = (run[0].trained, run[0].special);
-        text += &match (colour, trained) {
-            (false, false) => part,
-            (false, true) => format!("[[{part}]]"),
-            (true, trained) => {
-                let codes = match (trained, special) {
-                    (true, false) => "32;4",
-                    (true, true) => "32;4;7",
-                    (false, true) => "2;7",
-                    (false, false) => "2",
-                };
-                format!("\x1b[{codes}m{part}\x1b[0m")
-            }
+    if !colour {
+        for run in tokens.chunk_by(|a, b| a.trained == b.trained) {
+            let part: String = run.iter().map(|t| harmless(&t.text)).collect();
+            text += &if run[0].trained { format!("[[{part}]]") } else { part };
+        }
+        return text;
+    }
+    for (i, token) in tokens.iter().enumerate() {
+        let shade = match (token.trained, i % 2 == 1) {
+            (true, false) => "30;42",
+            (true, true) => "30;102",
+            (false, false) => "2",
+            (false, true) => "22",
         };
+        let special = if token.special { ";1;4" } else { "" };
+        // A background that runs over a line break would paint the rest of the line.
+        for (j, part) in harmless(&token.text).split('\n').enumerate() {
+            if j > 0 {
+                text += &format!("\x1b[{shade}m↵\x1b[0m\n");
+            }
+            if !part.is_empty() {
+                text += &format!("\x1b[{shade}{special}m{part}\x1b[0m");
+            }
+        }
     }
     text
-}
-
-/// How well rows are filled when examples are packed.
-#[derive(Serialize)]
-struct Packing {
-    max_length: u32,
-    rows: usize,
-    efficiency: f64,
 }
 
 #[derive(Serialize)]
 struct Stats<'a> {
     #[serde(flatten)]
     report: &'a DataReport,
-    packing: Packing,
+    #[serde(flatten)]
+    figures: &'a DataFigures,
 }
 
 fn show_stats(args: &StatsArgs) -> Result<()> {
-    let (config, _, set) = read(&args.data)?;
-    let lengths: Vec<usize> = set.examples.iter().map(|e| e.input_ids.len()).collect();
-    let max_length = config.data.max_length;
-    let rows = pack(&lengths, max_length as usize).len();
-    let efficiency = set.report.tokens as f64 / (rows * max_length as usize).max(1) as f64;
-    let packing = Packing { max_length, rows, efficiency };
-    let (affected, read, limit) = (set.report.affected, set.report.read, config.data.max_affected_share);
+    let (config, tokenizer, set) = read(&args.data)?;
+    let (report, figures) = (&set.report, figures_of(&config, &set));
+    let (affected, read, limit) = (report.affected, report.read, config.data.max_affected_share);
     if affected as f64 > limit * read as f64 {
         out::note(format!(
             "warning: {affected} of {read} records are cut or left out, and a run refuses more than the share data.max_affected_share = {limit}"
         ));
     }
-    if args.data.json {
-        return out::json(&Stats { report: &set.report, packing });
+    match args.data.json {
+        true => out::json(&Stats { report, figures: &figures })?,
+        false => out::text(&StatsText { report, figures: &figures, width: out::width() }.to_string())?,
     }
-    out::text(&set.report.to_string())?;
-    out::line(format!("packed rows     {rows:>12}  of {max_length} tokens, {:.1} % filled", 100.0 * efficiency))
+    let examples = if args.data.html.is_some() { shown(&set, &tokenizer, 0, PAGE_ROWS)? } else { Vec::new() };
+    write_page(&args.data, &set, &figures, examples)
 }
 
 #[cfg(test)]
@@ -222,7 +273,12 @@ mod tests {
         assert_eq!(marked(&tokens, false), "<s>Q[[ans</s>]]");
         assert_eq!(
             marked(&tokens, true),
-            "\x1b[2;7m<s>\x1b[0m\x1b[2mQ\x1b[0m\x1b[32;4mans\x1b[0m\x1b[32;4;7m</s>\x1b[0m"
+            "\x1b[2;1;4m<s>\x1b[0m\x1b[22mQ\x1b[0m\x1b[30;42man\x1b[0m\x1b[30;102ms\x1b[0m\x1b[30;42;1;4m</s>\x1b[0m"
         );
+        let lines = [token("a\n", true, false), token("\x1b[31mb", false, false)];
+        assert_eq!(marked(&lines, true), "\x1b[30;42ma\x1b[0m\x1b[30;42m↵\x1b[0m\n\x1b[22m⟨U+001B⟩[31mb\x1b[0m");
+        assert_eq!(marked(&lines, false), "[[a\n]]⟨U+001B⟩[31mb");
+        let long = token(&"x".repeat(200), true, true);
+        assert_eq!(table_line(&long, 60).chars().count(), 60);
     }
 }

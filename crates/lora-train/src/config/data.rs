@@ -14,6 +14,16 @@ choice! {
         Left = "left",
         /// Its last tokens are cut off.
         Right = "right",
+        /// Tokens in its middle are cut out.
+        Middle = "middle",
+        /// Its earliest turns are left out until the rest fits.
+        LeftTurns = "left_turns",
+        /// Its latest turns are left out.
+        RightTurns = "right_turns",
+        /// Turns in its middle are left out.
+        MiddleTurns = "middle_turns",
+        /// It becomes several rows.
+        Split = "split",
     }
 }
 
@@ -135,18 +145,32 @@ section! {
         max_length: u32 = 2048, Kind::Integer { min: 2, max: 16_777_216 };
         /// Fills rows up to `max_length` tokens with as many examples as fit. Attention never crosses examples.
         packing: bool = false, Kind::Bool;
-        /// What happens to an example of more than `max_length` tokens: `refuse` stops the run, `drop` leaves it out, `left`
-        /// and `right` cut that side off. Every cut is counted in the summary.
+        /// What happens to an example of more than `max_length` tokens: `refuse` stops the run, `drop` leaves it out, `left`,
+        /// `right` and `middle` cut tokens off there, `left_turns`, `right_turns` and `middle_turns` leave whole turns out,
+        /// `split` makes several rows of it. Every cut is counted in the summary.
         truncation: Truncation = Truncation::Right, Kind::Choice(Truncation::NAMES);
-        /// Jinja file with a chat template that goes before the tokenizer's own.
+        /// Chat template that goes before the tokenizer's own: a Jinja file, or a name: `alpaca`, `chatml`, `gemma`, `llama2`,
+        /// `llama3`, `mistral`, `phi3`, `vicuna`, `zephyr`.
         #[serde(skip_serializing_if = "Option::is_none")]
         template: Option<PathBuf> = None, Kind::Text;
+        /// Variables for the chat template, as `{ enable_thinking = false }`.
+        #[serde(skip_serializing_if = "toml::Table::is_empty")]
+        template_variables: toml::Table = toml::Table::new(), Kind::Map(&Kind::Any);
+        /// The day that a chat template writes when it writes the date, as `2026-11-24`; today when absent.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        template_date: Option<String> = None, Kind::Date;
         /// Trains on the prompt's tokens too, and not on the answers only.
         train_on_prompt: bool = false, Kind::Bool;
+        /// Trains on the last trained message of a conversation only, with the others as context.
+        train_on_last_turn_only: bool = false, Kind::Bool;
+        /// The roles whose messages are trained; `train` or `weight` of a message goes before.
+        train_roles: Vec<String> = vec!["assistant".into()], Kind::Texts;
         /// The run stops when a larger share of the examples than this is cut or left out.
         max_affected_share: f64 = 0.05, Kind::Number(Range::ZeroToOne);
         /// Draws a new order of the examples for every epoch.
         shuffle: bool = true, Kind::Bool;
+        /// Puts examples of similar length into a batch, so that batches differ less in what they cost. Not with `packing`.
+        group_by_length: bool = false, Kind::Bool;
     }
 }
 

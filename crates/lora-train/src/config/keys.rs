@@ -34,6 +34,10 @@ pub(crate) enum Kind {
     BoolOr(&'static [&'static str]),
     /// A table from texts to values of this kind.
     Map(&'static Kind),
+    /// Any value.
+    Any,
+    /// A day, as `2026-11-24`.
+    Date,
     /// 0, a fraction below 1, or a whole number.
     Split,
     /// A list of tables with these keys; a text is taken for `{ path = TEXT }`.
@@ -88,6 +92,8 @@ impl Kind {
             Kind::Map(of) => {
                 value.as_table().is_some_and(|t| t.iter().all(|(k, v)| !k.trim().is_empty() && of.accepts(v)))
             }
+            Kind::Any => true,
+            Kind::Date => text.is_some_and(|s| lora_data::Clock::from_date(s).is_some()),
             Kind::Split => {
                 number(value).is_some_and(|x| (0.0..1.0).contains(&x) || (x.fract() == 0.0 && (1.0..1e15).contains(&x)))
             }
@@ -116,7 +122,10 @@ impl Kind {
                 "a list of names as [\"q_proj\", \"v_proj\"], a regular expression, or \"all-linear\" where targets are meant".into()
             }
             Kind::BoolOr(names) => format!("true, false or {}", quoted(names)),
+            Kind::Map(Kind::Any) => "a table".into(),
             Kind::Map(of) => format!("a table whose values are each {}", of.allowed()),
+            Kind::Any => "any value".into(),
+            Kind::Date => "a day, as \"2026-11-24\"".into(),
             Kind::Split => "0, a fraction below 1, or a whole number of examples".into(),
             Kind::Tables(_) => "a path, a list of paths, or a list of tables as [{ path = \"train.jsonl\" }]".into(),
         }
@@ -124,7 +133,7 @@ impl Kind {
 
     /// Whether what follows `=` on a command line is meant as a text even when it looks like a number.
     pub(crate) fn is_text(&self) -> bool {
-        matches!(self, Kind::Text | Kind::Choice(_) | Kind::Device)
+        matches!(self, Kind::Text | Kind::Choice(_) | Kind::Device | Kind::Date)
     }
 
     /// Brings the short forms of a value to the long one.

@@ -28,6 +28,23 @@ pub(crate) fn check(config: &RunConfig, tree: &Table, places: &Places, faults: &
     if config.data.eval_split > 0.0 {
         rules.exclude("data.eval_split", "data.eval", "keep the one that says where evaluation data comes from");
     }
+    if config.data.group_by_length {
+        let (packed, fixed) = (config.data.packing, !config.data.shuffle);
+        if packed {
+            rules.exclude("data.group_by_length", "data.packing", "packed rows are of one length; keep one of them");
+        }
+        if fixed {
+            rules.exclude(
+                "data.group_by_length",
+                "data.shuffle",
+                "grouping makes an order of its own; keep one of them",
+            );
+        }
+    }
+    if config.data.train_on_last_turn_only && config.data.train_on_prompt {
+        let remedy = "one trains less than the answers, the other more; keep one of them";
+        rules.exclude("data.train_on_last_turn_only", "data.train_on_prompt", remedy);
+    }
     if config.train.finetuning_type == FinetuningType::Full {
         rules.exclude(
             "lora.init_adapter",

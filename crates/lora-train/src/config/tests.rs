@@ -58,9 +58,14 @@ fn full() -> RunConfig {
             packing: true,
             truncation: Truncation::Drop,
             template: Some("chat.jinja".into()),
+            template_variables: [("enable_thinking".to_string(), toml::Value::Boolean(false))].into_iter().collect(),
+            template_date: Some("2026-11-24".into()),
             train_on_prompt: true,
+            train_on_last_turn_only: false,
+            train_roles: vec!["assistant".into(), "tool".into()],
             max_affected_share: 0.5,
             shuffle: false,
+            group_by_length: false,
         },
         train: TrainConfig {
             finetuning_type: FinetuningType::Lora,
@@ -134,7 +139,10 @@ data:
   packing: true
   truncation: drop
   template: chat.jinja
+  template_variables: {enable_thinking: false}
+  template_date: 2026-11-24
   train_on_prompt: true
+  train_roles: [assistant, tool]
   max_affected_share: 0.5
   shuffle: false
 train:
