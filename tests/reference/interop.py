@@ -43,6 +43,15 @@ METHODS = {
 }
 
 
+# Other types of adapters; their ranks have keys of their own.
+TYPES = {
+    "vera": 'peft_type = "VERA"\nr = 64',
+    "vera_key": 'peft_type = "VERA"\nr = 64\nsave_projection = false\nprojection_prng_key = 42',
+    "adalora": 'peft_type = "ADALORA"\ninit_r = 6\ntarget_r = 3\ntfinal = 1\nlora_alpha = 64',
+    "adalora_unpruned": 'peft_type = "ADALORA"\ninit_r = 6\ntarget_r = 3\ntinit = 5\ntotal_step = 9\nlora_alpha = 64',
+}
+
+
 class Failed(Exception):
     """One check that does not hold."""
 
@@ -111,7 +120,7 @@ class Family:
         merged = their_logits(base(out, self.folder.name), self.batch)
         return self.compare(merged, their_logits(self.peft(adapter), self.batch), MERGED_REACH)
 
-    def train(self, target_modules, more=""):
+    def train(self, target_modules, more="r = 4\nlora_alpha = 8"):
         data = self.work / "train.jsonl"
         with open(data, "w") as f:
             for ids, labels, mask in zip(self.batch["input_ids"], self.labels, self.batch["attention_mask"].bool()):
@@ -127,8 +136,6 @@ path = {quoted(str(self.folder))}
 device = "cpu"
 dtype = "float32"
 [lora]
-r = 4
-lora_alpha = 8
 target_modules = {quoted(target_modules)}
 {more}
 [data]
@@ -142,7 +149,7 @@ learning_rate = 0.01
         run(self.lora, "train", config)
         return run_dir
 
-    def ours_in_theirs(self, target_modules, more=""):
+    def ours_in_theirs(self, target_modules, more="r = 4\nlora_alpha = 8"):
         adapter = self.train(target_modules, more)
         written = load_file(adapter / "adapter_model.safetensors")
         model = self.peft(adapter)
@@ -152,7 +159,7 @@ learning_rate = 0.01
         for name, tensor in written.items():
             if not torch.equal(tensor, held[name]):
                 raise Failed(f"PEFT holds another {name} than was written")
-            if "lora_B" in name and not tensor.any():
+            if ("lora_B" in name or "vera_lambda_b" in name) and tensor.numel() and not tensor.any():
                 raise Failed(f"{name} is zero after training")
         return self.compare(self.our_logits(adapter), their_logits(model, self.batch), REACH)
 
@@ -171,7 +178,10 @@ def checks(family):
     yield "ours in theirs: all-linear", lambda: family.ours_in_theirs("all-linear")
     for name, more in METHODS.items():
         if name != "lora_bias" or biased:
+            more = f"r = 4\nlora_alpha = 8\n{more}"
             yield f"ours in theirs: {name}", lambda more=more: family.ours_in_theirs(sorted(targets), more)
+    for name, more in TYPES.items():
+        yield f"ours in theirs: {name}", lambda more=more: family.ours_in_theirs(sorted(targets), more)
 
 
 def write_table(path, rows):

@@ -39,8 +39,11 @@ mod target;
 mod tensor_file;
 mod writer;
 
-pub use adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterFolder, AdapterModule, LoraTensors, read_adapter};
-pub use adapter_config::{AdapterConfig, InitLoraWeights};
+pub use adapter::{
+    ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdaLoraTensors, AdapterFolder, AdapterModule, LoraTensors, VeraPair, VeraTensors,
+    read_adapter,
+};
+pub use adapter_config::{AdaLoraConfig, AdapterConfig, InitLoraWeights, Method, VeraConfig};
 pub use adapter_write::write_adapter;
 pub use atomic::{create_staging_dir, sync_dir, write_atomic};
 pub use checkpoint::Checkpoint;

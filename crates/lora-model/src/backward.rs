@@ -74,7 +74,7 @@ impl Decoder {
         let of_block = |i: usize| {
             let prefix = self.config.in_block(i, "");
             self.modules().iter().filter(|(path, _)| path.starts_with(&prefix)).any(|(_, m)| match m {
-                ModuleRef::Linear(l) => l.lora.is_some() || trains(&l.weight) || l.bias.as_ref().is_some_and(trains),
+                ModuleRef::Linear(l) => l.adapter.is_some() || trains(&l.weight) || l.bias.as_ref().is_some_and(trains),
                 ModuleRef::Norm(n) => trains(&n.weight) || n.bias.as_ref().is_some_and(trains),
                 ModuleRef::Embedding(_) => false,
             })

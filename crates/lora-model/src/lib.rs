@@ -29,6 +29,7 @@ mod family;
 mod generate;
 mod inject;
 mod layout;
+mod methods;
 mod mlp;
 mod names;
 mod norm;

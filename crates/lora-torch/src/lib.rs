@@ -49,4 +49,4 @@ pub use loss::{HeadPart, cross_entropy};
 pub use memory::{DeviceMemory, current_rss_bytes, device_memory, peak_rss_bytes};
 pub use optim::{AdamWScalars, adamw_step, grad_norm};
 pub use pointwise::{rms_norm, rotary, swiglu};
-pub use seed::{manual_seed, mix_seed};
+pub use seed::{manual_seed, mix_seed, uniform_from_seed};
