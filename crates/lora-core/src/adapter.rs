@@ -94,7 +94,10 @@ impl Adapter {
     ///
     /// # Errors
     /// What `each` reports.
-    pub fn map_trained<E>(self, each: impl Fn(&Tensor) -> std::result::Result<Tensor, E>) -> std::result::Result<Self, E> {
+    pub fn map_trained<E>(
+        self,
+        each: impl Fn(&Tensor) -> std::result::Result<Tensor, E>,
+    ) -> std::result::Result<Self, E> {
         let optional = |t: &Option<Tensor>| t.as_ref().map(&each).transpose();
         Ok(match self {
             Self::Lora(l) => {

@@ -111,9 +111,10 @@ impl LinearLayer {
     /// The layer as a head whose logits are never held whole; `None` where an adapter of another form than plain LoRA
     /// stands beside it, whose output has to be computed first.
     pub fn as_plain(&self) -> Option<Projection<'_>> {
-        let plain = self.adapter.as_ref().is_none_or(|a| {
-            a.as_lora().is_some_and(|l| l.bias.is_none() && l.magnitude.is_none() && l.gate.is_none())
-        });
+        let plain = self
+            .adapter
+            .as_ref()
+            .is_none_or(|a| a.as_lora().is_some_and(|l| l.bias.is_none() && l.magnitude.is_none() && l.gate.is_none()));
         plain.then(|| self.projection(self.bias.as_ref(), None))
     }
 
@@ -192,18 +193,21 @@ pub fn forward_many<const N: usize>(x: &Tensor, layers: [&LinearLayer; N], dropo
 /// Adds what VeRA's vectors make of the shared pair. Without dropout, layers of one input share `x Aᵀ`, too.
 fn add_vera(x: &Tensor, layers: &[&LinearLayer], outputs: Vec<Tensor>, dropout: f64) -> Result<Vec<Tensor>> {
     let mut last: Option<(&Vera, Tensor)> = None;
-    let one = |(y, layer): (Tensor, &&LinearLayer)| -> Result<Tensor> {
-        let Some(vera) = layer.vera() else { return Ok(y) };
+    let mut sums = Vec::with_capacity(outputs.len());
+    for (y, layer) in outputs.into_iter().zip(layers) {
+        let Some(vera) = layer.vera() else {
+            sums.push(y);
+            continue;
+        };
         let low = match &last {
             Some((before, low)) if dropout == 0.0 && before.reads_as(vera) => low.shallow_clone(),
             _ if dropout > 0.0 => vera.down(&x.f_dropout(dropout, true)?)?,
             _ => vera.down(x)?,
         };
-        let sum = y.f_add(&vera.up(&low)?)?;
+        sums.push(y.f_add(&vera.up(&low)?)?);
         last = Some((vera, low));
-        Ok(sum)
-    };
-    outputs.into_iter().zip(layers).map(one).collect()
+    }
+    Ok(sums)
 }
 
 /// `x Wᵀ + bias + scale · (gate ∘ (x Aᵀ)) Bᵀ`: each token has the ranks that its text's adapters own.

@@ -64,11 +64,7 @@ impl VeraProjection {
     /// Another handle to the same pair.
     pub fn share(&self) -> Self {
         let (a, b) = &self.used;
-        Self {
-            a: self.a.shallow_clone(),
-            b: self.b.shallow_clone(),
-            used: (a.shallow_clone(), b.shallow_clone()),
-        }
+        Self { a: self.a.shallow_clone(), b: self.b.shallow_clone(), used: (a.shallow_clone(), b.shallow_clone()) }
     }
 }
 

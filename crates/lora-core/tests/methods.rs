@@ -2,7 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a test that cannot go on has failed
 
 use lora_core::{
-    AdaLora, Adapter, BudgetSchedule, LinearLayer, RankAllocator, Triplets, Vera, VeraProjection, forward_many, orthogonality,
+    AdaLora, Adapter, BudgetSchedule, LinearLayer, RankAllocator, Triplets, Vera, VeraProjection, forward_many,
+    orthogonality,
 };
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -17,7 +18,8 @@ const F: (Kind, Device) = (Kind::Double, Device::Cpu);
 
 /// Values of order one that depend on `salt` only.
 fn values(rows: i64, columns: i64, salt: f64) -> Tensor {
-    ((Tensor::arange(rows * columns, F) * 12.9898 + salt * 78.233).sin() * 43758.5453).frac().view([rows, columns]) * 1.7
+    ((Tensor::arange(rows * columns, F) * 12.9898 + salt * 78.233).sin() * 43758.5453).frac().view([rows, columns])
+        * 1.7
 }
 
 fn vector(n: i64, salt: f64) -> Tensor {
@@ -46,7 +48,10 @@ fn check_gradients(leaves: &[&Tensor], loss: &dyn Fn() -> Tensor) {
             };
             let wanted = (at(STEP) - at(-STEP)) / (2.0 * STEP);
             let got = gradient.double_value(&[place]);
-            assert!((got - wanted).abs() < GRADIENT_TOLERANCE * (1.0 + wanted.abs()), "leaf {i}, {place}: {got} {wanted}");
+            assert!(
+                (got - wanted).abs() < GRADIENT_TOLERANCE * (1.0 + wanted.abs()),
+                "leaf {i}, {place}: {got} {wanted}"
+            );
         }
     }
 }
@@ -171,7 +176,8 @@ fn fresh_ones_change_nothing_and_have_the_starts_of_peft() {
 #[test]
 fn what_does_not_fit_is_refused() {
     let shared = VeraProjection::from_parts(values(3, 7, 8.0), values(6, 3, 9.0)).unwrap();
-    let refused = |d: i64, b: i64, input: i64| Vera::from_parts(vector(d, 1.0), vector(b, 2.0), &shared, input).is_err();
+    let refused =
+        |d: i64, b: i64, input: i64| Vera::from_parts(vector(d, 1.0), vector(b, 2.0), &shared, input).is_err();
     assert!(refused(4, 6, 7) && refused(3, 7, 7) && refused(3, 6, 8) && !refused(3, 6, 7));
     assert!(VeraProjection::from_parts(values(3, 7, 8.0), values(6, 2, 9.0)).is_err());
     assert!(VeraProjection::from_key(0, 0, 4, 4).is_err());

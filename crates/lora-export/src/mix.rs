@@ -54,7 +54,8 @@ pub fn mix_adapters(adapters: &[Weighted], base: Option<&Path>, options: &MixOpt
         return Err(Error::NoAdapter);
     }
     let base = base.map(Base::open).transpose()?;
-    let read = |a: &Weighted| plain(read_adapter(&a.adapter)?, &|module, out| input_width(a, base.as_ref(), module, out));
+    let read =
+        |a: &Weighted| plain(read_adapter(&a.adapter)?, &|module, out| input_width(a, base.as_ref(), module, out));
     let folders: Vec<AdapterFolder> = adapters.iter().map(read).collect::<Result<_>>()?;
     let config = joint_config(adapters, &folders)?;
     let names: BTreeSet<&String> = folders.iter().flat_map(|f| f.modules.keys()).collect();

@@ -158,8 +158,7 @@ impl Planner<'_> {
             return Err(self.missing(adapter, &weight));
         }
         let shape = &self.base.info(&source)?.shape;
-        let misfit =
-            || Error::Shape { adapter: adapter.into(), tensor: weight, got: vec![out], wanted: shape.clone() };
+        let misfit = || Error::Shape { adapter: adapter.into(), tensor: weight, got: vec![out], wanted: shape.clone() };
         input_of(shape, out).ok_or_else(misfit)
     }
 

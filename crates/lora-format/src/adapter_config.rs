@@ -186,7 +186,10 @@ impl AdapterConfig {
             return wrong(field, &wanted);
         }
         if !matches!(self.method, Method::Lora) && self.bias != "none" {
-            return wrong("bias", &format!("none: biases of the base are not trained under {}", self.method.peft_type()));
+            return wrong(
+                "bias",
+                &format!("none: biases of the base are not trained under {}", self.method.peft_type()),
+            );
         }
         if !BIASES.contains(&self.bias.as_str()) {
             return wrong("bias", "none, all or lora_only");

@@ -1,10 +1,10 @@
 //! Writing a PEFT adapter folder.
 
+use crate::adapter::methods::pair_to_write;
 use crate::adapter::{
     ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterModule, BASE_BIAS, BASE_WEIGHT, LORA_A, LORA_B, LORA_B_BIAS,
     LORA_EMBEDDING_A, LORA_EMBEDDING_B, MAGNITUDE, PREFIX, check_module,
 };
-use crate::adapter::methods::pair_to_write;
 use crate::adapter_config::AdapterConfig;
 use crate::atomic::write_atomic;
 use crate::error::{Error, Result};

@@ -237,7 +237,10 @@ fn an_adapter_that_is_not_finite_or_disagrees_with_its_config_is_never_written()
 }
 
 /// A fixture's adapter, its tensors and config changed before it is read.
-fn read_fixture(name: &str, change: impl FnOnce(&mut BTreeMap<String, Tensor>, &mut Value)) -> Result<AdapterFolder, Error> {
+fn read_fixture(
+    name: &str,
+    change: impl FnOnce(&mut BTreeMap<String, Tensor>, &mut Value),
+) -> Result<AdapterFolder, Error> {
     let from = fixtures().join("llama/adapters").join(name);
     let file = TensorFile::open(&from.join(ADAPTER_WEIGHTS)).unwrap();
     let mut tensors = file.names().map(|n| (n.to_string(), file.read(n).unwrap())).collect();

@@ -183,8 +183,7 @@ impl AdapterSet {
         let weights = Tensor::f_from_slice(&by_token)?.f_view([segments.total(), names.len() as i64])?;
         let weights = weights.f_to_kind(model.kind())?.f_to_device(model.device())?;
         for (path, module) in model.modules_mut() {
-            let adapters =
-                (0..).zip(&names).filter_map(|(i, name)| Some((i, self.loaded[*name].low_rank.get(&path)?)));
+            let adapters = (0..).zip(&names).filter_map(|(i, name)| Some((i, self.loaded[*name].low_rank.get(&path)?)));
             let here: Vec<(i64, Lora)> = adapters.map(|(i, a)| Ok((i, a.to_lora()?))).collect::<Result<_>>()?;
             if here.is_empty() {
                 set_adapter(module, None);

@@ -4,9 +4,7 @@ use crate::decoder::{Decoder, ModuleRef};
 use crate::error::{Error, Result};
 use crate::target::{InjectionPlan, PlannedAdapter};
 use lora_core::{AdaLora, Adapter, LinearLayer, Triplets, Vera, VeraProjection};
-use lora_format::{
-    AdaLoraTensors, AdapterConfig, AdapterFolder, AdapterModule, Method, VeraPair, VeraTensors,
-};
+use lora_format::{AdaLoraTensors, AdapterConfig, AdapterFolder, AdapterModule, Method, VeraPair, VeraTensors};
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 

@@ -237,11 +237,9 @@ fn check_method(config: &AdapterConfig) -> Result<()> {
             let value = format!("{:?}", config.init_lora_weights);
             return refuse("init_lora_weights", value, "begins in its own way; leave it at true");
         }
-        for (field, given) in [
-            ("use_dora", config.use_dora),
-            ("use_rslora", config.use_rslora),
-            ("lora_bias", config.lora_bias),
-        ] {
+        for (field, given) in
+            [("use_dora", config.use_dora), ("use_rslora", config.use_rslora), ("lora_bias", config.lora_bias)]
+        {
             if given {
                 return refuse(field, "true".into(), "cannot be combined with it; choose one of them");
             }
@@ -256,15 +254,14 @@ fn check_method(config: &AdapterConfig) -> Result<()> {
             refuse("exclude_modules", "given".into(), "has no such key in PEFT; name the modules that are meant")
         }
         Method::AdaLora(a) if a.target_r >= a.init_r => {
-            let reason = format!("begins with init_r = {} triplets, so nothing would be pruned; use a smaller one", a.init_r);
+            let reason =
+                format!("begins with init_r = {} triplets, so nothing would be pruned; use a smaller one", a.init_r);
             refuse("target_r", a.target_r.to_string(), &reason)
         }
         Method::AdaLora(a) if a.total_step.is_some_and(|total| a.tinit >= total - a.tfinal) => {
             let total = a.total_step.unwrap_or_default();
-            let reason = format!(
-                "leaves no step to prune in: tinit must be below total_step - tfinal = {total} - {}",
-                a.tfinal
-            );
+            let reason =
+                format!("leaves no step to prune in: tinit must be below total_step - tfinal = {total} - {}", a.tfinal);
             refuse("tinit", a.tinit.to_string(), &reason)
         }
         _ => Start::of(config).map(|_| ()),

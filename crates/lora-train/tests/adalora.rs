@@ -76,14 +76,19 @@ fn json(path: &Path) -> Value {
 #[test]
 fn ten_steps_follow_peft_in_losses_scores_budgets_and_triplets() {
     for family in ["llama", "gpt2"] {
-        for more in [&[][..], &["train.per_device_train_batch_size=1", "train.gradient_accumulation_steps=2"], &["train.gradient_checkpointing=true"]] {
+        for more in [
+            &[][..],
+            &["train.per_device_train_batch_size=1", "train.gradient_accumulation_steps=2"],
+            &["train.gradient_checkpointing=true"],
+        ] {
             let adapter = fixtures().join(family).join("adapters/adalora");
             let reference = TensorFile::open(&adapter.join("reference.safetensors")).unwrap();
             let allocation = TensorFile::open(&adapter.join("allocation.safetensors")).unwrap();
             let numbers = |name: &str| Vec::<f64>::try_from(&reference.read(name).unwrap()).unwrap();
             let (losses, norms) = (numbers("train.loss"), numbers("train.grad_norm"));
             let dir = tempfile::tempdir().unwrap();
-            let mut trainer = Trainer::new(plan(family, Some("adalora"), dir.path(), more).unwrap(), &mut NoEvents).unwrap();
+            let mut trainer =
+                Trainer::new(plan(family, Some("adalora"), dir.path(), more).unwrap(), &mut NoEvents).unwrap();
             let (mut scores_seen, mut patterns_seen) = (0, 0);
             for i in 0..10 {
                 // Of the last allocation, PEFT's scores are those before it: it clears them.
@@ -91,7 +96,11 @@ fn ten_steps_follow_peft_in_losses_scores_budgets_and_triplets() {
                 let record = step(&mut trainer);
                 let name = format!("{family} {more:?} step {i}");
                 let (loss, norm) = (losses[i], norms[i]);
-                assert!((record.loss - loss).abs() < TRAINING_TOLERANCE * loss, "{name}: loss {} and {loss}", record.loss);
+                assert!(
+                    (record.loss - loss).abs() < TRAINING_TOLERANCE * loss,
+                    "{name}: loss {} and {loss}",
+                    record.loss
+                );
                 let reach = 10.0 * TRAINING_TOLERANCE * norm;
                 assert!((record.grad_norm - norm).abs() < reach, "{name}: norm {} and {norm}", record.grad_norm);
                 let budget = allocation.read(&format!("step{i}.budget")).unwrap().int64_value(&[0]);

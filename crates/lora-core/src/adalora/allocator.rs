@@ -113,10 +113,10 @@ impl Module {
     fn scores(&self) -> Result<Tensor> {
         let [a, b, e] = &self.parts;
         let mean = |t: Tensor, dim: i64| -> Result<Tensor> {
-            Ok(t.f_mean_dim(Some([dim].as_slice()), false, t.kind())?.f_view([-1, 1])?)
+            Ok(t.f_mean_dim([dim].as_slice(), false, t.kind())?.f_view([-1, 1])?)
         };
         let vectors = Tensor::f_cat(&[mean(a.score()?, 1)?, mean(b.score()?, 0)?], 1)?;
-        let vectors = vectors.f_sum_dim_intlist(Some([1i64].as_slice()), false, vectors.kind())?;
+        let vectors = vectors.f_sum_dim_intlist([1i64].as_slice(), false, vectors.kind())?;
         Ok(e.score()?.f_view([-1])?.f_add(&vectors)?)
     }
 
@@ -269,9 +269,7 @@ impl RankAllocator {
         };
         for module in &mut self.modules {
             for part in &mut module.parts {
-                for (prefix, home) in
-                    [("exp_avg_ipt", &mut part.sensitivity), ("exp_avg_unc", &mut part.uncertainty)]
-                {
+                for (prefix, home) in [("exp_avg_ipt", &mut part.sensitivity), ("exp_avg_unc", &mut part.uncertainty)] {
                     let found = state.remove(&format!("{prefix}.{}", part.name));
                     match found.filter(|t| t.size() == home.size()) {
                         Some(t) => *home = t.f_to_device(home.device())?.f_to_kind(home.kind())?,

@@ -1,8 +1,6 @@
 //! The tensors of VeRA's and AdaLoRA's adapters: their names in PEFT's files, read and checked.
 
-use super::{
-    AdapterModule, BASE_WEIGHT, PREFIX, check_finite, read_float, saved_part, unexpected, wrong_shape,
-};
+use super::{AdapterModule, BASE_WEIGHT, PREFIX, check_finite, read_float, saved_part, unexpected, wrong_shape};
 use crate::adapter_config::{AdapterConfig, Method};
 use crate::error::{Error, Result, TensorFault};
 use crate::tensor_file::TensorFile;
@@ -114,9 +112,8 @@ pub(super) fn read(file: &TensorFile, config: &AdapterConfig) -> Result<Option<B
             return Err(unexpected(path, &name(suffixes[0]), "the module is not among target_modules"));
         }
         let base_weight = parts.remove(BASE_WEIGHT);
-        let mut take = |suffix: &str| {
-            parts.remove(suffix).ok_or_else(|| Error::tensor(path, name(suffix), TensorFault::Missing))
-        };
+        let mut take =
+            |suffix: &str| parts.remove(suffix).ok_or_else(|| Error::tensor(path, name(suffix), TensorFault::Missing));
         let content = if matches!(config.method, Method::Vera(_)) {
             AdapterModule::Vera(VeraTensors {
                 lambda_b: take(LAMBDA_B)?,

@@ -165,9 +165,7 @@ impl Method {
                 wrong("exclude_modules", "absent: PEFT's VeRA has no such key; name the modules that are meant")
             }
             Method::Vera(_) => None,
-            Method::AdaLora(_) if config.use_dora => {
-                wrong("use_dora", "false: AdaLoRA and DoRA cannot be combined")
-            }
+            Method::AdaLora(_) if config.use_dora => wrong("use_dora", "false: AdaLoRA and DoRA cannot be combined"),
             Method::AdaLora(a) => {
                 let inside = |x: f64| x > 0.0 && x < 1.0;
                 let patterns = a.rank_pattern.iter().flatten();
@@ -181,7 +179,10 @@ impl Method {
                         wrong("tinit", "below total_step - tfinal, or no step is left in which to prune")
                     }
                     _ => patterns.into_iter().find(|(_, kept)| kept.len() as i64 != a.init_r).and_then(|(name, _)| {
-                        Some(("rank_pattern", format!("a table of init_r = {} truth values each; see `{name}`", a.init_r)))
+                        Some((
+                            "rank_pattern",
+                            format!("a table of init_r = {} truth values each; see `{name}`", a.init_r),
+                        ))
                     }),
                 }
             }
