@@ -270,7 +270,7 @@ fn damaged_adapters_of_other_types_are_refused_by_tensor_and_by_field() {
         ("vera", |_, c| c["bias"] = json!("all"), "not trained under VERA"),
         ("adalora", |t, _| drop(t.remove(&key("lora_E"))), "q_proj.lora_E`: missing"),
         ("adalora", |_, c| c["init_r"] = json!(5), "must be [5, inputs] for init_r"),
-        ("adalora", |_, c| c["beta1"] = json!(1.0), "`beta1` is 1.0"),
+        ("adalora", |_, c| c["beta1"] = json!(1.0), "`beta1` is 1, but must be above 0"),
         ("adalora", |_, c| c["use_dora"] = json!(true), "AdaLoRA and DoRA"),
         ("adalora", |_, c| c["tinit"] = json!(7), "no step is left"),
         ("adalora_pruned", |_, c| c["rank_pattern"] = Value::Null, "must be [6, inputs]"),
