@@ -4,6 +4,7 @@
 mod common;
 
 use common::{distance, fixtures};
+use lora_core::VeraProjection;
 use lora_format::{AdapterFolder, TensorFile, read_adapter};
 use lora_model::{AdapterSet, Decoder, Error, Mode, TokenBatch};
 use std::path::PathBuf;
@@ -95,6 +96,15 @@ fn weights_give_what_peft_mixes_and_a_weight_of_zero_is_the_base() {
     set.activate(&mut model, &[("embedding", 0.5), ("embedding", 0.5)]).unwrap();
     let d = distance(&logits(&model, &batch), &reference("adapters/embedding", &places));
     assert!(d < LOGITS_TOLERANCE, "two halves of one: {d}");
+}
+
+#[test]
+fn veras_pair_is_drawn_with_the_bits_of_peft() {
+    let file = TensorFile::open(&llama().join("adapters/vera/adapter_model.safetensors")).unwrap();
+    // Rank 8 and key 0; down_proj reads 80, and nothing gives more than 32.
+    let drawn = VeraProjection::from_key(0, 8, 80, 32).unwrap();
+    assert!(drawn.a.equal(&file.read("base_model.vera_A").unwrap()));
+    assert!(drawn.b.equal(&file.read("base_model.vera_B").unwrap()));
 }
 
 #[test]
