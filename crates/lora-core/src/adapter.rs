@@ -9,7 +9,6 @@ use tch::Tensor;
 ///
 /// Every method adds a product of two thin matrices; they differ in what these are made of and in what is trained.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "there is one for each layer, and no list of them")]
 pub enum Adapter {
     /// A trained pair, with its options (rsLoRA, DoRA, PiSSA, ...).
     Lora(Lora),

@@ -168,7 +168,6 @@ impl Method {
             Method::AdaLora(_) if config.use_dora => wrong("use_dora", "false: AdaLoRA and DoRA cannot be combined"),
             Method::AdaLora(a) => {
                 let inside = |x: f64| x > 0.0 && x < 1.0;
-                let patterns = a.rank_pattern.iter().flatten();
                 match a {
                     _ if !inside(a.beta1) => wrong("beta1", "above 0 and below 1"),
                     _ if !inside(a.beta2) => wrong("beta2", "above 0 and below 1"),
@@ -178,12 +177,14 @@ impl Method {
                     _ if a.total_step.is_some_and(|total| a.tinit >= total - a.tfinal) => {
                         wrong("tinit", "below total_step - tfinal, or no step is left in which to prune")
                     }
-                    _ => patterns.into_iter().find(|(_, kept)| kept.len() as i64 != a.init_r).and_then(|(name, _)| {
+                    _ => {
+                        let (name, _) =
+                            a.rank_pattern.iter().flatten().find(|(_, kept)| kept.len() as i64 != a.init_r)?;
                         Some((
                             "rank_pattern",
                             format!("a table of init_r = {} truth values each; see `{name}`", a.init_r),
                         ))
-                    }),
+                    }
                 }
             }
         }
