@@ -49,6 +49,7 @@ fn full() -> RunConfig {
             modules_to_save: vec!["lm_head".into()],
             task_type: TaskType::CausalLm,
             init_adapter: Some("old".into()),
+            ..LoraConfig::default()
         },
         data: DataConfig {
             train: vec![source.clone()],
