@@ -44,6 +44,15 @@ METHODS = {
 }
 
 
+# Other types of adapters; their ranks have keys of their own.
+TYPES = {
+    "vera": 'peft_type = "VERA"\nr = 64',
+    "vera_key": 'peft_type = "VERA"\nr = 64\nsave_projection = false\nprojection_prng_key = 42',
+    "adalora": 'peft_type = "ADALORA"\ninit_r = 6\ntarget_r = 3\ntfinal = 1\nlora_alpha = 64',
+    "adalora_unpruned": 'peft_type = "ADALORA"\ninit_r = 6\ntarget_r = 3\ntinit = 5\ntotal_step = 9\nlora_alpha = 64',
+}
+
+
 class Failed(Exception):
     """One check that does not hold."""
 
@@ -129,7 +138,7 @@ class Family:
             raise Failed("PEFT expects other keys than the repaired ones")
         return self.compare(their_logits(again, self.batch), their_logits(model, self.batch), 0.0)
 
-    def train(self, target_modules, more=""):
+    def train(self, target_modules, more="r = 4\nlora_alpha = 8"):
         data = self.work / "train.jsonl"
         with open(data, "w") as f:
             for ids, labels, mask in zip(self.batch["input_ids"], self.labels, self.batch["attention_mask"].bool()):
@@ -145,8 +154,6 @@ path = {quoted(str(self.folder))}
 device = "cpu"
 dtype = "float32"
 [lora]
-r = 4
-lora_alpha = 8
 target_modules = {quoted(target_modules)}
 {more}
 [data]
@@ -160,7 +167,7 @@ learning_rate = 0.01
         run(self.lora, "train", config)
         return run_dir
 
-    def ours_in_theirs(self, target_modules, more=""):
+    def ours_in_theirs(self, target_modules, more="r = 4\nlora_alpha = 8"):
         adapter = self.train(target_modules, more)
         written = load_file(adapter / "adapter_model.safetensors")
         model = self.peft(adapter)
@@ -170,7 +177,7 @@ learning_rate = 0.01
         for name, tensor in written.items():
             if not torch.equal(tensor, held[name]):
                 raise Failed(f"PEFT holds another {name} than was written")
-            if "lora_B" in name and not tensor.any():
+            if ("lora_B" in name or "vera_lambda_b" in name) and tensor.numel() and not tensor.any():
                 raise Failed(f"{name} is zero after training")
         return self.compare(self.our_logits(adapter), their_logits(model, self.batch), REACH)
 
@@ -190,7 +197,10 @@ def checks(family):
     yield "ours in theirs: all-linear", lambda: family.ours_in_theirs("all-linear")
     for name, more in METHODS.items():
         if name != "lora_bias" or biased:
+            more = f"r = 4\nlora_alpha = 8\n{more}"
             yield f"ours in theirs: {name}", lambda more=more: family.ours_in_theirs(sorted(targets), more)
+    for name, more in TYPES.items():
+        yield f"ours in theirs: {name}", lambda more=more: family.ours_in_theirs(sorted(targets), more)
 
 
 def write_table(path, rows):

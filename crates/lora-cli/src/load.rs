@@ -6,7 +6,7 @@ use crate::progress::ByteBar;
 use crate::serve::Served;
 use anyhow::{Context, Result};
 use lora_data::Tokenizer;
-use lora_format::{AdapterFolder, AdapterModule, LoraTensors, read_adapter};
+use lora_format::{AdaLoraTensors, AdapterFolder, AdapterModule, LoraTensors, VeraTensors, read_adapter};
 use lora_model::{ModelConfig, modules};
 use std::path::{Path, PathBuf};
 
@@ -139,9 +139,16 @@ fn check_adapter(config: &ModelConfig, folder: &AdapterFolder) -> Result<()> {
         let Some(spec) = known.iter().find(|m| m.path == *path) else {
             return Err(wrong("is not in the base model; the adapter belongs to another one".into()).into());
         };
-        let (AdapterModule::Linear(lora) | AdapterModule::Embedding(lora)) = module else { continue };
-        let LoraTensors { a, b, .. } = lora;
-        let (given, wanted) = ([a.size()[1], b.size()[0]], [spec.in_features, spec.out_features]);
+        let given = match module {
+            AdapterModule::Linear(LoraTensors { a, b, .. }) | AdapterModule::Embedding(LoraTensors { a, b, .. }) => {
+                [a.size()[1], b.size()[0]]
+            }
+            AdapterModule::AdaLora(AdaLoraTensors { a, b, .. }) => [a.size()[1], b.size()[0]],
+            // Its files do not say how wide the input is.
+            AdapterModule::Vera(VeraTensors { lambda_b, .. }) => [spec.in_features, lambda_b.size()[0]],
+            AdapterModule::Saved { .. } => continue,
+        };
+        let wanted = [spec.in_features, spec.out_features];
         if given != wanted {
             let [i, o] = given;
             let [wi, wo] = wanted;

@@ -1,6 +1,7 @@
 //! A run in figures, before it starts.
 
 use crate::out::{bytes, count};
+use lora_format::Method;
 use lora_torch::{device_name, kind_name, num_threads};
 use lora_train::{RunPlan, Trained};
 use serde::Serialize;
@@ -72,12 +73,17 @@ impl PlanSummary {
         let (config, model) = (&plan.config, &plan.model);
         let (base, trained) = (plan.base_parameters(), plan.trained_parameters());
         let what = match &plan.trained {
-            Trained::Fresh(p) => format!(
-                "r = {}, lora_alpha = {}, {} modules",
-                config.lora.r,
-                config.lora.lora_alpha,
-                p.adapters.len() + p.saved.len()
-            ),
+            Trained::Fresh(p) => {
+                let (modules, alpha) = (p.adapters.len() + p.saved.len(), config.lora.lora_alpha);
+                match &p.config.method {
+                    Method::Lora => format!("r = {}, lora_alpha = {alpha}, {modules} modules", config.lora.r),
+                    Method::Vera(_) => format!("VeRA, r = {}, {modules} modules", p.config.r),
+                    Method::AdaLora(own) => format!(
+                        "AdaLoRA, r = {} to {}, lora_alpha = {alpha}, {modules} modules",
+                        own.init_r, own.target_r
+                    ),
+                }
+            }
             Trained::Existing(folder) => format!("an existing adapter, {} modules", folder.modules.len()),
             Trained::Everything => "every weight".to_string(),
         };

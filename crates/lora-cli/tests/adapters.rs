@@ -153,6 +153,72 @@ fn every_method_trains_resumes_and_is_used() {
 }
 
 #[test]
+fn other_types_train_resume_and_are_used() {
+    let targets = "target_modules = [\"q_proj\", \"v_proj\"]";
+    for (peft_type, own) in [
+        ("VERA", "r = 32\nd_initial = 0.5"),
+        ("VERA", "r = 32\nd_initial = 0.5\nsave_projection = false\nprojection_prng_key = 7"),
+        ("ADALORA", "init_r = 6\ntarget_r = 3\ntinit = 1\ntfinal = 1\nlora_alpha = 64"),
+    ] {
+        let name = format!("{peft_type} {own}");
+        let place = Place::new();
+        let model = fixture("qwen2");
+        let train = "max_steps = 6\nlearning_rate = 1e-2\nsave_steps = 3\nlogging_steps = 1";
+        let lora = format!("peft_type = \"{peft_type}\"\n{own}\n{targets}");
+        let config = place.config("c.toml", &model, "train.jsonl", &lora, train);
+        let text = std::fs::read_to_string(config).unwrap().replace("r = 4\n", "");
+        place.write("c.toml", &text);
+        let shown = place.lora("train c.toml --dry-run --json").exits(0).json();
+        let done = place.lora("train c.toml --set data.eval_split=8 --json").exits(0).json();
+        let (before, after) =
+            (done["eval_before"]["loss"].as_f64().unwrap(), done["eval_after"]["loss"].as_f64().unwrap());
+        assert!(after < before, "{name}: {before} -> {after}");
+        assert_eq!(shown["trained"]["parameters"], done["trained_parameters"], "{name}");
+        let lines = std::fs::read_to_string(place.path("run/metrics.jsonl")).unwrap();
+        assert_eq!(lines.contains("\"rank_budget\":12"), peft_type == "ADALORA", "{lines}");
+
+        let whole = std::fs::read(place.path("run/adapter_model.safetensors")).unwrap();
+        std::fs::remove_dir_all(place.path("run/checkpoints/step-6")).unwrap();
+        std::fs::remove_file(place.path("run/adapter_model.safetensors")).unwrap();
+        place.lora("train c.toml --set data.eval_split=8 --resume").exits(0);
+        assert!(std::fs::read(place.path("run/adapter_model.safetensors")).unwrap() == whole, "{name}");
+
+        let found = place.lora("inspect run/checkpoints/step-6 --json").exits(0).json();
+        assert_eq!((found["peft_type"].as_str(), found["modules"].as_u64()), (Some(peft_type), Some(4)), "{found}");
+        assert!(found["loads_in"][2]["note"].as_str().unwrap().contains("peft_type"), "{found}");
+        assert!(place.lora("inspect run/checkpoints/step-6").exits(0).stdout.contains(&format!("{peft_type}, r = ")));
+
+        let next = text.replace("\"run\"", "\"next\"").replace(&lora, "init_adapter = \"run\"");
+        place.write("next.toml", &next.replace("max_steps = 6", "max_steps = 1"));
+        let next = place.lora("train next.toml --set data.eval_split=8 --json").exits(0).json();
+        let resumed = next["eval_before"]["loss"].as_f64().unwrap();
+        assert!((resumed - after).abs() < LOSS_TOLERANCE * after, "{name}: {after} and then {resumed}");
+
+        // Merged, mixed into a plain adapter, and used as it is: the same logits.
+        let model = model.display();
+        let line = format!("merge --model {model} --adapter run --output merged --verify");
+        assert!(place.lora(&line).exits(0).stdout.contains("weights:"), "{name}");
+        place.lora(&format!("mix --model {model} --adapter run --output plain")).exits(0);
+        let input = fixture("qwen2").join("reference.safetensors");
+        for (line, file) in [("--adapter run", "own"), ("--adapter plain", "mixed")] {
+            let line = format!("logits --model {model} {line} --input {} --output {file}", input.display());
+            place.lora(&line).exits(0);
+        }
+        let line = format!("logits --model merged --input {} --output merged.safetensors", input.display());
+        place.lora(&line).exits(0);
+        for file in ["mixed", "merged.safetensors"] {
+            let d = distance(&logits(&place, file), &logits(&place, "own"));
+            assert!(d < LOGITS_TOLERANCE, "{name}: {file} {d}");
+        }
+        place.lora(&format!("generate --model {model} --adapter run --raw --max-new-tokens 4 --prompt x")).exits(0);
+        if peft_type == "VERA" {
+            let done = place.lora("mix --adapter run --output x").exits(2);
+            assert!(done.stderr.contains("give the base with --model"), "{done:#?}");
+        }
+    }
+}
+
+#[test]
 fn methods_that_exclude_each_other_are_refused_before_anything_is_loaded() {
     let place = Place::new();
     for (lora, part) in [

@@ -20,6 +20,8 @@
 //! # Ok::<(), lora_core::Error>(())
 //! ```
 
+mod adalora;
+mod adapter;
 mod count;
 mod dora;
 mod embedding;
@@ -30,7 +32,10 @@ mod merge;
 mod mix;
 mod principal;
 mod spec;
+mod vera;
 
+pub use adalora::{AdaLora, Allocation, BudgetSchedule, RankAllocator, Triplets, orthogonality};
+pub use adapter::Adapter;
 pub use count::ParameterCount;
 pub use dora::row_norms;
 pub use embedding::EmbeddingLayer;
@@ -41,6 +46,7 @@ pub use merge::{delta, merge_embedding, merge_into, merge_lora, unmerge_from};
 pub use mix::{Combination, MajoritySign, MixOptions, MixPart, cut_dense, error_of_mix, mix, padded};
 pub use principal::{Principal, residual};
 pub use spec::LoraSpec;
+pub use vera::{Vera, VeraProjection};
 
 use tch::Tensor;
 

@@ -5,8 +5,8 @@ use crate::error::{Error, Result};
 use crate::init::{Init, init_linear};
 use crate::merge::merge_lora;
 use crate::spec::LoraSpec;
-use crate::{Lora, ParameterCount};
-use lora_torch::{LoraPart, Projection, Weight, lora_linear};
+use crate::{Adapter, Lora, ParameterCount, Vera};
+use lora_torch::{Projection, Weight, lora_linear};
 use tch::{Kind, Tensor};
 
 /// `y = x Wᵀ + bias + scale · dropout(x) Aᵀ Bᵀ` (Hu et al., 2021, equation 3); with a magnitude, DoRA.
@@ -16,8 +16,8 @@ pub struct LinearLayer {
     pub weight: Weight,
     /// `[out_features]`
     pub bias: Option<Tensor>,
-    /// The adapter, if this layer has one.
-    pub lora: Option<Lora>,
+    /// What stands beside the weight, if this layer has an adapter.
+    pub adapter: Option<Adapter>,
 }
 
 impl LinearLayer {
@@ -38,7 +38,7 @@ impl LinearLayer {
                 got: format!("{:?}", b.size()),
             });
         }
-        Ok(Self { weight, bias, lora: None })
+        Ok(Self { weight, bias, adapter: None })
     }
 
     /// Width of the input.
@@ -63,7 +63,8 @@ impl LinearLayer {
                 expected: "at most the smaller side of the weight",
             });
         }
-        self.lora = Some(init_linear(self.in_features(), self.out_features(), spec, init, seed, self.weight.device())?);
+        let lora = init_linear(self.in_features(), self.out_features(), spec, init, seed, self.weight.device())?;
+        self.adapter = Some(lora.into());
         Ok(self)
     }
 
@@ -71,19 +72,28 @@ impl LinearLayer {
     ///
     /// # Errors
     /// [`Error::Shape`] when it does not fit.
-    pub fn set_adapter(&mut self, lora: Lora) -> Result<()> {
-        let (wanted, got) = ((self.in_features(), self.out_features()), (lora.a.size()[1], lora.b.size()[0]));
-        if wanted != got {
-            let [expected, got] = [wanted, got].map(|(i, o)| format!("[r, {i}] and [{o}, r]"));
-            return Err(Error::Shape { what: "lora_A and lora_B", expected, got });
-        }
-        self.lora = Some(lora);
+    pub fn set_adapter(&mut self, adapter: impl Into<Adapter>) -> Result<()> {
+        let adapter = adapter.into();
+        adapter.check(self.in_features(), self.out_features())?;
+        self.adapter = Some(adapter);
         Ok(())
+    }
+
+    /// The adapter, where it is LoRA.
+    pub fn lora(&self) -> Option<&Lora> {
+        self.adapter.as_ref()?.as_lora()
+    }
+
+    fn vera(&self) -> Option<&Vera> {
+        match &self.adapter {
+            Some(Adapter::Vera(vera)) => Some(vera),
+            _ => None,
+        }
     }
 
     /// The bias of the layer and, scaled, that of its adapter, in one, for an output in `kind`.
     fn whole_bias(&self, kind: Kind) -> Result<Option<Tensor>> {
-        let Some((lora, own)) = self.lora.as_ref().and_then(|l| Some((l, l.bias.as_ref()?))) else {
+        let Some((lora, own)) = self.lora().and_then(|l| Some((l, l.bias.as_ref()?))) else {
             return Ok(self.bias.as_ref().map(Tensor::shallow_clone));
         };
         let scaled = own.f_mul_scalar(lora.scale)?.f_to_kind(kind)?;
@@ -93,16 +103,20 @@ impl LinearLayer {
         }))
     }
 
-    fn projection<'a>(&'a self, bias: Option<&'a Tensor>) -> Projection<'a> {
-        let adapter = self.lora.as_ref().map(|l| LoraPart { a: &l.a, b: &l.b, scale: l.scale });
+    /// `made` is what [`Adapter::made`] gave.
+    fn projection<'a>(&'a self, bias: Option<&'a Tensor>, made: Option<&'a Tensor>) -> Projection<'a> {
+        let adapter = self.adapter.as_ref().and_then(|a| a.pair(made));
         Projection { weight: &self.weight, bias, adapter }
     }
 
     /// The layer as a head whose logits are never held whole; `None` where an adapter of another form than plain LoRA
     /// stands beside it, whose output has to be computed first.
     pub fn as_plain(&self) -> Option<Projection<'_>> {
-        let plain = self.lora.as_ref().is_none_or(|l| l.bias.is_none() && l.magnitude.is_none() && l.gate.is_none());
-        plain.then(|| self.projection(self.bias.as_ref()))
+        let plain = self
+            .adapter
+            .as_ref()
+            .is_none_or(|a| a.as_lora().is_some_and(|l| l.bias.is_none() && l.magnitude.is_none() && l.gate.is_none()));
+        plain.then(|| self.projection(self.bias.as_ref(), None))
     }
 
     /// Applies the layer; `dropout` is the probability for the adapter's input, 0 in evaluation.
@@ -123,8 +137,9 @@ impl LinearLayer {
     /// # Errors
     /// [`Error::NotFinite`] when the result is not finite.
     pub fn merged_weight(&self) -> Result<Tensor> {
-        match &self.lora {
-            Some(l) => merge_lora(&self.weight.dense()?, l),
+        match &self.adapter {
+            Some(Adapter::Lora(l)) => merge_lora(&self.weight.dense()?, l),
+            Some(other) => merge_lora(&self.weight.dense()?, &other.to_lora()?),
             None => Ok(self.weight.dense()?),
         }
     }
@@ -140,8 +155,9 @@ impl LinearLayer {
 
     /// What the adapter trains against what the weight holds; nothing for a layer without one.
     pub fn count(&self) -> ParameterCount {
-        self.lora.as_ref().map_or_else(ParameterCount::default, |l| {
-            ParameterCount::of_linear(self.in_features(), self.out_features(), l.r())
+        self.adapter.as_ref().map_or_else(ParameterCount::default, |a| ParameterCount {
+            trained: a.trained(),
+            full: self.in_features() * self.out_features(),
         })
     }
 }
@@ -152,25 +168,49 @@ impl LinearLayer {
 /// [`Error::Torch`] when a layer does not fit `x`.
 pub fn forward_many<const N: usize>(x: &Tensor, layers: [&LinearLayer; N], dropout: f64) -> Result<[Tensor; N]> {
     let biases: Vec<Option<Tensor>> = layers.iter().map(|l| l.whole_bias(x.kind())).collect::<Result<_>>()?;
-    let apart = |l: &LinearLayer| l.lora.as_ref().is_some_and(|a| a.magnitude.is_some() || a.gate.is_some());
+    let made: Vec<Option<Tensor>> =
+        layers.iter().map(|l| l.adapter.as_ref().map_or(Ok(None), Adapter::made)).collect::<Result<_>>()?;
+    let apart = |l: &LinearLayer| l.lora().is_some_and(|a| a.magnitude.is_some() || a.gate.is_some());
     let outputs = if layers.iter().any(|l| apart(l)) {
-        let one = |(l, bias): (&&LinearLayer, &Option<Tensor>)| match &l.lora {
+        let one = |((l, bias), made): ((&&LinearLayer, &Option<Tensor>), &Option<Tensor>)| match l.lora() {
             Some(lora @ Lora { magnitude: Some(m), .. }) => {
                 dora::forward(x, &l.weight, bias.as_ref(), lora, m, dropout)
             }
             Some(lora @ Lora { gate: Some(gate), .. }) => gated(x, l, bias.as_ref(), lora, gate),
-            _ => Ok(lora_linear(x, &[l.projection(bias.as_ref())], dropout)?.remove(0)),
+            _ => Ok(lora_linear(x, &[l.projection(bias.as_ref(), made.as_ref())], dropout)?.remove(0)),
         };
-        layers.iter().zip(&biases).map(one).collect::<Result<Vec<_>>>()?
+        layers.iter().zip(&biases).zip(&made).map(one).collect::<Result<Vec<_>>>()?
     } else {
-        let projections: Vec<_> = layers.iter().zip(&biases).map(|(l, b)| l.projection(b.as_ref())).collect();
+        let parts = layers.iter().zip(&biases).zip(&made);
+        let projections: Vec<_> = parts.map(|((l, b), made)| l.projection(b.as_ref(), made.as_ref())).collect();
         lora_linear(x, &projections, dropout)?
     };
+    let outputs = add_vera(x, &layers, outputs, dropout)?;
     outputs.try_into().map_err(|o: Vec<_>| Error::Shape {
         what: "outputs",
         expected: N.to_string(),
         got: o.len().to_string(),
     })
+}
+
+/// Adds what VeRA's vectors make of the shared pair. Without dropout, layers of one input share `x Aᵀ`, too.
+fn add_vera(x: &Tensor, layers: &[&LinearLayer], outputs: Vec<Tensor>, dropout: f64) -> Result<Vec<Tensor>> {
+    let mut last: Option<(&Vera, Tensor)> = None;
+    let mut sums = Vec::with_capacity(outputs.len());
+    for (y, layer) in outputs.into_iter().zip(layers) {
+        let Some(vera) = layer.vera() else {
+            sums.push(y);
+            continue;
+        };
+        let low = match &last {
+            Some((before, low)) if dropout == 0.0 && before.reads_as(vera) => low.shallow_clone(),
+            _ if dropout > 0.0 => vera.down(&x.f_dropout(dropout, true)?)?,
+            _ => vera.down(x)?,
+        };
+        sums.push(y.f_add(&vera.up(&low)?)?);
+        last = Some((vera, low));
+    }
+    Ok(sums)
 }
 
 /// `x Wᵀ + bias + scale · (gate ∘ (x Aᵀ)) Bᵀ`: each token has the ranks that its text's adapters own.

@@ -252,7 +252,7 @@ proptest! {
         let t = tokenizer();
         let lines: String = turns.iter().map(|&n| talk(n).to_string() + "\n").collect();
         let full = build(&lines, &t, &DataOptions::default()).unwrap().report;
-        let Ok(Dataset { examples, report }) = build(&lines, &t, &limited(truncation, max_length)) else { return Ok(()) };
+        let Ok(Dataset { examples, report, .. }) = build(&lines, &t, &limited(truncation, max_length)) else { return Ok(()) };
         prop_assert!(examples.iter().all(|e| e.input_ids.len() <= max_length && e.trained.contains(&true) && !e.trained[0]));
         prop_assert_eq!(
             report.trained_tokens + report.cut_trained_tokens + report.dropped_trained_tokens,

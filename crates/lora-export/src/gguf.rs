@@ -9,6 +9,7 @@ mod vocab;
 
 use crate::change::blocks;
 use crate::error::{Error, Result};
+use crate::plain::{input_of, plain};
 use crate::plan::{Plan, began_as};
 use arch::{Arch, Part, Transform, refuse};
 use encode::encode;
@@ -210,7 +211,12 @@ pub fn export_gguf_lora(base: &Path, adapter: &Path, out: &Path, kind: GgufType)
     let file = base.join("config.json");
     let hf = read_hf_config(base)?;
     let arch = Arch::of(&file, &hf.model_type)?;
-    let folder = read_adapter(adapter)?;
+    let folder = plain(read_adapter(adapter)?, &|module, out| {
+        let (checkpoint, weight) = (Checkpoint::open(base)?, format!("{module}.weight"));
+        let shape = if checkpoint.contains(&weight) { &checkpoint.info(&weight)?.shape[..] } else { &[] };
+        let misfit = || refuse(adapter, format!("`{module}` with {out} outputs is not in the base model"));
+        input_of(shape, out).ok_or_else(misfit)
+    })?;
     let config = &folder.config;
     let merge = "merge it and export the model instead";
     if kind.is_blocked() {

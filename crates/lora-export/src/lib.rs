@@ -23,6 +23,7 @@ mod gguf;
 mod merge;
 mod mix;
 mod orient;
+mod plain;
 mod plan;
 mod provenance;
 mod repair;

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::orient::Orientation;
+use crate::plain::{input_of, plain};
 use crate::plan::began_as;
 use lora_core::{
     Combination, Lora, LoraSpec, MixOptions, MixPart, cut_dense, error_of_mix, merge_lora, mix, padded, residual,
@@ -52,8 +53,10 @@ pub fn mix_adapters(adapters: &[Weighted], base: Option<&Path>, options: &MixOpt
     if adapters.is_empty() {
         return Err(Error::NoAdapter);
     }
-    let folders: Vec<AdapterFolder> = adapters.iter().map(|a| Ok(read_adapter(&a.adapter)?)).collect::<Result<_>>()?;
     let base = base.map(Base::open).transpose()?;
+    let read =
+        |a: &Weighted| plain(read_adapter(&a.adapter)?, &|module, out| input_width(a, base.as_ref(), module, out));
+    let folders: Vec<AdapterFolder> = adapters.iter().map(read).collect::<Result<_>>()?;
     let config = joint_config(adapters, &folders)?;
     let names: BTreeSet<&String> = folders.iter().flat_map(|f| f.modules.keys()).collect();
 
@@ -123,7 +126,8 @@ impl Mixed {
             let (lora, is_embedding) = match &folder.modules[name] {
                 AdapterModule::Linear(lora) => (lora, false),
                 AdapterModule::Embedding(lora) => (lora, true),
-                AdapterModule::Saved { .. } => {
+                // `plain` has left LoRA and modules in full.
+                AdapterModule::Saved { .. } | AdapterModule::Vera(_) | AdapterModule::AdaLora(_) => {
                     return Err(refuse(
                         &weighted.adapter,
                         name,
@@ -257,6 +261,23 @@ impl Base {
         let weight = if turned { stored.f_tr() } else { Ok(stored) };
         weight.and_then(|w| w.f_to_kind(Kind::Float)).map_err(|e| Error::merge(&name, e))
     }
+}
+
+/// How wide the input of a module is, which VeRA's files do not say.
+fn input_width(weighted: &Weighted, base: Option<&Base>, module: &str, out: i64) -> Result<i64> {
+    let Some(base) = base else {
+        let why = "is VeRA's, whose files do not say how wide a layer's input is; give the base with --model";
+        return Err(refuse(&weighted.adapter, module, why));
+    };
+    let source = base.orientation.source(&format!("{module}.weight"));
+    if !base.checkpoint.contains(&source) {
+        return Err(refuse(&weighted.adapter, module, "is not in the base model"));
+    }
+    let shape = &base.checkpoint.info(&source)?.shape;
+    input_of(shape, out).ok_or_else(|| {
+        let why = format!("gives {out} outputs here, and its weight in the base is {shape:?}");
+        refuse(&weighted.adapter, module, &why)
+    })
 }
 
 /// A module that one adapter alone has, in full, and that counts as it is.

@@ -3,6 +3,7 @@
 use crate::change::{Change, Delta, Magnitude, Step, blocks};
 use crate::error::{Error, Result};
 use crate::orient::Orientation;
+use crate::plain::{input_of, plain};
 use crate::tied::{TiedPair, tied_pair};
 use lora_core::{Lora, LoraSpec, Principal};
 use lora_format::{AdapterConfig, AdapterModule, Checkpoint, InitLoraWeights, LoraTensors, read_adapter};
@@ -35,6 +36,7 @@ impl Plan {
         let mut named_bases = Vec::new();
         for dir in adapters {
             let folder = read_adapter(dir)?;
+            let folder = plain(folder, &|module, out| planner.input_width(dir, module, out))?;
             planner.begin_adapter(dir, &folder.modules)?;
             for (module, content) in folder.modules {
                 planner.add(dir, &folder.config, &module, content)?;
@@ -111,6 +113,8 @@ impl Planner<'_> {
                 (lora, transposed)
             }
             AdapterModule::Embedding(lora) => (lora, true),
+            // `plain` has made LoRA of them.
+            AdapterModule::Vera(_) | AdapterModule::AdaLora(_) => return Ok(()),
         };
         let LoraTensors { a, b, bias, magnitude, base_weight, base_bias } = lora;
         // As the tensor is stored: rows are outputs, or inputs where it is transposed.
@@ -144,6 +148,27 @@ impl Planner<'_> {
             self.change(&weight).steps.push(Step::Magnitude(Magnitude { m, column_norms }));
         }
         Ok(())
+    }
+
+    /// How wide the input of a linear layer of the base is.
+    fn input_width(&self, adapter: &Path, module: &str, out: i64) -> Result<i64> {
+        let weight = format!("{module}.weight");
+        let source = self.source(&weight);
+        if !self.base.contains(&source) {
+            return Err(self.missing(adapter, &weight));
+        }
+        let shape = &self.base.info(&source)?.shape;
+        let misfit = || Error::Shape { adapter: adapter.into(), tensor: weight, got: vec![out], wanted: shape.clone() };
+        input_of(shape, out).ok_or_else(misfit)
+    }
+
+    fn missing(&self, adapter: &Path, name: &str) -> Error {
+        Error::NoSuchTensor {
+            adapter: adapter.into(),
+            base: self.base.dir().into(),
+            tensor: name.into(),
+            nearest: nearest(name, self.base),
+        }
     }
 
     /// The biases that an adapter trained: the layer's own, and that of its B.
@@ -210,12 +235,7 @@ impl Planner<'_> {
     fn check(&self, adapter: &Path, name: &str, got: Vec<i64>) -> Result<()> {
         let source = self.source(name);
         if !self.base.contains(&source) {
-            return Err(Error::NoSuchTensor {
-                adapter: adapter.into(),
-                base: self.base.dir().into(),
-                tensor: name.into(),
-                nearest: nearest(name, self.base),
-            });
+            return Err(self.missing(adapter, name));
         }
         let info = self.base.info(&source)?;
         if info.shape != got {

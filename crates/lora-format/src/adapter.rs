@@ -1,5 +1,9 @@
 //! Reading a PEFT adapter folder, every tensor accounted for.
 
+pub(crate) mod methods;
+
+pub use methods::{AdaLoraTensors, VeraPair, VeraTensors};
+
 use crate::adapter_config::AdapterConfig;
 use crate::error::{Error, Result, TensorFault};
 use crate::repair::{KeyRule, RepairedKey, adapter_key, repair_key};
@@ -31,6 +35,10 @@ pub enum AdapterModule {
     Linear(LoraTensors),
     /// A low-rank update of an embedding: `W + scale * (B A)^T`.
     Embedding(LoraTensors),
+    /// VeRA's vectors of a linear layer: `W + diag(b) B diag(d) A`.
+    Vera(VeraTensors),
+    /// AdaLoRA's triplets of a linear layer: `W + scale * B diag(E) A`.
+    AdaLora(AdaLoraTensors),
     /// A module of `modules_to_save`, or a bias under `bias = "all"`: its tensors replace the base's.
     Saved {
         /// `weight`, `bias`.
@@ -84,6 +92,13 @@ pub fn read_adapter(dir: &Path) -> Result<AdapterFolder> {
         return Err(Error::Pickle { path: pickle });
     }
     let file = TensorFile::open(&path)?;
+    if let Some(modules) = methods::read(&file, &config)? {
+        if modules.is_empty() {
+            return Err(Error::EmptyAdapter { path });
+        }
+        modules.iter().try_for_each(|(module, content)| check_module(&path, &config, module, content))?;
+        return Ok(AdapterFolder { config, modules });
+    }
     let mut parts: BTreeMap<&str, Parts> = BTreeMap::new();
     for name in file.names() {
         let (module, part) = split_name(name, &config).map_err(|why| unexpected_name(&path, name, why))?;
@@ -163,12 +178,18 @@ fn split_name<'a>(name: &'a str, config: &AdapterConfig) -> std::result::Result<
     if path.contains(".lora_") {
         return Err("no known tensor of a LoRA adapter has this name");
     }
+    let (module, tensor) = saved_part(path, config)?;
+    Ok((module, Part::Saved(tensor)))
+}
+
+/// The module and the tensor of one that is saved in full, or of a bias that is trained.
+fn saved_part<'a>(path: &'a str, config: &AdapterConfig) -> std::result::Result<(&'a str, &'a str), &'static str> {
     let (module, tensor) = path.rsplit_once('.').ok_or("the name has no module")?;
     let trained_bias = tensor == "bias" && config.bias == "all";
     if !trained_bias && (!["weight", "bias"].contains(&tensor) || !is_saved(module, config)) {
         return Err("it is neither of a LoRA adapter nor of modules_to_save");
     }
-    Ok((module, Part::Saved(tensor)))
+    Ok((module, tensor))
 }
 
 /// Whether a module, or one that contains it, has a name of `modules_to_save` at its end.
@@ -253,6 +274,8 @@ pub(crate) fn check_module(path: &Path, config: &AdapterConfig, module: &str, co
     let (tensors, suffix_a, suffix_b) = match content {
         AdapterModule::Linear(tensors) => (tensors, LORA_A, LORA_B),
         AdapterModule::Embedding(tensors) => (tensors, LORA_EMBEDDING_A, LORA_EMBEDDING_B),
+        AdapterModule::Vera(vera) => return vera.check(path, config, module),
+        AdapterModule::AdaLora(adalora) => return adalora.check(path, config, module),
         AdapterModule::Saved { tensors } => {
             for (name, tensor) in tensors {
                 check_finite(path, &format!("{PREFIX}{module}.{name}"), tensor)?;

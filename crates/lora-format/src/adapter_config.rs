@@ -1,9 +1,12 @@
-//! `adapter_config.json`: every key of PEFT's `LoraConfig`.
+//! `adapter_config.json`: every key of PEFT's `LoraConfig`, `VeraConfig` and `AdaLoraConfig`.
 
 mod keys;
+mod method;
+
+pub use method::{AdaLoraConfig, Method, VeraConfig};
 
 use crate::error::{Error, Result};
-use crate::fields::{Fields, finite, int_within};
+use crate::fields::{Fields, finite};
 use crate::json::read_json_object;
 use crate::pattern::{ending, first_match, whole};
 use crate::target::TargetModules;
@@ -31,11 +34,13 @@ pub enum InitLoraWeights {
     Named(String),
 }
 
-/// A LoRA configuration as PEFT reads and writes it.
+/// The configuration of an adapter as PEFT reads and writes it. Keys that a type has not stay at their defaults.
 ///
 /// [`Default`] gives PEFT's own defaults.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdapterConfig {
+    /// `peft_type`, with the keys of its own.
+    pub method: Method,
     /// The base model's name, for information only: it is never opened.
     pub base_model_name_or_path: Option<String>,
     /// `CAUSAL_LM`, ...
@@ -81,6 +86,7 @@ pub struct AdapterConfig {
 impl Default for AdapterConfig {
     fn default() -> Self {
         AdapterConfig {
+            method: Method::Lora,
             base_model_name_or_path: None,
             task_type: None,
             peft_version: Some(PEFT_VERSION.into()),
@@ -117,21 +123,30 @@ impl AdapterConfig {
 
     pub(crate) fn from_json(path: &Path, map: &Map<String, Value>) -> Result<Self> {
         let f = Fields::new(path, "", map);
-        match f.string("peft_type")?.as_deref() {
-            Some("LORA") => {}
-            Some(_) => return Err(unsupported(path, "peft_type", &map["peft_type"], "only LORA adapters are read")),
-            None => return Err(f.wrong("peft_type", "\"LORA\"")),
-        }
-        refuse_unknown(path, map)?;
+        let peft_type = f.string("peft_type")?.ok_or_else(|| f.wrong("peft_type", "\"LORA\""))?;
+        let Some(method) = Method::read(f, &peft_type)? else {
+            let reason = "only LORA, VERA and ADALORA adapters are read";
+            return Err(unsupported(path, "peft_type", &map["peft_type"], reason));
+        };
+        refuse_unknown(path, map, &method)?;
         let default = AdapterConfig::default();
-        let rank_of_value = |v: &Value| int_within(v, 1, MAX_RANK);
+        // VeRA has neither alpha nor a rank that must be given, and a name of its own for dropout.
+        let (r, lora_alpha, dropout) = match &method {
+            Method::Vera(_) => (Some(VeraConfig::DEFAULT_R), Some(default.lora_alpha), "vera_dropout"),
+            Method::AdaLora(_) => (Some(default.r), Some(default.lora_alpha), "lora_dropout"),
+            Method::Lora => (None, None, "lora_dropout"),
+        };
+        let no_r = || f.wrong("r", "the rank, a whole number of at least 1");
+        let no_alpha = || f.wrong("lora_alpha", "a finite number");
         let config = AdapterConfig {
+            rank_pattern: method::ranks(f, &method)?,
+            method,
             base_model_name_or_path: f.string("base_model_name_or_path")?,
             task_type: f.string("task_type")?,
             peft_version: f.string("peft_version")?,
-            r: f.int("r", 1, MAX_RANK)?.ok_or_else(|| f.wrong("r", "the rank, a whole number of at least 1"))?,
-            lora_alpha: f.float("lora_alpha")?.ok_or_else(|| f.wrong("lora_alpha", "a finite number"))?,
-            lora_dropout: f.float("lora_dropout")?.unwrap_or(default.lora_dropout),
+            r: f.int("r", 1, MAX_RANK)?.or(r).ok_or_else(no_r)?,
+            lora_alpha: f.float("lora_alpha")?.or(lora_alpha).ok_or_else(no_alpha)?,
+            lora_dropout: f.float(dropout)?.unwrap_or(default.lora_dropout),
             target_modules: targets(f, "target_modules")?,
             exclude_modules: targets(f, "exclude_modules")?,
             bias: f.string("bias")?.unwrap_or(default.bias),
@@ -140,7 +155,6 @@ impl AdapterConfig {
             use_dora: f.bool("use_dora")?.unwrap_or(false),
             lora_bias: f.bool("lora_bias")?.unwrap_or(false),
             init_lora_weights: init(f)?,
-            rank_pattern: f.table("rank_pattern", &format!("a whole number from 1 to {MAX_RANK}"), rank_of_value)?,
             alpha_pattern: f.table("alpha_pattern", "a finite number", finite)?,
             layers_to_transform: f.ints("layers_to_transform", 0, i32::MAX.into())?,
             layers_pattern: f.strings("layers_pattern")?,
@@ -167,6 +181,15 @@ impl AdapterConfig {
         }
         if !(0.0..1.0).contains(&self.lora_dropout) {
             return wrong("lora_dropout", "at least 0 and below 1");
+        }
+        if let Some((field, wanted)) = self.method.fault(self) {
+            return wrong(field, &wanted);
+        }
+        if !matches!(self.method, Method::Lora) && self.bias != "none" {
+            return wrong(
+                "bias",
+                &format!("none: biases of the base are not trained under {}", self.method.peft_type()),
+            );
         }
         if !BIASES.contains(&self.bias.as_str()) {
             return wrong("bias", "none, all or lora_only");
@@ -209,12 +232,15 @@ impl AdapterConfig {
         Ok(())
     }
 
-    /// The rank of a module: the first key of `rank_pattern` that matches its path to the end, else `r`.
+    /// The rank of a module, which AdaLoRA may have pruned to 0: the first key of `rank_pattern` that matches its path to the end, else `r`.
     ///
     /// # Errors
     /// [`Error::Pattern`].
     pub fn rank_of(&self, module_path: &str) -> Result<i64> {
-        Ok(*first_match(&self.rank_pattern, module_path)?.unwrap_or(&self.r))
+        match self.method.rank_of(module_path) {
+            Some(r) => Ok(r),
+            None => Ok(*first_match(&self.rank_pattern, module_path)?.unwrap_or(&self.r)),
+        }
     }
 
     /// The alpha of a module: the first key of `alpha_pattern` that matches its path to the end, else `lora_alpha`.
@@ -253,7 +279,6 @@ impl AdapterConfig {
             ("lora_bias", json!(self.lora_bias)),
             ("lora_dropout", json!(self.lora_dropout)),
             ("modules_to_save", json!(self.modules_to_save)),
-            ("peft_type", json!("LORA")),
             ("peft_version", json!(PEFT_VERSION)),
             ("r", json!(self.r)),
             // The order of the patterns decides which one counts, so it is kept and not sorted.
@@ -264,6 +289,7 @@ impl AdapterConfig {
             ("use_rslora", json!(self.use_rslora)),
         ];
         map.extend(typed.map(|(key, value)| (key.to_string(), value)));
+        self.method.write(self, &mut map);
         map.sort_keys();
         map
     }

@@ -1,5 +1,6 @@
 //! Writing a PEFT adapter folder.
 
+use crate::adapter::methods::pair_to_write;
 use crate::adapter::{
     ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterModule, BASE_BIAS, BASE_WEIGHT, LORA_A, LORA_B, LORA_B_BIAS,
     LORA_EMBEDDING_A, LORA_EMBEDDING_B, MAGNITUDE, PREFIX, check_module,
@@ -36,6 +37,14 @@ pub fn write_adapter(dir: &Path, config: &AdapterConfig, modules: &BTreeMap<Stri
         let (lora, suffix_a, suffix_b) = match content {
             AdapterModule::Linear(lora) => (lora, LORA_A, LORA_B),
             AdapterModule::Embedding(lora) => (lora, LORA_EMBEDDING_A, LORA_EMBEDDING_B),
+            AdapterModule::Vera(vera) => {
+                vera.named().into_iter().try_for_each(|(suffix, tensor)| add(suffix, tensor))?;
+                continue;
+            }
+            AdapterModule::AdaLora(adalora) => {
+                adalora.named().into_iter().try_for_each(|(suffix, tensor)| add(suffix, tensor))?;
+                continue;
+            }
             AdapterModule::Saved { tensors } => {
                 tensors.iter().try_for_each(|(name, tensor)| add(&format!(".{name}"), tensor))?;
                 continue;
@@ -52,6 +61,10 @@ pub fn write_adapter(dir: &Path, config: &AdapterConfig, modules: &BTreeMap<Stri
         for (suffix, tensor) in optional {
             tensor.iter().try_for_each(|t| add(suffix, t))?;
         }
+    }
+    for (name, tensor) in pair_to_write(&path, config, modules)? {
+        let tensor = tensor.f_detach().and_then(|t| t.f_to_kind(Kind::Float)).map_err(|e| Error::tch(&path, e))?;
+        tensors.push((name.to_string(), tensor));
     }
     if tensors.is_empty() {
         return Err(Error::EmptyAdapter { path });

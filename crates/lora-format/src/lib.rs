@@ -42,8 +42,11 @@ mod tensor_file;
 mod write_behind;
 mod writer;
 
-pub use adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterFolder, AdapterModule, LoraTensors, read_adapter};
-pub use adapter_config::{AdapterConfig, InitLoraWeights};
+pub use adapter::{
+    ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdaLoraTensors, AdapterFolder, AdapterModule, LoraTensors, VeraPair, VeraTensors,
+    read_adapter,
+};
+pub use adapter_config::{AdaLoraConfig, AdapterConfig, InitLoraWeights, Method, VeraConfig};
 pub use adapter_write::write_adapter;
 pub use atomic::{create_staging_dir, sync_dir, write_atomic};
 pub use bnb::{is_packed, is_part, nf4_tensors, packed_shape, quantization_config, read_nf4};

@@ -4,7 +4,8 @@
 use crate::decoder::{Decoder, ModuleMut};
 use crate::error::{Error, Result};
 use crate::inject::Start;
-use lora_core::{Lora, LoraSpec};
+use crate::methods::{file_projection, from_file};
+use lora_core::{Adapter, Lora, LoraSpec};
 use lora_format::{AdapterFolder, AdapterModule};
 use lora_torch::Segments;
 use lora_torch::Weight;
@@ -25,7 +26,7 @@ pub struct AdapterSet {
 /// One adapter.
 #[derive(Debug)]
 struct Loaded {
-    low_rank: BTreeMap<String, Lora>,
+    low_rank: BTreeMap<String, Adapter>,
     /// Modules that it has in full, and biases of the base.
     whole: BTreeMap<String, BTreeMap<String, Tensor>>,
 }
@@ -43,10 +44,23 @@ impl AdapterSet {
         let start = Start::of(config).ok();
         let place = |t: &Tensor| -> Result<Tensor> { Ok(t.f_detach()?.f_to_device(device)?.f_to_kind(Kind::Float)?) };
         let mut loaded = Loaded { low_rank: BTreeMap::new(), whole: BTreeMap::new() };
+        let projection = file_projection(folder, model)?;
         let mut modules: BTreeMap<String, ModuleMut<'_>> = model.modules_mut().into_iter().collect();
         for (path, content) in &folder.modules {
             let fault = |reason: String| Error::Module { module: path.clone(), reason };
             let Some(module) = modules.get_mut(path) else { return Err(fault("is not in this model".into())) };
+            if let ModuleMut::Linear(l) = module
+                && let Some((other, base)) = from_file(path, content, config, l, projection.as_ref(), &place)?
+            {
+                // A frozen weight that PEFT saved along is the base's own.
+                let own = if base.is_some() { Some(l.weight.dense()?) } else { None };
+                if let Some(weight) = base.filter(|w| own.as_ref().is_none_or(|own| !same(w, own))) {
+                    check_size(path, "weight", Some(weight), Some(l.weight.size()))?;
+                    loaded.whole.insert(path.clone(), BTreeMap::from([("weight".to_string(), place(weight)?)]));
+                }
+                loaded.low_rank.insert(path.clone(), other);
+                continue;
+            }
             let lora = match content {
                 AdapterModule::Saved { tensors } => {
                     let (weight, bias) = sizes(module);
@@ -57,6 +71,7 @@ impl AdapterSet {
                     continue;
                 }
                 AdapterModule::Linear(lora) | AdapterModule::Embedding(lora) => lora,
+                _ => return Err(fault("is not a linear layer of this model".into())),
             };
             let spec = LoraSpec::new(config.rank_of(path)?, config.alpha_of(path)?, config.use_rslora)?;
             let (mut a, mut b) = (place(&lora.a)?, place(&lora.b)?);
@@ -96,7 +111,7 @@ impl AdapterSet {
             if !whole.is_empty() {
                 loaded.whole.insert(path.clone(), whole);
             }
-            loaded.low_rank.insert(path.clone(), pair);
+            loaded.low_rank.insert(path.clone(), pair.into());
         }
         self.loaded.insert(name.into(), loaded);
         Ok(())
@@ -123,9 +138,9 @@ impl AdapterSet {
         restore(&mut self.replaced, model);
         let active: Vec<(&Loaded, f64)> = mix.iter().map(|(name, weight)| (&self.loaded[*name], *weight)).collect();
         for (path, module) in model.modules_mut() {
-            let here: Vec<(&Lora, f64)> =
+            let here: Vec<(&Adapter, f64)> =
                 active.iter().filter_map(|(l, weight)| Some((l.low_rank.get(&path)?, *weight))).collect();
-            set_lora(module, if here.is_empty() { None } else { Some(combined(&here)?) });
+            set_adapter(module, if here.is_empty() { None } else { Some(combined(&here)?) });
         }
         // Only an adapter that is alone has modules in full.
         for (path, module) in model.modules_mut() {
@@ -150,7 +165,7 @@ impl AdapterSet {
         }
         for mix in mixes {
             self.check_weightable(mix)?;
-            let biased = |l: &Loaded| l.low_rank.values().any(|lora| lora.bias.is_some());
+            let biased = |l: &Loaded| l.low_rank.values().filter_map(Adapter::as_lora).any(|lora| lora.bias.is_some());
             if let Some((name, ..)) = self.parts(mix)?.into_iter().find(|(_, l, _)| biased(l)) {
                 let reason =
                     "it has biases of B (lora_bias), which cannot be given by row; use it for a whole batch".into();
@@ -173,18 +188,18 @@ impl AdapterSet {
         let weights = Tensor::f_from_slice(&by_token)?.f_view([segments.total(), names.len() as i64])?;
         let weights = weights.f_to_kind(model.kind())?.f_to_device(model.device())?;
         for (path, module) in model.modules_mut() {
-            let here: Vec<(i64, &Lora)> =
-                (0..).zip(&names).filter_map(|(i, name)| Some((i, self.loaded[*name].low_rank.get(&path)?))).collect();
+            let adapters = (0..).zip(&names).filter_map(|(i, name)| Some((i, self.loaded[*name].low_rank.get(&path)?)));
+            let here: Vec<(i64, Lora)> = adapters.map(|(i, a)| Ok((i, a.to_lora()?))).collect::<Result<_>>()?;
             if here.is_empty() {
-                set_lora(module, None);
+                set_adapter(module, None);
                 continue;
             }
             let owners: Vec<i64> =
                 here.iter().flat_map(|(i, lora)| std::iter::repeat_n(*i, lora.r() as usize)).collect();
             let owners = Tensor::f_from_slice(&owners)?.f_to_device(weights.device())?;
-            let mut lora = combined(&here.iter().map(|(_, lora)| (*lora, 1.0)).collect::<Vec<_>>())?;
+            let mut lora = weighted(&here.iter().map(|(_, lora)| (lora, 1.0)).collect::<Vec<_>>())?;
             lora.gate = Some(weights.f_index_select(1, &owners)?);
-            set_lora(module, Some(lora));
+            set_adapter(module, Some(lora.into()));
         }
         Ok(())
     }
@@ -224,7 +239,7 @@ impl AdapterSet {
             if !loaded.whole.is_empty() {
                 return fault("it has modules or biases in full, which cannot be weighted");
             }
-            if loaded.low_rank.values().any(|l| l.magnitude.is_some()) {
+            if loaded.low_rank.values().filter_map(Adapter::as_lora).any(|l| l.magnitude.is_some()) {
                 return fault("DoRA cannot be weighted beside the base");
             }
         }
@@ -310,21 +325,26 @@ fn replace(module: ModuleMut<'_>, tensors: &BTreeMap<String, Tensor>) -> (Weight
     (weight, old)
 }
 
-fn set_lora(module: ModuleMut<'_>, lora: Option<Lora>) {
-    match module {
-        ModuleMut::Linear(l) => l.lora = lora,
-        ModuleMut::Embedding(e) => e.lora = lora,
-        ModuleMut::Norm(_) => {}
+fn set_adapter(module: ModuleMut<'_>, adapter: Option<Adapter>) {
+    match (module, adapter) {
+        (ModuleMut::Linear(l), adapter) => l.adapter = adapter,
+        (ModuleMut::Embedding(e), Some(Adapter::Lora(lora))) => e.lora = Some(lora),
+        (ModuleMut::Embedding(e), _) => e.lora = None,
+        (ModuleMut::Norm(_), _) => {}
     }
 }
 
-/// One adapter as it is, or the exact weighted sum of several: `[A_1; A_2]`, `[w_1 s_1 B_1, w_2 s_2 B_2]`.
-fn combined(parts: &[(&Lora, f64)]) -> Result<Lora> {
+/// One adapter as it is, or the exact weighted sum of several as a plain pair, whatever their methods.
+fn combined(parts: &[(&Adapter, f64)]) -> Result<Adapter> {
     if let [(one, 1.0)] = parts {
-        let vector = |t: &Option<Tensor>| t.as_ref().map(Tensor::shallow_clone);
-        let lora = Lora::from_parts(one.a.shallow_clone(), one.b.shallow_clone(), one.scale)?;
-        return Ok(lora.with_vectors(vector(&one.bias), vector(&one.magnitude))?);
+        return Ok(one.share());
     }
+    let pairs: Vec<Lora> = parts.iter().map(|(adapter, _)| adapter.to_lora()).collect::<std::result::Result<_, _>>()?;
+    Ok(weighted(&pairs.iter().zip(parts).map(|(lora, (_, weight))| (lora, *weight)).collect::<Vec<_>>())?.into())
+}
+
+/// `[A_1; A_2]`, `[w_1 s_1 B_1, w_2 s_2 B_2]`.
+fn weighted(parts: &[(&Lora, f64)]) -> Result<Lora> {
     let a: Vec<&Tensor> = parts.iter().map(|(lora, _)| &lora.a).collect();
     let b = parts.iter().map(|(lora, weight)| lora.b.f_mul_scalar(lora.scale * weight));
     let b: Vec<Tensor> = b.collect::<std::result::Result<_, _>>()?;

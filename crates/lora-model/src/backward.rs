@@ -77,7 +77,7 @@ impl Decoder {
             let prefix = self.config.in_block(i, "");
             self.modules().iter().filter(|(path, _)| path.starts_with(&prefix)).any(|(_, m)| match m {
                 ModuleRef::Linear(l) => {
-                    l.lora.is_some() || l.weight.plain().is_some_and(trains) || l.bias.as_ref().is_some_and(trains)
+                    l.adapter.is_some() || l.weight.plain().is_some_and(trains) || l.bias.as_ref().is_some_and(trains)
                 }
                 ModuleRef::Norm(n) => trains(&n.weight) || n.bias.as_ref().is_some_and(trains),
                 ModuleRef::Embedding(_) => false,

@@ -2,9 +2,12 @@
 
 use crate::decoder::{Decoder, ModuleMut, ModuleRef};
 use crate::error::{Error, Result};
+use crate::methods::{file_projection, fresh, from_file, planned_projection, to_file};
 use crate::target::InjectionPlan;
 use crate::weights::path_seed;
-use lora_core::{Init, LinearLayer, Lora, LoraSpec, Principal, init_embedding, init_linear, residual, row_norms};
+use lora_core::{
+    Adapter, Init, LinearLayer, Lora, LoraSpec, Principal, init_embedding, init_linear, residual, row_norms,
+};
 use lora_format::{AdapterConfig, AdapterFolder, AdapterModule, InitLoraWeights, LoraTensors, TargetModules};
 use lora_torch::{Weight, mix_seed};
 use std::collections::BTreeMap;
@@ -28,12 +31,17 @@ impl Decoder {
         let (config, device) = (&plan.config, self.device());
         let (start, kind) = (Start::of(config)?, self.kind());
         self.lora_dropout = config.lora_dropout;
+        let projection = planned_projection(plan, self.kind(), device)?;
         let adapters: BTreeMap<&str, _> = plan.adapters.iter().map(|a| (a.module.path.as_str(), a)).collect();
         for (path, module) in self.modules_mut() {
             let Some(planned) = adapters.get(path.as_str()) else { continue };
             let (m, own) = (&planned.module, mix_seed(&[seed, path_seed(&path)]));
             match module {
                 ModuleMut::Linear(l) => {
+                    if let Some(other) = fresh(config, planned, projection.as_ref(), own)? {
+                        l.set_adapter(other.map_trained(|t| leaf(t, device))?)?;
+                        continue;
+                    }
                     let mut lora = match start {
                         Start::Beside(init) => {
                             init_linear(m.in_features, m.out_features, planned.spec, init, own, device)?
@@ -77,14 +85,28 @@ impl Decoder {
     pub fn load_adapter(&mut self, folder: &AdapterFolder) -> Result<()> {
         let (device, kind, config) = (self.device(), self.kind(), &folder.config);
         let start = Start::of(config).unwrap_or(Start::Beside(Init::Kaiming));
+        let projection = file_projection(folder, self)?;
         for (path, content) in &folder.modules {
             let fault = |reason: String| Error::Module { module: path.clone(), reason };
+            let mut modules = self.modules_mut().into_iter();
+            if let Some((_, ModuleMut::Linear(l))) = modules.find(|(p, _)| p == path)
+                && let Some((other, base)) =
+                    from_file(path, content, config, l, projection.as_ref(), &|t| leaf(t, device))?
+            {
+                l.set_adapter(other).map_err(|e| fault(e.to_string()))?;
+                let base = base.map(Tensor::shallow_clone);
+                if let Some(with) = &base {
+                    self.replace_weight(path, with)?;
+                }
+                continue;
+            }
             let lora = match content {
                 AdapterModule::Saved { tensors } => {
                     self.train_module(path, Some(tensors))?;
                     continue;
                 }
                 AdapterModule::Linear(lora) | AdapterModule::Embedding(lora) => lora,
+                _ => return Err(fault("is not a linear layer of this model".into())),
             };
             if let Some(with) = &lora.base_weight {
                 self.replace_weight(path, with)?;
@@ -153,7 +175,7 @@ impl Decoder {
         let device = self.device();
         for (_, module) in self.modules_mut() {
             let bias = match module {
-                ModuleMut::Linear(l) if which == "all" || (which == "lora_only" && l.lora.is_some()) => &mut l.bias,
+                ModuleMut::Linear(l) if which == "all" || (which == "lora_only" && l.adapter.is_some()) => &mut l.bias,
                 ModuleMut::Norm(n) if which == "all" => &mut n.bias,
                 _ => continue,
             };
@@ -245,22 +267,19 @@ impl Decoder {
                     list.push(Parameter { name: format!("{path}.{suffix}"), tensor: t.shallow_clone() });
                 }
             };
-            let (weight, bias, lora, embedding) = match module {
-                ModuleRef::Linear(l) => (l.weight.plain(), l.bias.as_ref(), l.lora.as_ref(), false),
-                ModuleRef::Embedding(e) => (Some(&e.weight), None, e.lora.as_ref(), true),
-                ModuleRef::Norm(n) => (Some(&n.weight), n.bias.as_ref(), None, false),
+            let (weight, bias, adapter, lora) = match module {
+                ModuleRef::Linear(l) => (l.weight.plain(), l.bias.as_ref(), l.adapter.as_ref(), None),
+                ModuleRef::Embedding(e) => (Some(&e.weight), None, None, e.lora.as_ref()),
+                ModuleRef::Norm(n) => (Some(&n.weight), n.bias.as_ref(), None, None),
             };
             add("weight", weight.filter(|_| !(tied && path == self.config.layout.lm_head)));
             add("bias", bias);
+            for (name, tensor) in adapter.map(Adapter::tensors).unwrap_or_default() {
+                add(name, Some(tensor));
+            }
             if let Some(lora) = lora {
-                let [a, b] = if embedding {
-                    ["lora_embedding_A", "lora_embedding_B"]
-                } else {
-                    ["lora_A.weight", "lora_B.weight"]
-                };
-                add(a, Some(&lora.a));
-                add(b, Some(&lora.b));
-                add("lora_B.bias", lora.bias.as_ref());
+                add("lora_embedding_A", Some(&lora.a));
+                add("lora_embedding_B", Some(&lora.b));
                 add("lora_magnitude_vector", lora.magnitude.as_ref());
             }
         }
@@ -276,7 +295,14 @@ impl Decoder {
         let mut list = BTreeMap::new();
         for (path, module) in self.modules() {
             let (weight, bias, lora, embedding) = match module {
-                ModuleRef::Linear(l) => (l.weight.plain(), l.bias.as_ref(), l.lora.as_ref(), false),
+                ModuleRef::Linear(l) => {
+                    let saved_along = l.weight.plain().filter(|_| saved_along(&path)).map(Tensor::shallow_clone);
+                    if let Some(other) = l.adapter.as_ref().and_then(|a| to_file(a, saved_along)) {
+                        list.insert(path, other);
+                        continue;
+                    }
+                    (l.weight.plain(), l.bias.as_ref(), l.lora(), false)
+                }
                 ModuleRef::Embedding(e) => (Some(&e.weight), None, e.lora.as_ref(), true),
                 ModuleRef::Norm(n) => (Some(&n.weight), n.bias.as_ref(), None, false),
             };
@@ -292,13 +318,12 @@ impl Decoder {
                 continue;
             };
             let (a, b) = lora.converted()?;
-            let saved_along = ["embed_tokens", "lm_head"].contains(&path.rsplit('.').next().unwrap_or(&path));
             let tensors = LoraTensors {
                 a,
                 b,
                 bias: lora.bias.as_ref().map(copy),
                 magnitude: lora.magnitude.as_ref().map(copy),
-                base_weight: weight.filter(|_| saved_along).map(copy),
+                base_weight: weight.filter(|_| saved_along(&path)).map(copy),
                 base_bias: trained_bias.map(copy),
             };
             let content = if embedding { AdapterModule::Embedding(tensors) } else { AdapterModule::Linear(tensors) };
@@ -306,6 +331,11 @@ impl Decoder {
         }
         Ok(list)
     }
+}
+
+/// Whether PEFT saves the frozen weight of a module with an adapter along.
+fn saved_along(path: &str) -> bool {
+    ["embed_tokens", "lm_head"].contains(&path.rsplit('.').next().unwrap_or(path))
 }
 
 /// A trained leaf, fp32 (fp64 where the value is).

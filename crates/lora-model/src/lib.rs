@@ -30,6 +30,7 @@ mod generate;
 mod inject;
 mod keep;
 mod layout;
+mod methods;
 mod mlp;
 mod names;
 mod norm;

@@ -6,7 +6,7 @@ use crate::inject::Start;
 use crate::names::{ModuleKind, ModuleSpec, modules};
 use fancy_regex::Regex;
 use lora_core::{LoraSpec, ParameterCount, Principal};
-use lora_format::{AdapterConfig, InitLoraWeights, TargetModules};
+use lora_format::{AdapterConfig, InitLoraWeights, Method, TargetModules};
 
 /// One adapter to be made.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,10 +33,16 @@ pub struct InjectionPlan {
 impl InjectionPlan {
     /// Trained parameters of the adapters against the weights that they stand beside.
     pub fn count(&self) -> ParameterCount {
-        self.adapters
-            .iter()
-            .map(|a| ParameterCount::of_linear(a.module.in_features, a.module.out_features, a.spec.r()))
-            .sum()
+        let of = |a: &PlannedAdapter| {
+            let (i, o, r) = (a.module.in_features, a.module.out_features, a.spec.r());
+            let plain = ParameterCount::of_linear(i, o, r);
+            match &self.config.method {
+                Method::Lora => plain,
+                Method::Vera(_) => ParameterCount { trained: r + o, ..plain },
+                Method::AdaLora(_) => ParameterCount { trained: plain.trained + r, ..plain },
+            }
+        };
+        self.adapters.iter().map(of).sum()
     }
 
     /// All trained parameters, modules that are saved in full included.
@@ -109,12 +115,22 @@ pub fn plan_injection(model: &ModelConfig, config: &AdapterConfig) -> Result<Inj
         {
             continue;
         }
+        if module.kind != ModuleKind::Linear && config.method != Method::Lora {
+            let reason = format!(
+                "`{}` is an embedding, and {} adapts linear layers only; name it in modules_to_save to train it whole",
+                module.path,
+                config.method.peft_type()
+            );
+            return Err(Error::Adapter { field: "target_modules", value: last_part(&module.path).into(), reason });
+        }
         let (r, alpha) = (config.rank_of(&module.path)?, config.alpha_of(&module.path)?);
         let most = module.in_features.min(module.out_features);
-        if r > most {
+        // What VeRA trains hardly grows with its rank.
+        if r > most && !matches!(config.method, Method::Vera(_)) {
             let reason =
                 format!("`{}` is {} wide on its smaller side, where a higher rank saves nothing", module.path, most);
-            return Err(Error::Adapter { field: "r", value: r.to_string(), reason });
+            let field = if config.method == Method::Lora { "r" } else { "init_r" };
+            return Err(Error::Adapter { field, value: r.to_string(), reason });
         }
         adapters.push(PlannedAdapter { module: module.clone(), spec: LoraSpec::new(r, alpha, config.use_rslora)? });
     }
@@ -209,7 +225,47 @@ fn check_method(config: &AdapterConfig) -> Result<()> {
         let reason = "DoRA has no bias of its own; choose use_dora or lora_bias".to_string();
         return Err(Error::Adapter { field: "lora_bias", value: "true".into(), reason });
     }
-    Start::of(config).map(|_| ())
+    let refuse = |field, value: String, reason: &str| {
+        let reason = format!("{} {reason}", config.method.peft_type());
+        Err(Error::Adapter { field, value, reason })
+    };
+    if config.method != Method::Lora {
+        if config.bias != "none" {
+            return refuse("bias", config.bias.clone(), "trains no biases of the base; use \"none\"");
+        }
+        if config.init_lora_weights != InitLoraWeights::Default {
+            let value = format!("{:?}", config.init_lora_weights);
+            return refuse("init_lora_weights", value, "begins in its own way; leave it at true");
+        }
+        for (field, given) in
+            [("use_dora", config.use_dora), ("use_rslora", config.use_rslora), ("lora_bias", config.lora_bias)]
+        {
+            if given {
+                return refuse(field, "true".into(), "cannot be combined with it; choose one of them");
+            }
+        }
+        if !config.rank_pattern.is_empty() || !config.alpha_pattern.is_empty() {
+            let field = if config.rank_pattern.is_empty() { "alpha_pattern" } else { "rank_pattern" };
+            return refuse(field, "a table".into(), "has one rank and one scale for all modules; remove it");
+        }
+    }
+    match &config.method {
+        Method::Vera(_) if config.exclude_modules.is_some() => {
+            refuse("exclude_modules", "given".into(), "has no such key in PEFT; name the modules that are meant")
+        }
+        Method::AdaLora(a) if a.target_r >= a.init_r => {
+            let reason =
+                format!("begins with init_r = {} triplets, so nothing would be pruned; use a smaller one", a.init_r);
+            refuse("target_r", a.target_r.to_string(), &reason)
+        }
+        Method::AdaLora(a) if a.total_step.is_some_and(|total| a.tinit >= total - a.tfinal) => {
+            let total = a.total_step.unwrap_or_default();
+            let reason =
+                format!("leaves no step to prune in: tinit must be below total_step - tfinal = {total} - {}", a.tfinal);
+            refuse("tinit", a.tinit.to_string(), &reason)
+        }
+        _ => Start::of(config).map(|_| ()),
+    }
 }
 
 /// `modules_to_save` matches by the end of the path, and each name must match.

@@ -4,6 +4,7 @@
 mod common;
 
 use common::{distance, fixtures};
+use lora_core::VeraProjection;
 use lora_format::{AdapterFolder, TensorFile, read_adapter};
 use lora_model::{AdapterSet, Decoder, Error, Mode, TokenBatch};
 use std::path::PathBuf;
@@ -38,7 +39,7 @@ fn reference(file: &str, places: &Tensor) -> Tensor {
     file.read("logits").unwrap().flatten(0, 1).index_select(0, places)
 }
 
-const ALL: [&str; 13] = [
+const ALL: [&str; 17] = [
     "lora",
     "all_linear",
     "rslora",
@@ -52,6 +53,10 @@ const ALL: [&str; 13] = [
     "pissa",
     "olora",
     "dora_embedding",
+    "vera",
+    "vera_key",
+    "adalora",
+    "adalora_pruned",
 ];
 
 #[test]
@@ -91,6 +96,45 @@ fn weights_give_what_peft_mixes_and_a_weight_of_zero_is_the_base() {
     set.activate(&mut model, &[("embedding", 0.5), ("embedding", 0.5)]).unwrap();
     let d = distance(&logits(&model, &batch), &reference("adapters/embedding", &places));
     assert!(d < LOGITS_TOLERANCE, "two halves of one: {d}");
+}
+
+#[test]
+fn veras_pair_is_drawn_with_the_bits_of_peft() {
+    let file = TensorFile::open(&llama().join("adapters/vera/adapter_model.safetensors")).unwrap();
+    // Rank 8 and key 0; down_proj reads 80, and nothing gives more than 32.
+    let drawn = VeraProjection::from_key(0, 8, 80, 32).unwrap();
+    assert!(drawn.a.equal(&file.read("base_model.vera_A").unwrap()));
+    assert!(drawn.b.equal(&file.read("base_model.vera_B").unwrap()));
+}
+
+#[test]
+fn other_types_are_weighted_as_the_plain_pairs_that_they_come_to() {
+    let mut model = load();
+    let (batch, places) = batch(&model);
+    let base = logits(&model, &batch);
+    let mut set = AdapterSet::default();
+    for name in ["vera", "vera_key", "adalora_pruned", "lora"] {
+        set.load(name, &adapter(&format!("adapters/{name}")), &mut model).unwrap();
+    }
+    for name in ["vera", "vera_key", "adalora_pruned"] {
+        set.activate(&mut model, &[(name, 0.25), (name, 0.75)]).unwrap();
+        let d = distance(&logits(&model, &batch), &reference(&format!("adapters/{name}"), &places));
+        assert!(d < LOGITS_TOLERANCE, "parts of {name}: {d}");
+    }
+    // Beside LoRA, in one batch by row and as a sum.
+    let mix: &[(&str, f64)] = &[("vera", 0.5), ("lora", -0.5)];
+    set.activate(&mut model, mix).unwrap();
+    let sum = logits(&model, &batch);
+    set.route(&mut model, &batch.segments, &[mix, &[("adalora_pruned", 1.0)]]).unwrap();
+    let routed = logits(&model, &batch);
+    let first = batch.segments.lens()[0];
+    let rest = batch.segments.total() - first;
+    assert!(distance(&routed.narrow(0, 0, first), &sum.narrow(0, 0, first)) < LOGITS_TOLERANCE);
+    let wanted = reference("adapters/adalora_pruned", &places).narrow(0, first, rest);
+    assert!(distance(&routed.narrow(0, first, rest), &wanted) < LOGITS_TOLERANCE);
+    assert!(distance(&sum, &base) > 100.0 * LOGITS_TOLERANCE, "the mix must be visible");
+    set.activate(&mut model, &[]).unwrap();
+    assert!(logits(&model, &batch).equal(&base));
 }
 
 #[test]

@@ -35,7 +35,7 @@ const FAMILIES: [&str; 18] = [
     "gpt2",
     "gpt_neox",
 ];
-const ADAPTERS: [&str; 13] = [
+const ADAPTERS: [&str; 15] = [
     "lora",
     "all_linear",
     "rslora",
@@ -49,6 +49,8 @@ const ADAPTERS: [&str; 13] = [
     "pissa",
     "olora",
     "dora_embedding",
+    "vera",
+    "vera_key",
 ];
 
 fn inputs_of(family: &str) -> TensorFile {
@@ -88,6 +90,7 @@ fn adapter_cases() -> Vec<(String, String)> {
     let more = [
         ("gpt2", "dora"),
         ("gpt2", "bias_all"),
+        ("gpt2", "vera"),
         ("qwen2", "dora"),
         ("qwen2", "lora_bias"),
         ("qwen2", "bias_all"),
@@ -113,7 +116,7 @@ fn reference_name(name: &str, reference: &TensorFile) -> Option<String> {
     if let Some(module) = name.strip_suffix(".lora_magnitude_vector") {
         return Some(format!("grad.base_model.model.{module}.lora_magnitude_vector.default.weight"));
     }
-    for part in ["lora_embedding_A", "lora_embedding_B"] {
+    for part in ["lora_embedding_A", "lora_embedding_B", "vera_lambda_b", "vera_lambda_d"] {
         if let Some(module) = name.strip_suffix(&format!(".{part}")) {
             return Some(format!("grad.base_model.model.{module}.{part}.default"));
         }

@@ -1,5 +1,6 @@
 // Backward passes with given gradients, the optimizer, and what the runtime says of itself.
 #include "shim.h"
+#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/DeviceAccelerator.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
@@ -34,6 +35,18 @@ extern "C" Message lt_adamw(CTensor param, CTensor grad, CTensor exp_avg, CTenso
 
 extern "C" Message lt_norm(CTensor grad, double* out) {
   return guarded([&] { *out = at::linalg_vector_norm(*grad, 2, std::nullopt, false, at::kDouble).item<double>(); });
+}
+
+// Matrices drawn one after the other from a generator of their own: `shapes` holds rows and columns of each.
+extern "C" Message lt_uniform(uint64_t seed, const int64_t* shapes, const double* bounds, size_t n, CTensor* out) {
+  return guarded([&] {
+    at::Generator generator = at::detail::createCPUGenerator(seed);
+    std::vector<at::Tensor> drawn;
+    for (size_t i = 0; i < n; ++i) {
+      drawn.push_back(at::empty({shapes[2 * i], shapes[2 * i + 1]}, at::kFloat).uniform_(-bounds[i], bounds[i], generator));
+    }
+    for (size_t i = 0; i < n; ++i) out[i] = new at::Tensor(drawn[i]);
+  });
 }
 
 // current, peak and reserved bytes

@@ -134,6 +134,7 @@ unsafe extern "C" {
         h: *const RawAdamW,
     ) -> Message;
     fn lt_norm(g: *const C_tensor, out: *mut f64) -> Message;
+    fn lt_uniform(seed: u64, shapes: *const i64, bounds: *const f64, n: usize, out: *mut *mut C_tensor) -> Message;
     fn lt_device_memory(index: i64, out: *mut i64) -> Message;
     fn lt_cuda_in_build(out: *mut i32) -> Message;
     fn lt_synchronize() -> Message;
@@ -278,6 +279,15 @@ pub(crate) fn norm(g: &Tensor) -> Result<f64> {
     let mut out = 0.0;
     check("grad_norm", unsafe { lt_norm(g.as_ptr(), &mut out) })?;
     Ok(out)
+}
+
+/// Matrices `[rows, columns]`, each uniform within its bound, drawn in turn from one generator.
+pub(crate) fn uniform(seed: u64, shapes: &[[i64; 2]], bounds: &[f64]) -> Result<Vec<Tensor>> {
+    debug_assert_eq!(shapes.len(), bounds.len());
+    let n = shapes.len().min(bounds.len());
+    let mut out = vec![ptr::null_mut(); n];
+    check("uniform", unsafe { lt_uniform(seed, shapes.as_ptr().cast(), bounds.as_ptr(), n, out.as_mut_ptr()) })?;
+    Ok(out.into_iter().map(|t| unsafe { Tensor::from_ptr(t) }).collect())
 }
 
 /// Current, peak and reserved bytes of a CUDA device.

@@ -1,6 +1,23 @@
 //! Seeds. Randomness is derived from (seed, step, micro-batch, rank) and never from a generator that runs on, so that a
 //! resumed run draws what the uninterrupted one would have drawn.
 
+use crate::error::Result;
+use crate::ffi;
+use tch::Tensor;
+
+/// Matrices drawn in turn, fp32 on the CPU, each uniform in `[-bound, bound)`. They come from a generator of their own, whose
+/// bits are those of `torch.Generator().manual_seed(seed)` and `Tensor.uniform_`, whatever other threads draw meanwhile.
+///
+/// # Shapes
+/// `[rows, columns]` and the bound of each.
+///
+/// # Errors
+/// What libtorch reports.
+pub fn uniform_from_seed<const N: usize>(seed: u64, matrices: [([i64; 2], f64); N]) -> Result<Vec<Tensor>> {
+    let (shapes, bounds) = (matrices.map(|(shape, _)| shape), matrices.map(|(_, bound)| bound));
+    ffi::uniform(seed, &shapes, &bounds)
+}
+
 /// Seeds libtorch's generators on every device.
 pub fn manual_seed(seed: u64) {
     tch::manual_seed(seed as i64);

@@ -16,7 +16,7 @@ mod unknown;
 pub use data::{BadRecords, DataConfig, Mixing, Preference, SourceConfig, TextBy, Truncation};
 pub use faults::{ConfigErrors, Fault, FaultKind, Place};
 pub(crate) use keys::choice;
-pub use lora::{Bias, InitLoraWeights, LoraConfig, Modules, TaskType};
+pub use lora::{Bias, InitLoraWeights, LoraConfig, Modules, PeftType, TaskType};
 pub use model::{DType, ModelConfig, Quantization, Weights};
 pub use train::{FinetuningType, Length, TrainConfig};
 
@@ -57,6 +57,9 @@ pub struct RunConfig {
     /// The training itself.
     pub train: TrainConfig,
 }
+
+/// The rank of VeRA where none is given, as in PEFT.
+const VERA_RANK: u32 = 256;
 
 /// The keys outside every section.
 pub(crate) const TOP_KEYS: &[Key] = &[
@@ -121,6 +124,11 @@ impl RunConfig {
         rules::check(&config, &tree, places, &mut faults);
         if !faults.is_empty() {
             return Err(ConfigErrors(faults));
+        }
+        // So that the resolved configuration says which rank it is: VeRA's default is another than LoRA's.
+        let given = tree.get("lora").and_then(|section| section.get("r")).is_some();
+        if config.lora.peft_type == PeftType::Vera && !given {
+            config.lora.r = VERA_RANK;
         }
         // So that the resolved configuration says how long the run is.
         if let Length::Epochs(epochs) = config.train.length() {

@@ -3,6 +3,7 @@
 //! A run is [`RunConfig`] (what the user wrote) -> [`RunPlan`] (files opened, data checked, counts known) -> [`train`] (the
 //! loop) -> [`Trainer::step`] (the step). A program that wants to own the loop calls [`Trainer`] itself.
 
+mod allocation;
 mod bench;
 pub mod checkpoint;
 pub mod config;

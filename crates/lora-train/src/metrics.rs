@@ -16,10 +16,13 @@ pub struct StepRecord {
     pub step: u64,
     /// Passes over the data, with the part of the present one.
     pub epoch: f64,
-    /// Sum of the loss over the step's trained tokens, over their number.
+    /// Sum of the loss over the step's trained tokens, over their number; with AdaLoRA's regulariser, where that is trained.
     pub loss: f64,
     /// Common 2-norm of the gradients before they were clipped.
     pub grad_norm: f64,
+    /// Triplets that AdaLoRA's schedule allows after this step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rank_budget: Option<u64>,
     /// Learning rate of the step.
     pub learning_rate: f64,
     /// Tokens with a loss in this step.
@@ -171,6 +174,7 @@ mod tests {
             epoch: step as f64 / 8.0,
             loss,
             grad_norm: 1.5,
+            rank_budget: None,
             learning_rate: 2e-4,
             trained_tokens: 10,
             tokens: 20,

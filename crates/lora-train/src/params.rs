@@ -75,8 +75,9 @@ impl FlatParams {
     /// # Errors
     /// [`Error::NothingTrained`] without parameters, or [`Error::Torch`] when they differ in dtype or device.
     pub fn new(mut parameters: Vec<Parameter>, plus: Option<LoraPlus>) -> Result<Self> {
-        let decays = |p: &Parameter| p.tensor.dim() > 1;
-        let rate = |p: &Parameter| LoraPlus::rate_of(plus, &p.name, !decays(p));
+        // VeRA's vectors are its weights.
+        let decays = |p: &Parameter| p.tensor.dim() > 1 || p.name.contains(".vera_lambda_");
+        let rate = |p: &Parameter| LoraPlus::rate_of(plus, &p.name, p.tensor.dim() < 2);
         parameters.sort_by(|p, q| decays(q).cmp(&decays(p)).then(rate(p).total_cmp(&rate(q))));
         let Some(first) = parameters.first() else { return Err(Error::NothingTrained) };
         let options = (first.tensor.kind(), first.tensor.device());

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::events::{Event, EventSink};
 use crate::schedule::Schedule;
 use lora_data::{DataReport, Example, Tokenizer, pack};
-use lora_format::{AdapterConfig, AdapterFolder, InitLoraWeights as PeftInit, TargetModules, read_adapter};
+use lora_format::{AdapterConfig, AdapterFolder, InitLoraWeights as PeftInit, Method, TargetModules, read_adapter};
 use lora_model::{InjectionPlan, ModelConfig, Packing, Storage, check_weights, modules, plan_injection, saved_form};
 use lora_torch::{DeviceChoice, resolve_device};
 use std::collections::BTreeMap;
@@ -103,6 +103,7 @@ impl RunPlan {
             Length::Steps(steps) => steps,
             Length::Epochs(epochs) => (epochs * steps_per_epoch as f64).ceil() as u64,
         };
+        let trained = with_total_step(trained, total_steps)?;
         let schedule = Schedule::new(&config.train, total_steps);
         if i64::from(config.data.max_length) > model.max_position_embeddings {
             sink.event(Event::Note(format!(
@@ -173,7 +174,7 @@ impl RunPlan {
             Trained::Fresh(plan) => Some(AdapterConfig { base_model_name_or_path, ..saved_form(plan.config.clone()) }),
             Trained::Existing(folder) => Some(AdapterConfig {
                 base_model_name_or_path,
-                lora_dropout: self.config.lora.lora_dropout,
+                lora_dropout: self.config.lora.dropout(),
                 ..saved_form(folder.config.clone())
             }),
             Trained::Everything => None,
@@ -188,9 +189,11 @@ pub(crate) fn keeping(c: &crate::config::ModelConfig) -> (Storage, Option<Packin
 }
 
 fn parameters_of(module: &lora_format::AdapterModule) -> i64 {
-    use lora_format::AdapterModule::{Embedding, Linear, Saved};
+    use lora_format::AdapterModule::{AdaLora, Embedding, Linear, Saved, Vera};
     match module {
         Linear(lora) | Embedding(lora) => lora.trained(),
+        Vera(v) => (v.lambda_b.numel() + v.lambda_d.numel()) as i64,
+        AdaLora(l) => (l.a.numel() + l.b.numel() + l.e.numel()) as i64,
         Saved { tensors } => tensors.values().map(|t| t.numel() as i64).sum(),
     }
 }
@@ -222,6 +225,29 @@ fn what_is_trained(config: &RunConfig, model: &ModelConfig) -> Result<Trained> {
     Ok(Trained::Existing(Box::new(folder)))
 }
 
+/// AdaLoRA's schedule is that of the run, unless it was said otherwise.
+fn with_total_step(mut trained: Trained, total_steps: u64) -> Result<Trained> {
+    let config = match &mut trained {
+        Trained::Fresh(plan) => &mut plan.config,
+        Trained::Existing(folder) => &mut folder.config,
+        Trained::Everything => return Ok(trained),
+    };
+    if let Method::AdaLora(own) = &mut config.method
+        && own.rank_pattern.is_none()
+    {
+        let total = *own.total_step.get_or_insert(i64::try_from(total_steps).unwrap_or(i64::MAX));
+        if own.tinit >= total - own.tfinal {
+            let reason = format!(
+                "ADALORA leaves no step to prune in: tinit must be below total_step - tfinal = {total} - {}; make the run \
+                 longer or both shorter",
+                own.tfinal
+            );
+            return Err(lora_model::Error::Adapter { field: "tinit", value: own.tinit.to_string(), reason }.into());
+        }
+    }
+    Ok(trained)
+}
+
 /// The configuration in PEFT's terms.
 fn peft_config(c: &LoraConfig) -> AdapterConfig {
     let targets = |m: &Modules| match m {
@@ -229,9 +255,10 @@ fn peft_config(c: &LoraConfig) -> AdapterConfig {
         Modules::Names(names) => TargetModules::List(names.clone()),
     };
     AdapterConfig {
+        method: c.method(),
         r: c.r.into(),
         lora_alpha: c.lora_alpha,
-        lora_dropout: c.lora_dropout,
+        lora_dropout: c.dropout(),
         target_modules: Some(targets(&c.target_modules)),
         exclude_modules: c.exclude_modules.as_ref().map(targets),
         use_rslora: c.use_rslora,

@@ -1,5 +1,6 @@
 //! The trainer: a model, its trained parameters, the data's order, and THE step.
 
+use crate::allocation::Budgeting;
 use crate::checkpoint::{RunIdentity, TrainState, compare_for_resume, find_checkpoint, save_checkpoint};
 use crate::error::{Error, Result};
 use crate::eval::{EvalReport, evaluate, on_device};
@@ -7,6 +8,7 @@ use crate::events::{Event, EventSink};
 use crate::metrics::StepRecord;
 use crate::params::FlatParams;
 use crate::plan::{RunPlan, Trained};
+use lora_core::RankAllocator;
 use lora_data::{Batch, Cursor, Sampler};
 use lora_format::{TensorFile, write_adapter, write_tensors};
 use lora_model::{Decoder, TokenBatch};
@@ -26,6 +28,8 @@ pub struct Trainer {
     plan: RunPlan,
     model: Decoder,
     params: FlatParams,
+    /// For AdaLoRA.
+    budgeting: Option<Budgeting>,
     sampler: Sampler,
     state: TrainState,
     skipped_in_a_row: u32,
@@ -64,8 +68,9 @@ impl Trainer {
         if let Some(packing) = packing {
             model.pack(packing, &mut progress)?;
         }
-        model.lora_dropout = plan.config.lora.lora_dropout;
+        model.lora_dropout = plan.config.lora.dropout();
         let params = FlatParams::new(model.parameters(), plan.config.train.lora_plus())?;
+        let budgeting = Budgeting::of(plan.adapter_config().as_ref(), &model, plan.total_steps)?;
         let sampler = match plan.config.data.group_by_length {
             true => {
                 let batch = plan.config.train.per_device_train_batch_size as usize;
@@ -73,7 +78,7 @@ impl Trainer {
             }
             false => Sampler::new(plan.rows.len(), plan.config.seed, plan.config.data.shuffle),
         };
-        Ok(Self { plan, model, params, sampler, state: TrainState::default(), skipped_in_a_row: 0 })
+        Ok(Self { plan, model, params, budgeting, sampler, state: TrainState::default(), skipped_in_a_row: 0 })
     }
 
     /// One optimizer step: the gradient of the mean loss over all trained tokens of its micro-batches, clipped, applied.
@@ -94,7 +99,8 @@ impl Trainer {
             let sum = self.model.loss_and_backward(batch, seed, 1.0 / trained as f64, config.gradient_checkpointing)?;
             loss += sum.f_double_value(&[]).map_err(lora_torch::Error::from)?;
         }
-        let loss = loss / trained as f64;
+        let regulariser = self.budgeting.as_ref().map_or(Ok(0.0), |b| b.regularise(&self.model))?;
+        let loss = loss / trained as f64 + regulariser;
         let grad_norm = self.params.clip_grad_norm(config.max_grad_norm)?;
         let learning_rate = self.plan.schedule.lr_at(step);
         let finite = loss.is_finite() && grad_norm.is_finite();
@@ -108,6 +114,10 @@ impl Trainer {
                 step: (step - self.state.skipped_steps) as i64 + 1,
             })?;
         }
+        let rank_budget = match &mut self.budgeting {
+            Some(budgeting) if finite => budgeting.allocate(step)?,
+            _ => None,
+        };
 
         let seconds = start.elapsed().as_secs_f64();
         self.state.step += 1;
@@ -124,6 +134,7 @@ impl Trainer {
             epoch: self.epoch(),
             loss,
             grad_norm,
+            rank_budget,
             learning_rate,
             trained_tokens: trained.unsigned_abs(),
             tokens: tokens.unsigned_abs(),
@@ -185,7 +196,9 @@ impl Trainer {
         let keep = self.plan.config.train.save_total_limit as usize;
         save_checkpoint(&self.plan.config.output_dir, &self.identity()?, &self.state, bytes, keep, |dir| {
             self.write_result(dir)?;
-            Ok(write_tensors(&dir.join(STATE_FILE), &self.params.state()?, &BTreeMap::new())?)
+            let mut state = self.params.state()?;
+            state.extend(self.budgeting.as_ref().map_or(Ok(Vec::new()), Budgeting::state)?);
+            Ok(write_tensors(&dir.join(STATE_FILE), &state, &BTreeMap::new())?)
         })
     }
 
@@ -198,7 +211,13 @@ impl Trainer {
             return Err(Error::AdapterNotFinite { step: self.state.step });
         }
         match self.plan.adapter_config() {
-            Some(config) => Ok(write_adapter(dir, &config, &self.model.adapter_modules()?)?),
+            Some(mut config) => {
+                let mut modules = self.model.adapter_modules()?;
+                if let Some(budgeting) = &self.budgeting {
+                    budgeting.prune(&mut config, &mut modules)?;
+                }
+                Ok(write_adapter(dir, &config, &modules)?)
+            }
             None => Ok(self.model.save_weights(dir)?),
         }
     }
@@ -218,7 +237,10 @@ impl Trainer {
         }
         let file = TensorFile::open(&found.dir.join(STATE_FILE))?;
         let names: Vec<String> = file.names().map(String::from).collect();
-        let state = names.into_iter().map(|n| Ok((n.clone(), file.read(&n)?))).collect::<Result<_>>()?;
+        let mut state = names.into_iter().map(|n| Ok((n.clone(), file.read(&n)?))).collect::<Result<_>>()?;
+        if let Some(budgeting) = &mut self.budgeting {
+            budgeting.take_state(&mut state)?;
+        }
         self.params.load_state(state)?;
         self.state = found.manifest.state;
         Ok(())
@@ -257,6 +279,11 @@ impl Trainer {
     /// The model.
     pub fn model(&self) -> &Decoder {
         &self.model
+    }
+
+    /// What prunes AdaLoRA's triplets, where that is trained.
+    pub fn rank_allocator(&self) -> Option<&RankAllocator> {
+        self.budgeting.as_ref().and_then(Budgeting::allocator)
     }
 
     /// The trained parameters.

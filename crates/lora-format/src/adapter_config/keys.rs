@@ -1,5 +1,6 @@
 //! The keys of `LoraConfig`: which are known, which are honoured.
 
+use super::method::{ADALORA_KEYS, Method, VERA_KEYS};
 use super::{AdapterConfig, InitLoraWeights};
 use crate::error::{Error, Result};
 use crate::json::shorten;
@@ -99,8 +100,16 @@ fn is_empty(value: &Value) -> bool {
 }
 
 /// Refuses keys that nobody here knows and whose value says something.
-pub(super) fn refuse_unknown(path: &Path, map: &Map<String, Value>) -> Result<()> {
-    let known = |key: &str| TYPED.contains(&key) || HARMLESS.contains(&key) || OTHER.iter().any(|(k, ..)| *k == key);
+pub(super) fn refuse_unknown(path: &Path, map: &Map<String, Value>, method: &Method) -> Result<()> {
+    let of_lora = |key: &str| TYPED.contains(&key) || OTHER.iter().any(|(k, ..)| *k == key);
+    let known = |key: &str| {
+        HARMLESS.contains(&key)
+            || match method {
+                Method::Lora => of_lora(key),
+                Method::Vera(_) => VERA_KEYS.contains(&key),
+                Method::AdaLora(_) => of_lora(key) || ADALORA_KEYS.contains(&key),
+            }
+    };
     let keys: Vec<String> = map
         .iter()
         .filter(|(key, value)| !known(key) && !is_empty(value))

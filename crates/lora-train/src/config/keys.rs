@@ -173,6 +173,7 @@ macro_rules! section {
         $(#[doc = $about])+
         #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
         #[serde(default, deny_unknown_fields)]
+        #[allow(non_snake_case, reason = "a key is spelled as PEFT spells it, and one of AdaLoRA's is `deltaT`")]
         pub struct $name {
             $($(#[doc = $doc])+ $(#[serde $serde])? pub $field: $type,)+
         }

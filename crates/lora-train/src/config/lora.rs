@@ -1,7 +1,20 @@
 //! `[lora]`: the adapters. Names and meaning of the keys are those of PEFT's `LoraConfig`.
 
 use super::keys::{Kind, Range, choice, section};
+use lora_format::{AdaLoraConfig, Method, VeraConfig};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+choice! {
+    /// The type of the adapters.
+    PeftType {
+        /// Low-rank pairs.
+        Lora = "LORA",
+        /// Vectors around a random pair that all layers share.
+        Vera = "VERA",
+        /// Triplets, of which the least important are pruned.
+        AdaLora = "ADALORA",
+    }
+}
 
 choice! {
     /// Which biases of the base model are trained beside the adapters.
@@ -82,7 +95,10 @@ impl Modules {
 section! {
     /// The adapters.
     LoraConfig {
-        /// Rank of the adapters.
+        /// The type of the adapters: `LORA` with all its options, `VERA` (trained vectors around one frozen random pair) or
+        /// `ADALORA` (ranks that are pruned by importance while training).
+        peft_type: PeftType = PeftType::Lora, Kind::Choice(PeftType::NAMES);
+        /// Rank of the adapters; 256 with VeRA when absent. AdaLoRA has `init_r` and `target_r`.
         r: u32 = 8, Kind::Integer { min: 1, max: 65536 };
         /// The product B A is scaled by `lora_alpha / r`, or by `lora_alpha / sqrt(r)` with `use_rslora`.
         lora_alpha: f64 = 16.0, Kind::Number(Range::Positive);
@@ -128,5 +144,85 @@ section! {
         /// Folder of an adapter to start from. Its own ranks, scales and targets count.
         #[serde(skip_serializing_if = "Option::is_none")]
         init_adapter: Option<std::path::PathBuf> = None, Kind::Text;
+        /// VeRA: what the shared random pair is drawn from; 0 when absent.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        projection_prng_key: Option<u64> = None, Kind::Integer { min: 0, max: i64::MAX };
+        /// VeRA: whether the shared random pair is saved along, which makes the adapter larger and sure to load everywhere;
+        /// true when absent.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        save_projection: Option<bool> = None, Kind::Bool;
+        /// VeRA: probability with which an element of an adapter's input is dropped while training.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        vera_dropout: Option<f64> = None, Kind::Number(Range::ZeroToBelowOne);
+        /// VeRA: what the vector over the ranks begins with; 0.1 when absent.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        d_initial: Option<f64> = None, Kind::Number(Range::Positive);
+        /// AdaLoRA: mean rank at the end; 8 when absent.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        target_r: Option<u32> = None, Kind::Integer { min: 1, max: 65536 };
+        /// AdaLoRA: rank at the start; 12 when absent.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        init_r: Option<u32> = None, Kind::Integer { min: 1, max: 65536 };
+        /// AdaLoRA: optimizer steps before pruning begins; 0 when absent.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        tinit: Option<u64> = None, Kind::Integer { min: 0, max: i64::MAX };
+        /// AdaLoRA: optimizer steps at the end in which the ranks stay; 0 when absent.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        tfinal: Option<u64> = None, Kind::Integer { min: 0, max: i64::MAX };
+        /// AdaLoRA: optimizer steps from one pruning to the next; 1 when absent.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        deltaT: Option<u64> = None, Kind::Integer { min: 1, max: i64::MAX };
+        /// AdaLoRA: smoothing of the sensitivity; 0.85 when absent.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        beta1: Option<f64> = None, Kind::Number(Range::ZeroToBelowOne);
+        /// AdaLoRA: smoothing of its uncertainty; 0.85 when absent.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        beta2: Option<f64> = None, Kind::Number(Range::ZeroToBelowOne);
+        /// AdaLoRA: what the departure of the triplets from orthogonality weighs in the loss; 0.5 when absent.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        orth_reg_weight: Option<f64> = None, Kind::Number(Range::NotNegative);
+        /// AdaLoRA: optimizer steps of its schedule; those of the run when absent.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        total_step: Option<u64> = None, Kind::Integer { min: 1, max: i64::MAX };
+    }
+}
+
+impl LoraConfig {
+    /// The probability with which inputs of adapters are dropped, under whichever name.
+    pub fn dropout(&self) -> f64 {
+        self.vera_dropout.unwrap_or(self.lora_dropout)
+    }
+
+    /// The type of the adapters with the keys of its own.
+    pub(crate) fn method(&self) -> Method {
+        let steps = |given: Option<u64>, default: i64| given.map_or(default, |n| i64::try_from(n).unwrap_or(i64::MAX));
+        let rank = |given: Option<u32>, default: i64| given.map_or(default, i64::from);
+        match self.peft_type {
+            PeftType::Lora => Method::Lora,
+            PeftType::Vera => {
+                let default = VeraConfig::default();
+                Method::Vera(VeraConfig {
+                    projection_prng_key: self.projection_prng_key.unwrap_or(default.projection_prng_key),
+                    save_projection: self.save_projection.unwrap_or(default.save_projection),
+                    d_initial: self.d_initial.unwrap_or(default.d_initial),
+                    ..default
+                })
+            }
+            PeftType::AdaLora => {
+                let default = AdaLoraConfig::default();
+                Method::AdaLora(AdaLoraConfig {
+                    target_r: rank(self.target_r, default.target_r),
+                    init_r: rank(self.init_r, default.init_r),
+                    tinit: steps(self.tinit, default.tinit),
+                    tfinal: steps(self.tfinal, default.tfinal),
+                    delta_t: steps(self.deltaT, default.delta_t),
+                    beta1: self.beta1.unwrap_or(default.beta1),
+                    beta2: self.beta2.unwrap_or(default.beta2),
+                    orth_reg_weight: self.orth_reg_weight.unwrap_or(default.orth_reg_weight),
+                    total_step: self.total_step.map(|n| i64::try_from(n).unwrap_or(i64::MAX)),
+                    rank_pattern: None,
+                })
+            }
+        }
     }
 }

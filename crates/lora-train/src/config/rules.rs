@@ -2,7 +2,7 @@
 
 use super::faults::{Fault, FaultKind, shown};
 use super::source::Places;
-use super::{FinetuningType, Modules, RunConfig};
+use super::{FinetuningType, Modules, PeftType, RunConfig};
 use crate::schedule::ScheduleKind;
 use toml::{Table, Value};
 
@@ -25,6 +25,7 @@ pub(crate) fn check(config: &RunConfig, tree: &Table, places: &Places, faults: &
     }
     lengths(config, &mut rules);
     targets(config, &mut rules);
+    methods(config, &mut rules);
     if config.data.eval_split > 0.0 {
         rules.exclude("data.eval_split", "data.eval", "keep the one that says where evaluation data comes from");
     }
@@ -99,6 +100,32 @@ fn targets(config: &RunConfig, rules: &mut Rules<'_>) {
     }
 }
 
+/// Keys of one type of adapters beside another type.
+fn methods(config: &RunConfig, rules: &mut Rules<'_>) {
+    let lora = &config.lora;
+    if config.train.finetuning_type == FinetuningType::Full || lora.init_adapter.is_some() {
+        return;
+    }
+    let vera = ["projection_prng_key", "save_projection", "vera_dropout", "d_initial"];
+    let adalora =
+        ["target_r", "init_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step"];
+    let other: [(&[&str], PeftType, &'static str); 2] = [
+        (&vera, PeftType::Vera, "only VeRA has this key; set peft_type = \"VERA\", or remove it"),
+        (&adalora, PeftType::AdaLora, "only AdaLoRA has this key; set peft_type = \"ADALORA\", or remove it"),
+    ];
+    for (keys, owner, remedy) in other {
+        if lora.peft_type != owner {
+            keys.iter().for_each(|key| rules.beside(&format!("lora.{key}"), lora.peft_type, remedy));
+        }
+    }
+    if lora.peft_type == PeftType::Vera && lora.lora_dropout > 0.0 {
+        rules.beside("lora.lora_dropout", lora.peft_type, "VeRA's key is vera_dropout");
+    }
+    if lora.peft_type == PeftType::AdaLora && lora.r != super::LoraConfig::default().r {
+        rules.beside("lora.r", lora.peft_type, "AdaLoRA has init_r for the start and target_r for the end");
+    }
+}
+
 struct Rules<'a> {
     tree: &'a Table,
     places: &'a Places,
@@ -111,6 +138,14 @@ impl Rules<'_> {
         let reported = self.faults.iter().any(|fault| fault.key == key || fault.key.starts_with(&format!("{key}[")));
         if missing && !reported {
             self.faults.push(self.places.fault(key, None, FaultKind::Missing { remedy }));
+        }
+    }
+
+    /// A key that says nothing under this type of adapters.
+    fn beside(&mut self, key: &str, peft_type: PeftType, remedy: &'static str) {
+        if let Some(value) = get(self.tree, key) {
+            let with = format!("lora.peft_type = \"{}\"", peft_type.name());
+            self.faults.push(self.places.fault(key, Some(value), FaultKind::Contradiction { with, remedy }));
         }
     }
 

@@ -49,6 +49,7 @@ fn full() -> RunConfig {
             modules_to_save: vec!["lm_head".into()],
             task_type: TaskType::CausalLm,
             init_adapter: Some("old".into()),
+            ..LoraConfig::default()
         },
         data: DataConfig {
             train: vec![source.clone()],
@@ -187,9 +188,21 @@ fn short_forms_of_the_data() {
 }
 
 /// Every fault of one file in one message, each with its line.
+/// With the keys of every type of adapters, which exclude each other in a run.
+fn with_every_type() -> RunConfig {
+    let mut config = full();
+    let lora = &mut config.lora;
+    (lora.projection_prng_key, lora.save_projection) = (Some(1), Some(false));
+    (lora.vera_dropout, lora.d_initial) = (Some(0.1), Some(0.2));
+    (lora.target_r, lora.init_r) = (Some(2), Some(4));
+    (lora.tinit, lora.tfinal, lora.deltaT, lora.total_step) = (Some(1), Some(2), Some(3), Some(9));
+    (lora.beta1, lora.beta2, lora.orth_reg_weight) = (Some(0.8), Some(0.9), Some(0.3));
+    config
+}
+
 #[test]
 fn the_table_of_keys_is_that_of_the_structs() {
-    let full = full();
+    let full = with_every_type();
     let with_steps = TrainConfig { max_steps: Some(1), warmup_steps: Some(1), ..full.train.clone() };
     let full = RunConfig { train: with_steps, ..full };
     let written: BTreeSet<String> = full.flat().unwrap().into_keys().collect();

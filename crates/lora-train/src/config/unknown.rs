@@ -35,7 +35,6 @@ const FOREIGN: &[Foreign] = &[
     foreign("corda_config", &[], NOT_YET),
     foreign("lora_ga_config", &[], NOT_YET),
     foreign("fan_in_fan_out", &["true"], "is found from the model; remove it"),
-    foreign("peft_type", &["\"LORA\""], "must be \"LORA\""),
     foreign("auto_mapping", &[], "names code to load, which does not exist here; remove it"),
     foreign("trust_remote_code", &[], "code of a checkpoint is never run; remove it"),
     foreign("quantization", &["\"none\""], NOT_YET),

@@ -4,7 +4,7 @@ use crate::failure::usage;
 use crate::out;
 use anyhow::Result;
 use lora_format::{
-    ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig, InitLoraWeights, TargetModules, TensorFile, read_adapter,
+    ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig, InitLoraWeights, Method, TargetModules, TensorFile, read_adapter,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -18,6 +18,7 @@ const VLLM_DEFAULT_RANK: i64 = 16;
 #[derive(Serialize)]
 pub(super) struct Found {
     kind: &'static str,
+    peft_type: &'static str,
     path: PathBuf,
     base_model_name_or_path: Option<String>,
     r: i64,
@@ -60,12 +61,15 @@ pub(super) fn find(path: &Path) -> Result<Found> {
     }
     let ours = read.err().map(|e| e.to_string());
     let file = TensorFile::open(&weights)?;
-    let is_a = |name: &str| name.ends_with(".lora_A.weight") || name.ends_with(".lora_embedding_A");
+    // VeRA's vector over the ranks stands for its A, which all modules share.
+    let of_a = [".lora_A.weight", ".lora_embedding_A", ".lora_A", ".vera_lambda_d"];
+    let is_a = |name: &str| of_a.iter().any(|suffix| name.ends_with(suffix));
     let ranks: BTreeSet<i64> =
         file.tensors().filter(|(name, _)| is_a(name)).filter_map(|(_, info)| info.shape.first().copied()).collect();
     let loads_in = loaders(&config, &ranks, ours);
     Ok(Found {
         kind: "adapter",
+        peft_type: config.method.peft_type(),
         path: path.to_path_buf(),
         base_model_name_or_path: config.base_model_name_or_path.clone(),
         r: config.r,
@@ -81,7 +85,12 @@ pub(super) fn find(path: &Path) -> Result<Found> {
         modules_to_save: config.modules_to_save.clone().unwrap_or_default(),
         modules: file.names().filter(|name| is_a(name)).count(),
         ranks,
-        parameters: file.tensors().map(|(_, info)| info.shape.iter().product::<i64>().unsigned_abs()).sum(),
+        // VeRA's shared pair is frozen.
+        parameters: file
+            .tensors()
+            .filter(|(name, _)| !name.starts_with("base_model.vera_"))
+            .map(|(_, info)| info.shape.iter().product::<i64>().unsigned_abs())
+            .sum(),
         bytes: file.data_bytes(),
         loads_in,
     })
@@ -90,6 +99,9 @@ pub(super) fn find(path: &Path) -> Result<Found> {
 /// Who can load it: other programs read fewer keys of the configuration than PEFT, and what they do not read must be absent.
 fn loaders(config: &AdapterConfig, ranks: &BTreeSet<i64>, ours: Option<String>) -> Vec<Loader> {
     let mut common = Vec::new();
+    if config.method != Method::Lora {
+        common.push("peft_type");
+    }
     if config.use_dora {
         common.push("use_dora");
     }
@@ -120,7 +132,7 @@ fn loaders(config: &AdapterConfig, ranks: &BTreeSet<i64>, ours: Option<String>) 
     };
     // `lora export gguf-lora` puts each module's own scale into its B, so llama.cpp need not know of patterns and rsLoRA.
     let mut llama_cpp = refused("llama.cpp", &[]);
-    let only_scales = common.iter().all(|reason| *reason == "alpha_pattern");
+    let only_scales = common.iter().all(|reason| ["alpha_pattern", "peft_type"].contains(reason));
     if only_scales {
         (llama_cpp.loads, llama_cpp.note) = (true, Some("as a file of `lora export gguf-lora`".into()));
     }
@@ -158,8 +170,9 @@ impl Found {
         let ranks: Vec<String> = self.ranks.iter().map(ToString::to_string).collect();
         out::line(format!("adapter     {}", self.path.display()))?;
         out::line(format!("base model  {}", self.base_model_name_or_path.as_deref().unwrap_or("not named")))?;
+        let type_of = if self.peft_type == "LORA" { String::new() } else { format!("{}, ", self.peft_type) };
         out::line(format!(
-            "settings    r = {}, lora_alpha = {}, lora_dropout = {}{}{}",
+            "settings    {type_of}r = {}, lora_alpha = {}, lora_dropout = {}{}{}",
             self.r,
             self.lora_alpha,
             self.lora_dropout,
