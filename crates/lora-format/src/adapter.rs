@@ -84,7 +84,11 @@ pub fn read_adapter(dir: &Path) -> Result<AdapterFolder> {
     }
     let file = TensorFile::open(&path)?;
     let mut parts: BTreeMap<&str, Parts> = BTreeMap::new();
-    for name in file.names() {
+    // With `bias = "all"` PEFT writes the biases of a module of modules_to_save again, under the names of its wrapper.
+    let again = |name: &str| {
+        config.bias == "all" && [".modules_to_save.bias", ".original_module.bias"].iter().any(|end| name.ends_with(end))
+    };
+    for name in file.names().filter(|name| !again(name)) {
         let (module, part) = split_name(name, &config).map_err(|why| unexpected(&path, name, why))?;
         let tensor = read_float(&file, name)?;
         let parts = parts.entry(module).or_default();

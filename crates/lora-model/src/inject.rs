@@ -1,5 +1,6 @@
 //! Putting adapters beside the weights, taking them out to be saved, and listing what is trained.
 
+use crate::classify::Head;
 use crate::decoder::{Decoder, ModuleMut, ModuleRef};
 use crate::error::{Error, Result};
 use crate::target::InjectionPlan;
@@ -192,8 +193,12 @@ impl Decoder {
 
     /// Every trained leaf once, in the order of the forward pass.
     pub fn parameters(&self) -> Vec<Parameter> {
-        let tied =
-            self.config.tie_word_embeddings && self.lm_head.weight.data_ptr() == self.embed_tokens.weight.data_ptr();
+        let tied = match &self.head {
+            Head::Language(head) => {
+                self.config.tie_word_embeddings && head.weight.data_ptr() == self.embed_tokens.weight.data_ptr()
+            }
+            Head::Classes(_) => false,
+        };
         let mut list = Vec::new();
         for (path, module) in self.modules() {
             let mut add = |suffix: &str, t: Option<&Tensor>| {

@@ -3,7 +3,7 @@
 //! Every shim function returns null, or the text of the C++ exception that it caught, allocated with `malloc`.
 
 use crate::error::{Error, Result};
-use std::ffi::{CStr, c_char, c_void};
+use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
 use tch::Tensor;
 use torch_sys::C_tensor;
@@ -51,6 +51,7 @@ unsafe extern "C" {
         scale: f64,
         window: i64,
         softcap: f64,
+        causal: c_int,
         out: *mut *mut C_tensor,
     ) -> Message;
     fn lt_cross_entropy(
@@ -143,9 +144,11 @@ pub(crate) fn attention(
     scale: f64,
     window: i64,
     softcap: f64,
+    causal: bool,
 ) -> Result<Tensor> {
+    let (q, k, v, causal) = (q.as_ptr(), k.as_ptr(), v.as_ptr(), c_int::from(causal));
     take("attention", |out| unsafe {
-        lt_attention(q.as_ptr(), k.as_ptr(), v.as_ptr(), lens.as_ptr(), lens.len(), scale, window, softcap, out)
+        lt_attention(q, k, v, lens.as_ptr(), lens.len(), scale, window, softcap, causal, out)
     })
 }
 
