@@ -56,6 +56,15 @@ pub enum Body {
     },
     /// Running text.
     Text(String),
+    /// A text, or a pair of texts, with its label.
+    Labelled {
+        /// The text.
+        text: String,
+        /// The second text of a pair.
+        text_pair: Option<String>,
+        /// A name, an id, a number, or a list of them, as it was written.
+        label: Value,
+    },
     /// Tokens made elsewhere.
     Tokenized {
         /// The tokens.

@@ -90,6 +90,20 @@ pub enum DataError {
     #[error("{path}: `columns` names the unknown field `{field}`; did you mean `{nearest}`? {owner} has {known}", path = path.display())]
     UnknownColumn { path: PathBuf, field: String, nearest: String, owner: String, known: String },
 
+    // Labels
+    /// A label that is none of those there are.
+    #[error("{origin}: field `label` is {found}; it must be {wanted}")]
+    Label { origin: Origin, found: String, wanted: String },
+    /// All labels are the same.
+    #[error("every record has the label `{label}`, so there is nothing to tell apart; name all labels in `model.labels`, or set `model.problem_type = \"regression\"` for numbers")]
+    OneLabel { label: String },
+    /// Data of another format where labelled texts are needed.
+    #[error("{path}: format {format} has no labels; a classifier is trained with format classification (`text`, `label`)", path = path.display())]
+    NotLabelled { path: PathBuf, format: Format },
+    /// Labelled texts where something to be written is needed.
+    #[error("{origin}: a labelled text is for classifiers; set `lora.task_type = \"SEQ_CLS\"`, or another format")]
+    Labelled { origin: Origin },
+
     // Conversations
     /// A conversation without messages.
     #[error("{origin}: field `{field}` has no message")]

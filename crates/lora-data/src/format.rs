@@ -22,11 +22,20 @@ pub enum Format {
     Text,
     /// `input_ids`, and optionally `labels` (-100 is not trained).
     Tokenized,
+    /// `text`, optionally `text_pair`, and `label`, for classifiers; never told from the fields.
+    Classification,
 }
 
 impl Format {
     /// Every format, in the order of their names in messages.
-    pub const ALL: [Self; 5] = [Self::Alpaca, Self::Messages, Self::PromptCompletion, Self::Text, Self::Tokenized];
+    pub const ALL: [Self; 6] = [
+        Self::Alpaca,
+        Self::Messages,
+        Self::PromptCompletion,
+        Self::Text,
+        Self::Tokenized,
+        Self::Classification,
+    ];
 
     /// The format's name in configuration files.
     pub fn name(self) -> &'static str {
@@ -36,6 +45,7 @@ impl Format {
             Self::PromptCompletion => "prompt_completion",
             Self::Text => "text",
             Self::Tokenized => "tokenized",
+            Self::Classification => "classification",
         }
     }
 
@@ -47,6 +57,7 @@ impl Format {
             Self::PromptCompletion => &["prompt", "completion", "tools"],
             Self::Text => &["text"],
             Self::Tokenized => &["input_ids", "labels"],
+            Self::Classification => &["text", "text_pair", "label"],
         }
     }
 
@@ -58,12 +69,14 @@ impl Format {
             Self::PromptCompletion => &["prompt", "completion"],
             Self::Text => &["text"],
             Self::Tokenized => &["input_ids"],
+            Self::Classification => &["text", "label"],
         }
     }
 
     /// The formats whose required fields are all among `present`.
     pub(crate) fn candidates(present: &BTreeSet<&str>) -> Vec<Self> {
-        Self::ALL.into_iter().filter(|format| format.required().iter().all(|field| present.contains(field))).collect()
+        let told = Self::ALL.into_iter().filter(|format| *format != Self::Classification);
+        told.filter(|format| format.required().iter().all(|field| present.contains(field))).collect()
     }
 }
 

@@ -19,6 +19,7 @@
 //! ```
 
 mod batch;
+mod classes;
 mod clock;
 mod dataset;
 mod document;
@@ -42,6 +43,10 @@ mod tokenizer;
 mod tokenizer_files;
 
 pub use batch::Batch;
+pub use classes::{
+    ClassTarget, EncodedText, KnownLabels, LabelKind, LabelSet, LabelledSet, LabelledText, build_labelled, count_labels,
+    encode,
+};
 pub use clock::Clock;
 pub use dataset::{DataOptions, Dataset, build_dataset};
 pub use document::{Body, Conversation, Document, Instruction, Message, Origin};

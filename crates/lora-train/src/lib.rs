@@ -5,6 +5,8 @@
 
 mod bench;
 pub mod checkpoint;
+mod class_eval;
+mod classes;
 pub mod config;
 mod digest;
 mod error;
@@ -21,6 +23,8 @@ mod suggest;
 mod trainer;
 
 pub use bench::{BenchOptions, BenchReport, bench_step};
+pub use class_eval::{ClassReport, ClassScores, LabelScores, evaluate_classes, predict, probabilities};
+pub use classes::{ClassLabel, ClassPlan, known_labels, labels_of, split_texts};
 pub use config::{ConfigErrors, RunConfig};
 pub use error::{Error, Result};
 pub use eval::{EvalReport, evaluate};

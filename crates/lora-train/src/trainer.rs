@@ -1,6 +1,8 @@
 //! The trainer: a model, its trained parameters, the data's order, and THE step.
 
 use crate::checkpoint::{RunIdentity, TrainState, compare_for_resume, find_checkpoint, save_checkpoint};
+use crate::class_eval::evaluate_classes;
+use crate::classes::class_batch;
 use crate::error::{Error, Result};
 use crate::eval::{EvalReport, evaluate, on_device};
 use crate::events::{Event, EventSink};
@@ -54,7 +56,8 @@ impl Trainer {
     /// What loading reports.
     pub fn new(plan: RunPlan, sink: &mut dyn EventSink) -> Result<Self> {
         let mut progress = |done, of| sink.event(Event::Loading { done, of });
-        let mut model = Decoder::load(&plan.model_dir, plan.kind, plan.device, &mut progress)?;
+        let (config, seed) = (plan.model.clone(), plan.config.seed);
+        let mut model = Decoder::load_as(&plan.model_dir, config, seed, plan.kind, plan.device, &mut progress)?;
         match &plan.trained {
             Trained::Fresh(injection) => model.inject(injection, plan.config.seed)?,
             Trained::Existing(folder) => model.load_adapter(folder)?,
@@ -145,8 +148,17 @@ impl Trainer {
                 break;
             }
             let (rows, next) = self.sampler.next_batch(cursor, config.per_device_train_batch_size as usize);
-            let examples = rows.iter().flat_map(|&row| &self.plan.rows[row]).map(|&i| &self.plan.train[i]);
-            batches.push(on_device(&self.plan.model, &Batch::from_examples(examples), self.plan.device)?);
+            let examples = rows.iter().flat_map(|&row| &self.plan.rows[row]).copied();
+            batches.push(match &self.plan.classes {
+                None => {
+                    let batch = Batch::from_examples(examples.map(|i| &self.plan.train[i]));
+                    on_device(&self.plan.model, &batch, self.plan.device)?
+                }
+                Some(classes) => {
+                    let texts = examples.map(|i| (&self.plan.train[i], &classes.train[i]));
+                    class_batch(&self.plan.model, texts, self.plan.device)?
+                }
+            });
             cursor = next;
         }
         Ok((batches, cursor))
@@ -161,7 +173,10 @@ impl Trainer {
             return Ok(None);
         }
         let rows = self.plan.config.train.per_device_eval_batch_size as usize;
-        let report = evaluate(&self.model, &self.plan.eval, rows, sink)?;
+        let report = match &self.plan.classes {
+            None => evaluate(&self.model, &self.plan.eval, rows, sink)?,
+            Some(classes) => evaluate_classes(&self.model, &self.plan.eval, &classes.eval, rows, sink)?.summary(),
+        };
         self.state.best_eval = Some(self.state.best_eval.map_or(report.loss, |best| best.min(report.loss)));
         Ok(Some(report))
     }
@@ -186,6 +201,10 @@ impl Trainer {
     pub fn write_result(&self, dir: &Path) -> Result<()> {
         if !self.params.is_finite()? {
             return Err(Error::AdapterNotFinite { step: self.state.step });
+        }
+        if let Some(classes) = &self.plan.classes {
+            std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+            classes.labels.write(dir)?;
         }
         match self.plan.adapter_config() {
             Some(config) => Ok(write_adapter(dir, &config, &self.model.adapter_modules()?)?),

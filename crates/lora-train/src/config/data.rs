@@ -18,7 +18,7 @@ choice! {
 }
 
 /// The formats of a dataset, by name.
-const FORMATS: &[&str] = &["alpaca", "messages", "prompt_completion", "text", "tokenized"];
+const FORMATS: &[&str] = &["alpaca", "messages", "prompt_completion", "text", "tokenized", "classification"];
 
 section! {
     /// One file of examples.
