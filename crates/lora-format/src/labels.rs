@@ -1,6 +1,7 @@
 //! What a classifier tells apart: the names of its labels and how they are trained, as `config.json` says it, and as it
 //! is kept beside an adapter, whose own configuration has no place for it.
 
+use crate::adapter::{AdapterFolder, AdapterModule};
 use crate::atomic::write_atomic;
 use crate::error::{Error, Result};
 use crate::fields::Fields;
@@ -10,6 +11,10 @@ use std::path::Path;
 
 /// The name of the file beside an adapter that says what its labels are.
 pub const LABELS_FILE: &str = "labels.json";
+/// The `task_type` of an adapter of a classifier.
+pub const CLASSIFIER_TASK: &str = "SEQ_CLS";
+/// The layers that score labels, by the names that families have for them.
+const CLASSIFIER_HEADS: [&str; 3] = ["score", "classifier", "classifier.out_proj"];
 /// More labels than any classifier has.
 const MAX_LABELS: i64 = 1 << 20;
 /// The end of the class of a classifier in `architectures`.
@@ -132,6 +137,38 @@ impl Labels {
             return Err(Fields::new(&path, "", &map).wrong("id2label", "a table from id to name"));
         }
         Ok(Some(settings.or_default()))
+    }
+
+    /// The labels of an adapter that was trained to classify: those of its `labels.json`; else, as PEFT keeps none, those of
+    /// the base's `config.json` where they are as many as the adapter's head scores; else numbers for names. `None` for an
+    /// adapter of another task.
+    ///
+    /// # Errors
+    /// What is wrong with a file; [`Error::Field`] for a `labels.json` of other labels than the head scores.
+    pub fn of_adapter(dir: &Path, folder: &AdapterFolder, base: Option<&Labels>) -> Result<Option<Self>> {
+        if folder.config.task_type.as_deref() != Some(CLASSIFIER_TASK) {
+            return Ok(None);
+        }
+        let scored = CLASSIFIER_HEADS.iter().find_map(|path| match folder.modules.get(*path) {
+            Some(AdapterModule::Saved { tensors }) => usize::try_from(*tensors.get("weight")?.size().first()?).ok(),
+            _ => None,
+        });
+        let own = Self::read(dir)?;
+        match (own, scored) {
+            (Some(own), Some(scored)) if own.len() != scored => Err(Error::Field {
+                path: dir.join(LABELS_FILE),
+                field: "id2label".into(),
+                value: format!("{} labels", own.len()),
+                wanted: format!("the {scored} that the adapter's head scores"),
+            }),
+            (Some(own), _) => Ok(Some(own)),
+            (None, scored) => {
+                let count = scored.or(base.map(Labels::len)).unwrap_or(2);
+                let same = base.filter(|base| base.len() == count).cloned();
+                let settings = LabelSettings { names: Some(numbered_labels(count)), problem: None };
+                Ok(Some(same.unwrap_or_else(|| settings.or_default())))
+            }
+        }
     }
 
     /// Writes `labels.json` into a folder.

@@ -51,7 +51,7 @@ pub use hash::sha256_file;
 pub use header::TensorInfo;
 pub use hf_config::{HfConfig, read_hf_config};
 pub use json::read_json_object;
-pub use labels::{LABELS_FILE, LabelSettings, Labels, ProblemType, names_classifier, numbered_labels};
+pub use labels::{CLASSIFIER_TASK, LABELS_FILE, LabelSettings, Labels, ProblemType, names_classifier, numbered_labels};
 pub use rope::RopeParameters;
 pub use target::TargetModules;
 pub use tensor_file::TensorFile;

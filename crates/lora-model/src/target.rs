@@ -6,7 +6,7 @@ use crate::inject::Start;
 use crate::names::{ModuleKind, ModuleSpec, modules};
 use fancy_regex::Regex;
 use lora_core::{LoraSpec, ParameterCount, Principal};
-use lora_format::{AdapterConfig, InitLoraWeights, TargetModules};
+use lora_format::{AdapterConfig, CLASSIFIER_TASK, InitLoraWeights, TargetModules};
 
 /// One adapter to be made.
 #[derive(Clone, Debug, PartialEq)]
@@ -213,8 +213,7 @@ fn check_method(config: &AdapterConfig) -> Result<()> {
     Start::of(config).map(|_| ())
 }
 
-/// The task type of a classifier, and the modules that PEFT saves in full for it, whichever of them a model has.
-pub(crate) const CLASSIFIER_TASK: &str = "SEQ_CLS";
+/// The modules that PEFT saves in full for a classifier, whichever of them a model has.
 const CLASSIFIER_MODULES: [&str; 2] = ["classifier", "score"];
 
 /// The task is the model's own; that of a classifier saves its head.

@@ -5,7 +5,11 @@ use crate::load::check_model_folder;
 use crate::out;
 use crate::progress::CountBar;
 use anyhow::Result;
-use lora_data::{DataReport, Dataset, Example, PreviewToken, Tokenizer, build_dataset, pack, preview};
+use lora_data::{
+    DataOptions, DataReport, Dataset, Example, KnownLabels, PreviewToken, Tokenizer, build_dataset, build_labelled, pack,
+    preview,
+};
+use lora_train::config::TaskType;
 use lora_train::{Override, RunConfig, data_options, data_sources};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -95,10 +99,29 @@ fn read(args: &DataArgs) -> Result<(RunConfig, Tokenizer, Dataset)> {
     let mut options = data_options(&config.data);
     options.max_affected_share = 1.0;
     let mut bar = CountBar::new("tokenising");
+    if config.lora.task_type == TaskType::SeqCls {
+        let set = read_labelled(&config, &tokenizer, &options, &mut bar)?;
+        return Ok((config, tokenizer, set));
+    }
     let set =
         build_dataset(&data_sources(&config.data.train)?, &tokenizer, &options, &mut |done, of| bar.set(done, of))?;
     bar.finish();
     Ok((config, tokenizer, set))
+}
+
+/// The texts of a classifier, as rows of which no token is trained; how many have each label is noted.
+fn read_labelled(config: &RunConfig, tokenizer: &Tokenizer, options: &DataOptions, bar: &mut CountBar) -> Result<Dataset> {
+    let sources = data_sources(&config.data.train)?;
+    let named = Some(config.model.labels.clone()).filter(|names| !names.is_empty());
+    let known = KnownLabels { names: named, kind: None };
+    let set = build_labelled(&sources, tokenizer, options, &known, &mut |done, of| bar.set(done, of))?;
+    bar.finish();
+    let counts = set.labels.names.iter().zip(set.counts()).map(|(name, count)| format!("{name} {count}"));
+    let counts: Vec<String> = counts.collect();
+    if !counts.is_empty() {
+        out::note(format!("labels: {}", counts.join(", ")));
+    }
+    Ok(Dataset { examples: set.texts.into_iter().map(|text| text.tokens).collect(), report: set.report })
 }
 
 /// An example as it is shown.
