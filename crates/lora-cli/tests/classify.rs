@@ -250,3 +250,30 @@ fn what_does_not_fit_is_refused_before_anything_is_loaded() {
     place.lora(&format!("train --model {shown} --data train.jsonl --output out")).exits(2).says(&["SEQ_CLS"]);
     assert!(!place.path("out").exists() && !place.path("run").exists());
 }
+
+#[test]
+fn the_example_of_the_guide_runs() {
+    let place = Place::new();
+    let guide = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/guide/classification.md");
+    let guide = std::fs::read_to_string(guide).unwrap();
+    let block = |kind: &str| {
+        let start = guide.find(&format!("```{kind}\n")).unwrap() + kind.len() + 4;
+        guide[start..].split("```").next().unwrap().to_string()
+    };
+    let records = block("json");
+    for name in ["train.jsonl", "held-out.jsonl", "many.jsonl"] {
+        place.write(name, &records);
+    }
+    place.write("reviews.toml", &block("toml"));
+    fresh_encoder(&place, "models/bert");
+    let mut verbs = 0;
+    for line in block("sh").lines() {
+        // The text stands in quotes; every other word is one.
+        let mut parts = line.trim_start_matches("lora ").split('"');
+        let (before, text, after) = (parts.next().unwrap(), parts.next(), parts.next().unwrap_or(""));
+        let words = before.split_whitespace().chain(text).chain(after.split_whitespace()).collect::<Vec<_>>();
+        place.lora_words(&words).exits(0);
+        verbs += 1;
+    }
+    assert_eq!(verbs, 5);
+}
