@@ -184,6 +184,8 @@ fn a_language_model_becomes_a_classifier_with_a_head_of_its_own() {
         }
         let text = std::fs::read_to_string(place.path(&format!("merged-{name}/config.json"))).unwrap();
         assert!(text.contains("ForSequenceClassification"), "{text}");
+        let export = format!("export gguf --model {shown} --adapter {run} --output x.gguf");
+        place.lora(&export).exits(2).says(&["a classifier has no language head"]);
     }
 }
 

@@ -11,7 +11,7 @@ use arch::{Arch, Transform, refuse};
 use encode::encode;
 use lora_core::LoraSpec;
 use lora_format::{
-    AdapterModule, Checkpoint, GGUF_BLOCK, GgufTensor, GgufType, GgufValue, GgufWriter, LoraTensors, read_adapter,
+    AdapterModule, Checkpoint, GGUF_BLOCK, GgufTensor, GgufType, GgufValue, GgufWriter, LoraTensors, names_classifier, read_adapter,
     read_hf_config, read_json_object,
 };
 use std::path::{Path, PathBuf};
@@ -48,6 +48,9 @@ pub fn export_gguf(
     let arch = Arch::of(&file, &hf.model_type)?;
     let checkpoint = Checkpoint::open(base)?;
     let plan = if adapters.is_empty() { None } else { Some(Plan::make(&checkpoint, &raw, adapters)?) };
+    if names_classifier(&hf.architectures) || plan.as_ref().is_some_and(|p| p.labels.is_some()) {
+        return Err(refuse(&file, "a classifier has no language head, and its own has no form in GGUF here".into()));
+    }
     let mut metadata = vec![
         ("general.architecture".to_string(), GgufValue::Text(arch.name.into())),
         ("general.name".to_string(), GgufValue::Text(name_of(base))),
