@@ -43,8 +43,7 @@ pub(crate) fn eval(
     }
     let source = Source { format: source.format.or(Some(Format::Classification)), ..source };
     let mut bar = CountBar::new("tokenising");
-    let set =
-        build_labelled(&[source], tokenizer, &options, &known_labels(labels), &mut |done, of| bar.set(done, of))?;
+    let set = build_labelled(&[source], tokenizer, &options, &known_labels(labels), &mut |done, of| bar.set(done, of))?;
     bar.finish();
     if set.report.truncated > 0 {
         out::note(format!("note: {} of {} texts were cut", set.report.truncated, set.report.read));

@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-const SUBJECTS: [&str; 8] = ["the film", "the story", "the music", "the actor", "the plot", "the food", "the room", "the book"];
+const SUBJECTS: [&str; 8] =
+    ["the film", "the story", "the music", "the actor", "the plot", "the food", "the room", "the book"];
 const GOOD: [&str; 10] =
     ["wonderful", "lovely", "bright", "superb", "charming", "delightful", "brilliant", "excellent", "warm", "perfect"];
 const BAD: [&str; 10] =
@@ -132,11 +133,15 @@ fn an_encoder_learns_predicts_and_is_merged() {
         let (p, q) = (&a["probabilities"]["positive"], &b["probabilities"]["positive"]);
         assert!((p.as_f64().unwrap() - q.as_f64().unwrap()).abs() < MERGED, "{a} {b}");
     }
-    let config: Value = serde_json::from_str(&std::fs::read_to_string(place.path("merged/config.json")).unwrap()).unwrap();
+    let config: Value =
+        serde_json::from_str(&std::fs::read_to_string(place.path("merged/config.json")).unwrap()).unwrap();
     assert_eq!(config["id2label"], json!({"0": "negative", "1": "positive"}));
 
     let found = place.lora("inspect merged --json").exits(0).json();
-    assert_eq!((&found["labels"], &found["problem_type"]), (&json!(["negative", "positive"]), &json!("single_label_classification")));
+    assert_eq!(
+        (&found["labels"], &found["problem_type"]),
+        (&json!(["negative", "positive"]), &json!("single_label_classification"))
+    );
     let run = place.lora("inspect run --json").exits(0).json();
     assert_eq!(run["adapter"]["labels"], json!(["negative", "positive"]));
     assert_eq!(run["adapter"]["task_type"], "SEQ_CLS");
@@ -148,7 +153,8 @@ fn a_resumed_run_has_the_bits_of_an_uninterrupted_one() {
     place.write("train.jsonl", &jsonl(&reviews(40, 3)));
     place.write("held-out.jsonl", &jsonl(&reviews(16, 4)));
     let model = fresh_encoder(&place, "base");
-    let (lora, train) = ("r = 4\nlora_dropout = 0.1", "save_steps = 3\nlearning_rate = 1e-3\nlr_scheduler_type = \"constant\"");
+    let (lora, train) =
+        ("r = 4\nlora_dropout = 0.1", "save_steps = 3\nlearning_rate = 1e-3\nlr_scheduler_type = \"constant\"");
     config(&place, "whole.toml", &model, "whole", lora, &format!("max_steps = 6\n{train}"));
     config(&place, "part.toml", &model, "part", lora, &format!("max_steps = 3\n{train}"));
     place.lora("train whole.toml --quiet").exits(0);
@@ -177,7 +183,8 @@ fn a_language_model_becomes_a_classifier_with_a_head_of_its_own() {
             let line = format!("classify {model} --texts held-out.jsonl --json");
             place.lora(&line).exits(0).json()
         };
-        let (adapted, merged) = (predict(&format!("--model {shown} --adapter {run}")), predict(&format!("--model merged-{name}")));
+        let (adapted, merged) =
+            (predict(&format!("--model {shown} --adapter {run}")), predict(&format!("--model merged-{name}")));
         for (a, b) in adapted.as_array().unwrap().iter().zip(merged.as_array().unwrap()) {
             let p = |v: &Value| v["probabilities"]["negative"].as_f64().unwrap();
             assert!((p(a) - p(b)).abs() < MERGED, "{name}: {a} {b}");
@@ -204,7 +211,16 @@ fn several_labels_and_numbers_are_trained_from_what_the_data_says() {
     let report = place.lora("train multi.toml --quiet --json").exits(0).json();
     assert_eq!(report["eval_after"]["classes"]["accuracy"], json!(1.0), "{report}");
     let found = place
-        .lora_words(&["classify", "--model", "base", "--adapter", "multi", "--text", "the film was dull and cold", "--json"])
+        .lora_words(&[
+            "classify",
+            "--model",
+            "base",
+            "--adapter",
+            "multi",
+            "--text",
+            "the film was dull and cold",
+            "--json",
+        ])
         .exits(0)
         .json();
     assert_eq!(found["label"], json!(["cold", "dull"]));
@@ -234,7 +250,10 @@ fn what_does_not_fit_is_refused_before_anything_is_loaded() {
         format!("classify --model {} --text hi", fixture("llama").display()),
     ] {
         let done = place.lora(&line).exits(2);
-        assert!(["lora classify", "SEQ_CLS", "has no labels"].iter().any(|w| done.stderr.contains(w)), "{line}: {done:?}");
+        assert!(
+            ["lora classify", "SEQ_CLS", "has no labels"].iter().any(|w| done.stderr.contains(w)),
+            "{line}: {done:?}"
+        );
     }
     place.write("held-out.jsonl", "{\"text\": \"a\", \"label\": \"neutral\"}\n");
     for (data, words) in [

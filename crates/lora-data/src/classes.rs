@@ -276,7 +276,8 @@ fn labels_of(documents: &[Document], known: &KnownLabels) -> Result<LabelSet> {
             (0..=ids.into_iter().max().unwrap_or(0)).map(|i| format!("LABEL_{i}")).collect()
         }
         (false, _) if numbered > 0 => {
-            let (label, origin) = labels().find(|(label, _)| !label.is_string()).unwrap_or((&Value::Null, &documents[0].origin));
+            let (label, origin) =
+                labels().find(|(label, _)| !label.is_string()).unwrap_or((&Value::Null, &documents[0].origin));
             let wanted = "a name, as in other records, or a number in all of them".into();
             return Err(DataError::Label { origin: origin.clone(), found: shown(label), wanted });
         }
@@ -311,13 +312,13 @@ impl LabelSet {
             LabelKind::Multi => {
                 let Some(list) = label.as_array() else { return Err(wrong(format!("a list of {self}"))) };
                 if !list.is_empty() && list.iter().all(|v| !v.is_string()) {
-                    let flags: Option<Vec<f32>> = list
-                        .iter()
-                        .map(|v| number(v).filter(|x| *x == 0.0 || *x == 1.0).map(|x| x as f32))
-                        .collect();
+                    let flags: Option<Vec<f32>> =
+                        list.iter().map(|v| number(v).filter(|x| *x == 0.0 || *x == 1.0).map(|x| x as f32)).collect();
                     return match flags.filter(|flags| flags.len() == self.names.len()) {
                         Some(flags) => Ok(ClassTarget::Values(flags)),
-                        None => Err(wrong(format!("a 0 or 1 for each of {} labels, or a list of names", self.names.len()))),
+                        None => {
+                            Err(wrong(format!("a 0 or 1 for each of {} labels, or a list of names", self.names.len())))
+                        }
                     };
                 }
                 let mut flags = vec![0.0; self.names.len()];

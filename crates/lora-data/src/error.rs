@@ -95,7 +95,9 @@ pub enum DataError {
     #[error("{origin}: field `label` is {found}; it must be {wanted}")]
     Label { origin: Origin, found: String, wanted: String },
     /// All labels are the same.
-    #[error("every record has the label `{label}`, so there is nothing to tell apart; name all labels in `model.labels`, or set `model.problem_type = \"regression\"` for numbers")]
+    #[error(
+        "every record has the label `{label}`, so there is nothing to tell apart; name all labels in `model.labels`, or set `model.problem_type = \"regression\"` for numbers"
+    )]
     OneLabel { label: String },
     /// Data of another format where labelled texts are needed.
     #[error("{path}: format {format} has no labels; a classifier is trained with format classification (`text`, `label`)", path = path.display())]

@@ -28,14 +28,8 @@ pub enum Format {
 
 impl Format {
     /// Every format, in the order of their names in messages.
-    pub const ALL: [Self; 6] = [
-        Self::Alpaca,
-        Self::Messages,
-        Self::PromptCompletion,
-        Self::Text,
-        Self::Tokenized,
-        Self::Classification,
-    ];
+    pub const ALL: [Self; 6] =
+        [Self::Alpaca, Self::Messages, Self::PromptCompletion, Self::Text, Self::Tokenized, Self::Classification];
 
     /// The format's name in configuration files.
     pub fn name(self) -> &'static str {

@@ -44,8 +44,8 @@ mod tokenizer_files;
 
 pub use batch::Batch;
 pub use classes::{
-    ClassTarget, EncodedText, KnownLabels, LabelKind, LabelSet, LabelledSet, LabelledText, build_labelled, count_labels,
-    encode,
+    ClassTarget, EncodedText, KnownLabels, LabelKind, LabelSet, LabelledSet, LabelledText, build_labelled,
+    count_labels, encode,
 };
 pub use clock::Clock;
 pub use dataset::{DataOptions, Dataset, build_dataset};

@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a test that cannot go on has failed
 
 use lora_data::{
-    ClassTarget, DataOptions, Format, KnownLabels, LabelKind, LabelledSet, Source, Tokenizer, Truncation, build_labelled,
-    encode,
+    ClassTarget, DataOptions, Format, KnownLabels, LabelKind, LabelledSet, Source, Tokenizer, Truncation,
+    build_labelled, encode,
 };
 use std::path::{Path, PathBuf};
 
@@ -61,7 +61,11 @@ fn labels_that_are_not_known_are_the_datas() {
         (&["[0.5, 1.0]", "[1, 0]"], &["LABEL_0", "LABEL_1"], LabelKind::Number),
     ] {
         let set = build(&rows(labels), &none).unwrap();
-        assert_eq!((set.labels.names.iter().map(String::as_str).collect::<Vec<_>>().as_slice(), set.labels.kind), (names, kind), "{labels:?}");
+        assert_eq!(
+            (set.labels.names.iter().map(String::as_str).collect::<Vec<_>>().as_slice(), set.labels.kind),
+            (names, kind),
+            "{labels:?}"
+        );
         assert_eq!(set.texts.len(), labels.len());
         assert_eq!(set.report.sources[0].format, Format::Classification);
     }
@@ -83,7 +87,9 @@ fn known_labels_are_taken_by_name_or_id_and_others_refused_by_their_line() {
         let message = build(&rows(&["0", label]), &known).unwrap_err();
         assert!(message.contains("d.jsonl:2") && message.contains("`good`"), "{label}: {message}");
     }
-    for (labels, word) in [(&["\"a\"", "1"][..], "a name"), (&["\"a\""], "nothing to tell apart"), (&["0.5", "\"x\""], "a number")] {
+    for (labels, word) in
+        [(&["\"a\"", "1"][..], "a name"), (&["\"a\""], "nothing to tell apart"), (&["0.5", "\"x\""], "a number")]
+    {
         let message = build(&rows(labels), &KnownLabels::default()).unwrap_err();
         assert!(message.contains(word), "{labels:?}: {message}");
     }

@@ -11,8 +11,8 @@ use arch::{Arch, Transform, refuse};
 use encode::encode;
 use lora_core::LoraSpec;
 use lora_format::{
-    AdapterModule, Checkpoint, GGUF_BLOCK, GgufTensor, GgufType, GgufValue, GgufWriter, LoraTensors, names_classifier, read_adapter,
-    read_hf_config, read_json_object,
+    AdapterModule, Checkpoint, GGUF_BLOCK, GgufTensor, GgufType, GgufValue, GgufWriter, LoraTensors, names_classifier,
+    read_adapter, read_hf_config, read_json_object,
 };
 use std::path::{Path, PathBuf};
 use tch::{Kind, Tensor};

@@ -34,11 +34,15 @@ impl ClassHead {
     /// # Errors
     /// What an operation reports.
     pub fn forward(&self, hidden: &Tensor) -> Result<Tensor> {
+        // What is trained in full is fp32 over a base of any dtype.
+        let apply = |layer: &LinearLayer, x: &Tensor| -> Result<Tensor> {
+            Ok(layer.forward(&x.f_to_kind(layer.weight.kind())?, 0.0)?)
+        };
         let x = match &self.dense {
-            Some(dense) => dense.forward(hidden, 0.0)?.f_tanh()?,
+            Some(dense) => apply(dense, hidden)?.f_tanh()?,
             None => hidden.shallow_clone(),
         };
-        Ok(self.out.forward(&x, 0.0)?)
+        apply(&self.out, &x)
     }
 }
 
@@ -121,7 +125,7 @@ impl Decoder {
     /// The scores of the labels of each text of a batch.
     ///
     /// # Shapes
-    /// `[texts, labels]`, in the dtype of the model.
+    /// `[texts, labels]`, in the dtype of the head.
     ///
     /// # Errors
     /// [`Error::NoClasses`] for a language model, or what an operation reports.

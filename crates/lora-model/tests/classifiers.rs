@@ -194,7 +194,10 @@ fn a_plan_saves_the_head_in_full_and_targets_what_peft_targets() {
     let default = Some(TargetModules::Pattern("peft-default".into()));
     let plan = plan_injection(&config, &seq_cls(default)).unwrap();
     assert_eq!(plan.config.modules_to_save.as_deref().unwrap(), ["classifier", "score"]);
-    assert_eq!(plan.saved.iter().map(|m| m.path.as_str()).collect::<Vec<_>>(), ["classifier.dense", "classifier.out_proj"]);
+    assert_eq!(
+        plan.saved.iter().map(|m| m.path.as_str()).collect::<Vec<_>>(),
+        ["classifier.dense", "classifier.out_proj"]
+    );
     assert!(plan.adapters.iter().all(|a| a.module.path.ends_with("query") || a.module.path.ends_with("value")));
     for name in ["bert", "roberta", "llama"] {
         let config = ModelConfig::read(&folder(name)).unwrap();
@@ -222,14 +225,14 @@ fn a_task_that_is_not_the_models_is_refused_with_the_remedy() {
 
 #[test]
 fn a_head_that_the_checkpoint_lacks_begins_as_transformers_begins_it_and_from_its_seed() {
-    let labels = Labels { names: vec!["a".into(), "b".into(), "c".into(), "d".into()], problem: ProblemType::SingleLabel };
+    let labels =
+        Labels { names: vec!["a".into(), "b".into(), "c".into(), "d".into()], problem: ProblemType::SingleLabel };
     let dir = fixtures().join("llama");
     let config = ModelConfig::read(&dir).unwrap().for_classes(labels);
     let absent = absent_head(&dir, &config).unwrap();
     assert_eq!(absent.iter().map(|m| m.path.as_str()).collect::<Vec<_>>(), ["score"]);
     let head = |seed| {
-        let model =
-            Decoder::load_as(&dir, config.clone(), seed, Kind::Float, Device::Cpu, &mut |_, _| {}).unwrap();
+        let model = Decoder::load_as(&dir, config.clone(), seed, Kind::Float, Device::Cpu, &mut |_, _| {}).unwrap();
         let lora_model::Head::Classes(head) = model.head else { panic!("no classifier") };
         head.out.weight
     };

@@ -196,7 +196,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut writer = MetricsWriter::create(dir.path()).unwrap();
         writer.write_step(&record(1, f64::NAN)).unwrap();
-        writer.write_eval(&EvalRecord { step: 1, eval_loss: f64::INFINITY, eval_tokens: 7, eval_accuracy: None, eval_macro_f1: None }).unwrap();
+        writer
+            .write_eval(&EvalRecord {
+                step: 1,
+                eval_loss: f64::INFINITY,
+                eval_tokens: 7,
+                eval_accuracy: None,
+                eval_macro_f1: None,
+            })
+            .unwrap();
         writer.write_step(&record(2, 0.1 + 0.2)).unwrap();
         writer.sync().unwrap();
         let lines = lines(dir.path());

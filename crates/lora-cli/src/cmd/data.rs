@@ -6,8 +6,8 @@ use crate::out;
 use crate::progress::CountBar;
 use anyhow::Result;
 use lora_data::{
-    DataOptions, DataReport, Dataset, Example, KnownLabels, PreviewToken, Tokenizer, build_dataset, build_labelled, pack,
-    preview,
+    DataOptions, DataReport, Dataset, Example, KnownLabels, PreviewToken, Tokenizer, build_dataset, build_labelled,
+    pack, preview,
 };
 use lora_train::config::TaskType;
 use lora_train::{Override, RunConfig, data_options, data_sources};
@@ -110,7 +110,12 @@ fn read(args: &DataArgs) -> Result<(RunConfig, Tokenizer, Dataset)> {
 }
 
 /// The texts of a classifier, as rows of which no token is trained; how many have each label is noted.
-fn read_labelled(config: &RunConfig, tokenizer: &Tokenizer, options: &DataOptions, bar: &mut CountBar) -> Result<Dataset> {
+fn read_labelled(
+    config: &RunConfig,
+    tokenizer: &Tokenizer,
+    options: &DataOptions,
+    bar: &mut CountBar,
+) -> Result<Dataset> {
     let sources = data_sources(&config.data.train)?;
     let named = Some(config.model.labels.clone()).filter(|names| !names.is_empty());
     let known = KnownLabels { names: named, kind: None };

@@ -69,7 +69,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     out::note(format!("{}\n", PlanSummary::of(&plan)));
     out::note(format!("the base model answers {} questions it was never trained for", tests.len()));
     let compute = Compute { device: plan.config.model.device.clone(), dtype: "auto".into(), threads: 0 };
-    let before = tests.score(&load(&base, &[], &[], &compute, Wanted::Language("generate text"))?.model, &plan.tokenizer)?;
+    let before =
+        tests.score(&load(&base, &[], &[], &compute, Wanted::Language("generate text"))?.model, &plan.tokenizer)?;
 
     let stop = stop_on_signals()?;
     let (report, trainer) = train(plan, &TrainOptions::default(), &stop, &mut view)?;

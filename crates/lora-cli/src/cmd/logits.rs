@@ -39,11 +39,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     bar.finish();
     let shape = logits.size();
     write_tensors(&args.output, &[("logits".to_string(), logits)], &BTreeMap::new())?;
-    out::line(format!(
-        "{}: logits {:?} float32",
-        args.output.display(),
-        shape
-    ))
+    out::line(format!("{}: logits {:?} float32", args.output.display(), shape))
 }
 
 /// Token ids in rows of one length.
@@ -100,7 +96,8 @@ impl Input {
                         "{shown}: `token_type_ids` is [{b}, {s}] and `input_ids` [{batch}, {seq}]; they must be alike"
                     )));
                 }
-                let real = types.chunks(seq).zip(&rows).map(|(row, (start, ids))| row[*start..start + ids.len()].to_vec());
+                let real =
+                    types.chunks(seq).zip(&rows).map(|(row, (start, ids))| row[*start..start + ids.len()].to_vec());
                 real.collect()
             }
             false => vec![Vec::new(); rows.len()],

@@ -177,7 +177,11 @@ fn closing(report: &RunReport, next: &Next) -> String {
         return lines.join("\n");
     }
     lines.push(format!("adapter      {out_dir}  ({})", file_size(&report.output_dir.join(ADAPTER_WEIGHTS))));
-    lines.push(format!("try it       {} --model {model} --adapter {out_dir}{raw} {} \"...\"", next.verb().0, next.verb().1));
+    lines.push(format!(
+        "try it       {} --model {model} --adapter {out_dir}{raw} {} \"...\"",
+        next.verb().0,
+        next.verb().1
+    ));
     lines.push(format!(
         "merge it     lora merge --model {model} --adapter {out_dir} --output {out_dir}-merged --verify"
     ));

@@ -4,7 +4,8 @@ use crate::failure::usage;
 use crate::out;
 use anyhow::Result;
 use lora_format::{
-    ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig, CLASSIFIER_TASK, InitLoraWeights, Labels, TargetModules, TensorFile, read_adapter,
+    ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig, CLASSIFIER_TASK, InitLoraWeights, Labels, TargetModules,
+    TensorFile, read_adapter,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
