@@ -16,8 +16,8 @@ const GOOD: [&str; 10] =
 const BAD: [&str; 10] =
     ["awful", "dreadful", "boring", "terrible", "clumsy", "dull", "horrible", "tedious", "cold", "broken"];
 
-/// Well above what one label in two is right by chance; a model of bare word counts reaches about as much.
-const LEARNED: f64 = 0.9;
+/// Well above what one label in two is right by chance.
+const LEARNED: f64 = 0.85;
 const CHANCE: f64 = 0.7;
 /// Merging rounds every weight once more; probabilities of float32 logits.
 const MERGED: f64 = 1e-4;
@@ -73,7 +73,7 @@ fn fresh_encoder(place: &Place, name: &str) -> PathBuf {
 fn config(place: &Place, file: &str, model: &std::path::Path, output: &str, lora: &str, train: &str) {
     let text = format!(
         "output_dir = \"{output}\"\n[model]\npath = {model:?}\ndevice = \"cpu\"\nthreads = 1\n\
-         [data]\ntrain = \"train.jsonl\"\neval = \"held-out.jsonl\"\nmax_length = 64\n\
+         [data]\ntrain = \"train.jsonl\"\neval = \"held-out.jsonl\"\nmax_length = 128\n\
          [lora]\ntask_type = \"SEQ_CLS\"\n{lora}\n[train]\nper_device_train_batch_size = 16\n{train}\n"
     );
     place.write(file, &text);
@@ -91,8 +91,8 @@ fn an_encoder_learns_predicts_and_is_merged() {
         "run.toml",
         &model,
         "run",
-        "r = 16\nlora_alpha = 32\nuse_rslora = true",
-        "num_train_epochs = 12\nlearning_rate = 5e-3\nlr_scheduler_type = \"cosine\"\nsave_steps = 0",
+        "r = 16\nlora_alpha = 16",
+        "num_train_epochs = 12\nlearning_rate = 2e-3\nlr_scheduler_type = \"cosine\"\nsave_steps = 0",
     );
     let plan = place.lora("train run.toml --dry-run --json").exits(0).json();
     let labels: Vec<&str> =
