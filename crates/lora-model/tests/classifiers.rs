@@ -265,3 +265,37 @@ fn batches_that_cannot_be_meant_are_refused() {
     let wrong = TokenBatch::for_classes(&language, &[5], &[], &[1], ClassTargets::Unknown, on);
     assert!(wrong.unwrap_err().to_string().contains("SEQ_CLS"));
 }
+
+#[test]
+fn checkpoints_in_older_forms_load_as_they_are() {
+    let from = lora_format::Checkpoint::open(&folder("bert")).unwrap();
+    let write = |rename: &dyn Fn(&str) -> Option<String>, more: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut tensors: Vec<(String, Tensor)> =
+            from.names().filter_map(|n| Some((rename(n)?, from.read(n).unwrap()))).collect();
+        tensors.push((more.to_string(), Tensor::zeros([1, 64], (Kind::Int64, Device::Cpu))));
+        let (file, none) = (dir.path().join("model.safetensors"), std::collections::BTreeMap::new());
+        lora_format::write_tensors(&file, &tensors, &none).unwrap();
+        std::fs::copy(folder("bert").join("config.json"), dir.path().join("config.json")).unwrap();
+        dir
+    };
+    let model = load(&folder("bert"));
+    let (batch, reference) = texts(&model, "bert");
+
+    // Norms as TensorFlow names them, and what is left of pretraining.
+    let old = |n: &str| n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta");
+    let dir = write(&|n| Some(old(n)), "cls.seq_relationship.weight");
+    check(&load(dir.path()), &batch, &reference, "old norms");
+
+    // Saved without a head, and so without the name of the family: the head alone is missing.
+    let bare = |n: &str| n.strip_prefix("bert.").map(str::to_string);
+    let dir = write(&bare, "embeddings.position_ids");
+    let config = ModelConfig::read(dir.path()).unwrap();
+    let absent: Vec<String> = absent_head(dir.path(), &config).unwrap().into_iter().map(|m| m.path).collect();
+    assert_eq!(absent, ["classifier"]);
+    let message = Decoder::load(dir.path(), Kind::Float, Device::Cpu, &mut |_, _| {}).unwrap_err().to_string();
+    assert!(message.contains("classifier"), "{message}");
+    let found = Decoder::load_as(dir.path(), config, 1, Kind::Float, Device::Cpu, &mut |_, _| {}).unwrap();
+    let hidden = |m: &Decoder| no_grad(|| m.hidden(&batch, Mode::Eval, None)).unwrap();
+    assert!(hidden(&found).equal(&hidden(&model)));
+}
