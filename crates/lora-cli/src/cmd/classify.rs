@@ -26,7 +26,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TEXT")]
     text: Option<String>,
     /// The second text of a pair
-    #[arg(long, value_name = "TEXT", requires = "text")]
+    #[arg(long, value_name = "TEXT", conflicts_with = "texts")]
     text_pair: Option<String>,
     /// File of texts: a .jsonl with `text` and, for pairs, `text_pair` in each record, or a text a line
     #[arg(long, value_name = "FILE")]
