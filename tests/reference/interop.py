@@ -63,10 +63,16 @@ def run(*words):
         raise Failed(f"`{' '.join(str(w) for w in words)}` exited with {done.returncode}: {done.stderr.strip()[-600:]}")
 
 
+def classifies(folder):
+    config = json.loads((folder / "config.json").read_text())
+    return any(name.endswith("ForSequenceClassification") for name in config.get("architectures", []))
+
+
 def base(folder, family):
     # gemma2 caps its attention scores, which only the eager implementation does.
     attention = "eager" if family.startswith("gemma2") else "sdpa"
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+    kind = transformers.AutoModelForSequenceClassification if classifies(folder) else transformers.AutoModelForCausalLM
+    model, info = kind.from_pretrained(
         folder, dtype=torch.float32, attn_implementation=attention, output_loading_info=True)
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info.get(kind):
@@ -76,7 +82,7 @@ def base(folder, family):
 
 @torch.no_grad()
 def their_logits(model, batch):
-    return model(**batch, use_cache=False).logits.float()
+    return model(**batch).logits.float()
 
 
 class Family:
@@ -87,7 +93,8 @@ class Family:
         shutil.rmtree(self.work, ignore_errors=True)
         self.work.mkdir(parents=True)
         reference = load_file(folder / "reference.safetensors")
-        self.batch = {k: reference[k] for k in ("input_ids", "attention_mask")}
+        inputs = ("input_ids", "attention_mask", "token_type_ids")
+        self.batch = {k: reference[k] for k in inputs if k in reference}
         self.labels = reference["labels"]
         self.input = self.work / "input.safetensors"
         save_file(self.batch, self.input)
@@ -102,7 +109,7 @@ class Family:
         """The largest difference at positions that are not padding."""
         if ours.shape != theirs.shape:
             raise Failed(f"logits have the shape {tuple(ours.shape)}, and {tuple(theirs.shape)} is expected")
-        real = self.batch["attention_mask"].bool()
+        real = self.batch["attention_mask"].bool() if ours.dim() == 3 else slice(None)
         difference = float((ours - theirs)[real].abs().max() / theirs[real].abs().max())
         if not difference <= reach:
             raise Failed(f"logits differ by {difference:.2e} of the largest, more than {reach:.0e}")
@@ -138,11 +145,16 @@ class Family:
             raise Failed("PEFT expects other keys than the repaired ones")
         return self.compare(their_logits(again, self.batch), their_logits(model, self.batch), 0.0)
 
+    def data(self, f):
+        """Writes what is trained on, and returns its format."""
+        for ids, labels, mask in zip(self.batch["input_ids"], self.labels, self.batch["attention_mask"].bool()):
+            f.write(json.dumps({"input_ids": ids[mask].tolist(), "labels": labels[mask].tolist()}) + "\n")
+        return "tokenized"
+
     def train(self, target_modules, more="r = 4\nlora_alpha = 8"):
         data = self.work / "train.jsonl"
         with open(data, "w") as f:
-            for ids, labels, mask in zip(self.batch["input_ids"], self.labels, self.batch["attention_mask"].bool()):
-                f.write(json.dumps({"input_ids": ids[mask].tolist(), "labels": labels[mask].tolist()}) + "\n")
+            form = self.data(f)
         config, run_dir = self.work / "run.toml", self.work / "run"
         shutil.rmtree(run_dir, ignore_errors=True)
         quoted = json.dumps
@@ -157,7 +169,7 @@ dtype = "float32"
 target_modules = {quoted(target_modules)}
 {more}
 [data]
-train = [{{ path = {quoted(str(data))}, format = "tokenized" }}]
+train = [{{ path = {quoted(str(data))}, format = {quoted(form)} }}]
 max_length = 64
 [train]
 max_steps = 3
@@ -182,10 +194,30 @@ learning_rate = 0.01
         return self.compare(self.our_logits(adapter), their_logits(model, self.batch), REACH)
 
 
+class Classifier(Family):
+    """A checkpoint that tells texts apart: a row of logits for each text."""
+
+    def data(self, f):
+        model = json.loads((self.folder / "config.json").read_text())
+        names = list(model["id2label"].values())
+        labels = [0.5, -1.0, 2.0] if len(names) == 1 else names
+        if model.get("problem_type") == "multi_label_classification":
+            labels = [names[:2], [], names[1:]]
+        texts = [t for t in json.loads((self.folder / "encoded.json").read_text()) if t["max_length"] is None]
+        for i, text in enumerate(texts[:2] + texts[3:5]):
+            pair = {"text_pair": text["text_pair"]} if text["text_pair"] else {}
+            f.write(json.dumps({"text": text["text"], **pair, "label": labels[i % 3]}) + "\n")
+        return "classification"
+
+    def train(self, target_modules, more=""):
+        return super().train(target_modules, f'task_type = "SEQ_CLS"\n{more}')
+
+
 def checks(family):
     """(name, function) of everything to check in a family."""
     # A bias of an adapter has no place in a projection without one: PEFT cannot merge that either.
-    biased = json.loads((family.folder / "config.json").read_text())["model_type"] in ("qwen2", "gpt2", "gpt_neox")
+    families = ("qwen2", "gpt2", "gpt_neox", "bert", "roberta")
+    biased = json.loads((family.folder / "config.json").read_text())["model_type"] in families
     for adapter in sorted((family.folder / "adapters").iterdir()):
         config = json.loads((adapter / "adapter_config.json").read_text())
         yield f"theirs in ours: {adapter.name}", lambda a=adapter: family.theirs_in_ours(a)
@@ -196,7 +228,9 @@ def checks(family):
     yield "ours in theirs", lambda: family.ours_in_theirs(sorted(targets))
     yield "ours in theirs: all-linear", lambda: family.ours_in_theirs("all-linear")
     for name, more in METHODS.items():
-        if name != "lora_bias" or biased:
+        # Beside a module of modules_to_save, PEFT writes the head's bias three times and expects it so.
+        head = name == "bias_all" and isinstance(family, Classifier)
+        if (name != "lora_bias" or biased) and not head:
             more = f"r = 4\nlora_alpha = 8\n{more}"
             yield f"ours in theirs: {name}", lambda more=more: family.ours_in_theirs(sorted(targets), more)
     for name, more in TYPES.items():
@@ -237,24 +271,27 @@ def main():
     parser.add_argument("--table", type=pathlib.Path, help="Markdown page to write")
     parser.add_argument("family", nargs="*")
     args = parser.parse_args()
-    folders = sorted(p.parent for p in args.fixtures.glob("*/config.json"))
-    if unknown := set(args.family) - {f.name for f in folders}:
+    found = [*args.fixtures.glob("*/config.json"), *args.fixtures.glob("classification/*/config.json")]
+    folders = sorted(p.parent for p in found)
+    name_of = lambda folder: str(folder.relative_to(args.fixtures))
+    if unknown := set(args.family) - {name_of(f) for f in folders}:
         sys.exit(f"no such family in {args.fixtures}: {', '.join(sorted(unknown))}")
     passed = failed = 0
     rows = []
     for folder in folders:
-        if args.family and folder.name not in args.family:
+        shown = name_of(folder)
+        if args.family and shown not in args.family:
             continue
-        family = Family(args.lora.resolve(), folder, args.work)
+        family = (Classifier if classifies(folder) else Family)(args.lora.resolve(), folder, args.work / shown)
         for name, check in checks(family):
             try:
                 difference = check()
-                print(f"ok    {folder.name}: {name} ({difference})", flush=True)
-                rows.append((folder.name, name, difference))
+                print(f"ok    {shown}: {name} ({difference})", flush=True)
+                rows.append((shown, name, difference))
                 passed += 1
             except Exception as error:  # one broken family must not hide the others
-                print(f"FAIL  {folder.name}: {name}: {type(error).__name__}: {error}", flush=True)
-                rows.append((folder.name, name, "FAILED"))
+                print(f"FAIL  {shown}: {name}: {type(error).__name__}: {error}", flush=True)
+                rows.append((shown, name, "FAILED"))
                 failed += 1
     if args.table:
         write_table(args.table, rows)

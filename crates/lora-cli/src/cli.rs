@@ -28,6 +28,8 @@ pub(crate) enum Verb {
     Generate(cmd::generate::Args),
     /// Talk with a model
     Chat(cmd::chat::Args),
+    /// The labels of texts, by a classifier
+    Classify(cmd::classify::Args),
     /// Logits of given tokens, from file to file
     Logits(cmd::logits::Args),
     /// Merge an adapter into its base model
@@ -79,6 +81,8 @@ mod tests {
             "generate --model m --adapter a --prompt hi --max-new-tokens 3 --temperature 0.5 --top-p 0.9 --seed 1 --json",
             "generate --model m --prompts f.jsonl",
             "chat --model m --adapter a",
+            "classify --model m --adapter a --text hi --text-pair ho --json",
+            "classify --model m --texts f.jsonl --batch-size 4 --max-length 64",
             "logits --model m --adapter a --input i.safetensors --output o.safetensors",
             "merge --model m --adapter a --adapter b --output o --dtype bfloat16 --verify",
             "mix --adapter a --weight=0.7 --adapter b --weight -0.3 --type ties_svd --density 0.5 --rank 4 --majority-sign-method frequency --output o --json",
@@ -108,6 +112,8 @@ mod tests {
             "generate --model m",
             "generate --model m --prompt a --prompts b",
             "repair a",
+            "classify --model m",
+            "classify --model m --texts f --text-pair a",
             "eval --data d",
             "bench step --model m",
             "train --rezume",

@@ -2,6 +2,7 @@
 
 pub(crate) mod bench;
 pub(crate) mod chat;
+pub(crate) mod classify;
 pub(crate) mod data;
 pub(crate) mod demo;
 pub(crate) mod doctor;
@@ -31,6 +32,7 @@ pub(crate) fn run(verb: Verb) -> Result<()> {
         Verb::Eval(args) => eval::run(&args),
         Verb::Generate(args) => generate::run(&args),
         Verb::Chat(args) => chat::run(&args),
+        Verb::Classify(args) => classify::run(&args),
         Verb::Logits(args) => logits::run(&args),
         Verb::Merge(args) => merge::run(&args),
         Verb::Mix(args) => mix::run(&args),

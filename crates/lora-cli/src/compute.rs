@@ -2,7 +2,7 @@
 
 use crate::failure::usage;
 use anyhow::Result;
-use lora_model::{Decoder, ModelConfig, Packing, Progress, Storage};
+use lora_model::{Decoder, Keeping, ModelConfig, Packing, Progress, Storage};
 use lora_torch::{DeviceChoice, parse_kind, resolve_device, set_num_threads};
 use std::path::Path;
 use tch::{Device, Kind};
@@ -60,11 +60,18 @@ impl Compute {
     ///
     /// # Errors
     /// What is wrong with the checkpoint, or a base that cannot be kept so on this device.
-    pub(crate) fn load(&self, dir: &Path, kind: Kind, device: Device, progress: Progress<'_>) -> Result<Decoder> {
+    pub(crate) fn load(
+        &self,
+        dir: &Path,
+        config: ModelConfig,
+        kind: Kind,
+        device: Device,
+        progress: Progress<'_>,
+    ) -> Result<Decoder> {
         let (storage, packing) = (self.storage(device)?, self.packing());
         // What is to be packed comes from the mapped file, one matrix at a time.
         let storage = if packing.is_some() { Storage::Mapped } else { storage };
-        let mut model = Decoder::load_as(dir, kind, device, storage, progress)?;
+        let mut model = Decoder::load_as(dir, config, 0, Keeping { kind, device, storage }, progress)?;
         if let Some(packing) = packing {
             model.pack(packing, progress)?;
         }

@@ -3,6 +3,7 @@
 //! `cli` reads the command line, each file of `cmd` is a verb, `out` is the only place that prints, and `failure` decides
 //! the exit code.
 
+mod classes;
 mod cli;
 mod cmd;
 mod compute;

@@ -6,9 +6,20 @@ use crate::progress::ByteBar;
 use crate::serve::Served;
 use anyhow::{Context, Result};
 use lora_data::Tokenizer;
-use lora_format::{AdaLoraTensors, AdapterFolder, AdapterModule, LoraTensors, VeraTensors, read_adapter};
-use lora_model::{ModelConfig, modules};
+use lora_format::{AdaLoraTensors, AdapterFolder, AdapterModule, Labels, LoraTensors, VeraTensors, read_adapter};
+use lora_model::{ModelConfig, absent_head, modules};
 use std::path::{Path, PathBuf};
+
+/// What a verb needs the model for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Wanted {
+    /// Text: to do this with.
+    Language(&'static str),
+    /// Labels.
+    Classes,
+    /// Whatever it gives.
+    Any,
+}
 
 /// The flags that name a model and its adapters.
 #[derive(Clone, Debug, clap::Args)]
@@ -39,9 +50,9 @@ impl ModelArgs {
     ///
     /// # Errors
     /// What is wrong with the folders, each by its name.
-    pub(crate) fn load(&self) -> Result<Served> {
+    pub(crate) fn load(&self, wanted: Wanted) -> Result<Served> {
         self.check()?;
-        load(&self.model, &self.adapter, &self.weight, &self.compute)
+        load(&self.model, &self.adapter, &self.weight, &self.compute, wanted)
     }
 
     /// Loads the tokenizer of the model; one that was saved beside the first adapter goes first, as it may have been
@@ -89,21 +100,51 @@ pub(crate) fn check_new_folder(output: &Path) -> Result<()> {
 ///
 /// # Errors
 /// What is wrong with the folders, each by its name.
-pub(crate) fn load(dir: &Path, adapters: &[PathBuf], weights: &[f64], compute: &Compute) -> Result<Served> {
+pub(crate) fn load(
+    dir: &Path,
+    adapters: &[PathBuf],
+    weights: &[f64],
+    compute: &Compute,
+    wanted: Wanted,
+) -> Result<Served> {
     check_model_folder(dir)?;
     let device = compute.device()?;
-    let config = ModelConfig::read(dir)?;
+    let mut config = ModelConfig::read(dir)?;
     let kind = compute.kind(&config, device)?;
-    let read = |path: &PathBuf| -> Result<(PathBuf, AdapterFolder)> {
-        let folder = read_adapter(path)?;
-        check_adapter(&config, &folder).with_context(|| format!("adapter {}", path.display()))?;
-        Ok((path.clone(), folder))
-    };
+    let read = |path: &PathBuf| -> Result<(PathBuf, AdapterFolder)> { Ok((path.clone(), read_adapter(path)?)) };
     let folders = adapters.iter().map(read).collect::<Result<Vec<_>>>()?;
+    for (path, folder) in &folders {
+        if let Some(labels) = Labels::of_adapter(path, folder, config.labels.as_ref())? {
+            config = config.for_classes(labels);
+        }
+    }
+    match wanted {
+        Wanted::Language(purpose) => config.check_language(purpose)?,
+        Wanted::Classes if config.labels.is_none() => {
+            return Err(lora_model::Error::NoClasses { family: config.family }.into());
+        }
+        Wanted::Classes | Wanted::Any => {}
+    }
+    for (path, folder) in &folders {
+        check_adapter(&config, folder).with_context(|| format!("adapter {}", path.display()))?;
+    }
+    check_head(dir, &config, &folders)?;
     let mut bar = ByteBar::new("loading");
-    let model = compute.load(dir, kind, device, &mut |done, of| bar.set(done, of))?;
+    let model = compute.load(dir, config, kind, device, &mut |done, of| bar.set(done, of))?;
     bar.finish();
     Served::new(model, &folders, weights)
+}
+
+/// A head that the checkpoint lacks must be an adapter's.
+fn check_head(dir: &Path, config: &ModelConfig, folders: &[(PathBuf, AdapterFolder)]) -> Result<()> {
+    let given = |path: &str| folders.iter().any(|(_, folder)| folder.modules.contains_key(path));
+    let modules = absent_head(dir, config)?.into_iter().map(|m| m.path);
+    let modules: Vec<String> = modules.filter(|path| !given(path)).collect();
+    if modules.is_empty() {
+        return Ok(());
+    }
+    let remedy = "give an adapter that was trained on this checkpoint, whose own head goes with it";
+    Err(lora_model::Error::NoHead { dir: dir.into(), modules, remedy }.into())
 }
 
 /// Refuses a folder that is none, with a word on what is expected.

@@ -3,7 +3,7 @@
 use crate::out::{bytes, count};
 use lora_format::Method;
 use lora_torch::{device_name, kind_name, num_threads};
-use lora_train::{RunPlan, Trained};
+use lora_train::{ClassPlan, RunPlan, Trained};
 use serde::Serialize;
 use std::fmt;
 use std::path::PathBuf;
@@ -53,6 +53,17 @@ pub(crate) struct DataFigures {
     pub(crate) packing: bool,
     /// Choices that were made for the data, in words.
     pub(crate) notes: Vec<String>,
+    /// Of a classifier, by label: the texts that are trained on and those that are held out.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) labels: Vec<LabelFigures>,
+}
+
+/// A label of a classifier.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct LabelFigures {
+    pub(crate) label: String,
+    pub(crate) examples: usize,
+    pub(crate) eval_examples: usize,
 }
 
 /// The steps.
@@ -110,6 +121,7 @@ impl PlanSummary {
                 rows: plan.rows.len(),
                 packing: config.data.packing,
                 notes: data_notes(plan),
+                labels: label_figures(plan),
             },
             steps: StepFigures {
                 total: plan.total_steps,
@@ -181,6 +193,14 @@ impl fmt::Display for PlanSummary {
             n(d.longest),
             n(d.eval_examples)
         )?;
+        if !d.labels.is_empty() {
+            let one = |l: &LabelFigures| format!("{} {} + {}", l.label, n(l.examples), n(l.eval_examples));
+            let mut list: Vec<String> = d.labels.iter().take(LABELS_SHOWN).map(one).collect();
+            if d.labels.len() > LABELS_SHOWN {
+                list.push(format!("and {} more", d.labels.len() - LABELS_SHOWN));
+            }
+            writeln!(f, "labels   {} (trained on + held out)", list.join(", "))?;
+        }
         if d.truncated + d.dropped + d.duplicates > 0 {
             writeln!(
                 f,
@@ -206,6 +226,19 @@ impl fmt::Display for PlanSummary {
         writeln!(f, "         learning rate {:e}, {}", s.learning_rate, s.schedule)?;
         write!(f, "output   {}", self.output_dir.display())
     }
+}
+
+/// So many labels are listed for a reader; JSON has them all.
+const LABELS_SHOWN: usize = 20;
+
+fn label_figures(plan: &RunPlan) -> Vec<LabelFigures> {
+    let counts = plan.classes.as_ref().map(ClassPlan::counts).unwrap_or_default();
+    let figures = |(label, examples, eval_examples): (&str, usize, usize)| LabelFigures {
+        label: label.to_string(),
+        examples,
+        eval_examples,
+    };
+    counts.into_iter().map(figures).collect()
 }
 
 /// The size of a file for reading, or a dash.

@@ -112,7 +112,14 @@ impl EventSink for TrainView {
                 if let Some(t) = &mut self.training {
                     t.eval = Some(record.eval_loss);
                 }
-                self.say(&format!("step {}: held-out loss {:.4} over {} tokens", record.step, record.eval_loss, record.eval_tokens));
+                let over = match (record.eval_accuracy, record.eval_macro_f1) {
+                    (Some(accuracy), Some(f1)) => {
+                        format!("accuracy {accuracy:.4}, macro F1 {f1:.4}, over {} texts", record.eval_tokens)
+                    }
+                    _ => format!("over {} tokens", record.eval_tokens),
+                };
+                let (step, loss) = (record.step, record.eval_loss);
+                self.say(&format!("step {step}: held-out loss {loss:.4} {over}"));
             }
             Event::Saved(path) => self.say(&format!("saved {}", path.display())),
             _ => {}

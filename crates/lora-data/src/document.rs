@@ -70,6 +70,15 @@ pub enum Body {
     },
     /// Running text.
     Text(String),
+    /// A text, or a pair of texts, with its label.
+    Labelled {
+        /// The text.
+        text: String,
+        /// The second text of a pair.
+        text_pair: Option<String>,
+        /// A name, an id, a number, or a list of them, as it was written.
+        label: Value,
+    },
     /// Tokens made elsewhere.
     Tokenized {
         /// The tokens.
@@ -89,6 +98,7 @@ impl Body {
             Self::Preference { chosen, rejected } => chosen.size() + rejected.size(),
             Self::Rated { answer, .. } => answer.size(),
             Self::Text(text) => text.len(),
+            Self::Labelled { text, text_pair, .. } => text.len() + text_pair.as_ref().map_or(0, String::len),
             Self::Tokenized { input_ids, .. } => input_ids.len() * 16,
         }
     }

@@ -114,6 +114,15 @@ pub enum DataError {
     /// A record that is not an object.
     #[error("{origin}: a record must be a JSON object, found {found}")]
     NotAnObject { origin: Origin, found: &'static str },
+    /// A policy for long rows that labelled texts do not have.
+    #[error(
+        "truncation = {policy:?}: a labelled text has no turns, and its end belongs to its start; use \"right\", \"left\", \"drop\" \
+         or \"refuse\""
+    )]
+    LabelledTruncation {
+        /// The policy.
+        policy: crate::truncation::Truncation,
+    },
     /// A field that the format needs is absent or null.
     #[error("{origin}: field `{field}` of format {format} is missing; the record has {present}")]
     MissingField { origin: Origin, format: Format, field: String, present: String },
@@ -146,6 +155,22 @@ pub enum DataError {
     /// `columns` names a field that the format does not have.
     #[error("{path}: `columns` names the unknown field `{field}`; did you mean `{nearest}`? {owner} has {known}", path = path.display())]
     UnknownColumn { path: PathBuf, field: String, nearest: String, owner: String, known: String },
+
+    // Labels
+    /// A label that is none of those there are.
+    #[error("{origin}: field `label` is {found}; it must be {wanted}")]
+    Label { origin: Origin, found: String, wanted: String },
+    /// All labels are the same.
+    #[error(
+        "every record has the label `{label}`, so there is nothing to tell apart; name all labels in `model.labels`, or set `model.problem_type = \"regression\"` for numbers"
+    )]
+    OneLabel { label: String },
+    /// Data of another format where labelled texts are needed.
+    #[error("{path}: format {format} has no labels; a classifier is trained with format classification (`text`, `label`)", path = path.display())]
+    NotLabelled { path: PathBuf, format: Format },
+    /// Labelled texts where something to be written is needed.
+    #[error("{origin}: a labelled text is for classifiers; set `lora.task_type = \"SEQ_CLS\"`, or another format")]
+    Labelled { origin: Origin },
 
     // Conversations
     /// A conversation without messages.

@@ -211,6 +211,7 @@ impl ExampleBuilder<'_> {
                 let trained = vec![true; ids.len()];
                 Ok(Ok(vec![(ids, trained)]))
             }
+            Body::Labelled { .. } => Err(DataError::Labelled { origin: origin.clone() }),
             Body::Tokenized { input_ids, labels } => {
                 self.tokenized(input_ids, labels.as_deref(), origin).map(|row| Ok(vec![row]))
             }

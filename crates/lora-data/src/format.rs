@@ -28,11 +28,13 @@ pub enum Format {
     Text,
     /// `input_ids`, and optionally `labels` (-100 is not trained).
     Tokenized,
+    /// `text`, optionally `text_pair`, and `label`, for classifiers; never told from the fields.
+    Classification,
 }
 
 impl Format {
     /// Every format, in the order of their names in messages.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Alpaca,
         Self::Sharegpt,
         Self::Messages,
@@ -41,6 +43,7 @@ impl Format {
         Self::Kto,
         Self::Text,
         Self::Tokenized,
+        Self::Classification,
     ];
 
     /// The format's name in configuration files.
@@ -54,6 +57,7 @@ impl Format {
             Self::Kto => "kto",
             Self::Text => "text",
             Self::Tokenized => "tokenized",
+            Self::Classification => "classification",
         }
     }
 
@@ -91,6 +95,7 @@ impl Format {
             ],
             Self::Text => &["text"],
             Self::Tokenized => &["input_ids", "labels"],
+            Self::Classification => &["text", "text_pair", "label"],
         }
     }
 
@@ -105,15 +110,14 @@ impl Format {
             Self::PromptCompletion => &["prompt", "completion"],
             Self::Text => &["text"],
             Self::Tokenized => &["input_ids"],
+            Self::Classification => &["text", "label"],
         }
     }
 
     /// The formats of plain examples whose required fields are all among `present`.
     pub(crate) fn candidates(present: &BTreeSet<&str>) -> Vec<Self> {
-        Self::ALL
-            .into_iter()
-            .filter(|format| !matches!(format, Self::Preference | Self::Kto) && format.fits(present))
-            .collect()
+        let told = |format: &Self| !matches!(format, Self::Preference | Self::Kto | Self::Classification);
+        Self::ALL.into_iter().filter(|format| told(format) && format.fits(present)).collect()
     }
 
     fn fits(self, present: &BTreeSet<&str>) -> bool {

@@ -79,6 +79,11 @@ impl Layout {
             Format::Kto => fields.rated()?,
             Format::Text => Body::Text(fields.string("text")?),
             Format::Tokenized => fields.tokenized()?,
+            Format::Classification => Body::Labelled {
+                text: fields.string("text")?,
+                text_pair: fields.optional_string("text_pair")?,
+                label: fields.required("label")?,
+            },
         };
         for column in fields.record.into_iter().map(|(column, _)| column) {
             *self.ignored_columns.entry(column).or_default() += 1;

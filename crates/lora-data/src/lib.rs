@@ -21,6 +21,7 @@
 
 mod bad_record;
 mod batch;
+mod classes;
 mod clock;
 mod dataset;
 mod dataset_info;
@@ -62,6 +63,10 @@ mod tokenizer_files;
 mod truncation;
 
 pub use batch::Batch;
+pub use classes::{
+    ClassTarget, EncodedText, KnownLabels, LabelKind, LabelSet, LabelledSet, LabelledText, build_labelled,
+    count_labels, encode,
+};
 pub use clock::Clock;
 pub use dataset::{DataOptions, Dataset, build_dataset};
 pub use dataset_info::dataset_names;

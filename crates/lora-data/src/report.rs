@@ -187,6 +187,20 @@ impl DataReport {
         }
     }
 
+    /// Counts a record that was left out for a reason, or else cut.
+    pub(crate) fn add_affected(&mut self, dropped: Option<DropReason>, origin: &Origin) {
+        self.affected += 1;
+        match dropped {
+            Some(reason) => self.dropped.entry(reason).or_default().add(origin),
+            None => {
+                self.truncated += 1;
+                if self.first_truncated.len() < FIRST_ORIGINS {
+                    self.first_truncated.push(origin.clone());
+                }
+            }
+        }
+    }
+
     /// Counts a row that was kept.
     pub(crate) fn add_kept(&mut self, example: &Example, tokenizer: &Tokenizer) {
         let length = example.input_ids.len();

@@ -5,8 +5,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
+use tokenizers::utils::truncation::{TruncationDirection, TruncationParams, TruncationStrategy, truncate_encodings};
 use tokenizers::{PostProcessor, PostProcessorWrapper};
 
+use crate::classes::EncodedText;
 use crate::clock::Clock;
 use crate::error::{DataError, Result};
 use crate::special_tokens::{SpecialTokens, added_tokens};
@@ -115,6 +117,39 @@ impl Tokenizer {
         };
         let whole = post.process(encoding, None, true).map_err(|source| DataError::Encode { source })?;
         Ok(whole.get_ids().to_vec())
+    }
+
+    /// The tokens of a text, or of a pair of texts, with the special tokens that the tokenizer puts around and between
+    /// them. With `max_length`, the longer of the two is cut first, as transformers does, on the left or the right.
+    pub(crate) fn encode_pair(
+        &self,
+        text: &str,
+        text_pair: Option<&str>,
+        max_length: Option<usize>,
+        from_left: bool,
+    ) -> Result<EncodedText> {
+        let mut first = self.guarded(text, |inner| inner.encode_fast(text, false))?;
+        let mut second = text_pair.map(|t| self.guarded(t, |inner| inner.encode_fast(t, false))).transpose()?;
+        if let Some(second) = &mut second {
+            second.set_type_ids(vec![1; second.get_ids().len()]);
+        }
+        if let Some(max_length) = max_length {
+            let special = self.post_processor.as_ref().map_or(0, |p| p.added_tokens(second.is_some()));
+            let direction = if from_left { TruncationDirection::Left } else { TruncationDirection::Right };
+            let max_length = max_length.saturating_sub(special);
+            let params =
+                TruncationParams { direction, max_length, strategy: TruncationStrategy::LongestFirst, stride: 0 };
+            let cut = truncate_encodings(first, second, &params);
+            (first, second) = cut.map_err(|source| DataError::Encode { source })?;
+        }
+        let whole = match (&self.post_processor, second) {
+            (Some(post), second) => post.process(first, second, true),
+            (None, None) => Ok(first),
+            (None, Some(second)) => Ok(tokenizers::Encoding::merge([first, second], false)),
+        };
+        let whole = whole.map_err(|source| DataError::Encode { source })?;
+        let types = whole.get_type_ids().iter().map(|&t| u8::try_from(t).unwrap_or(u8::MAX)).collect();
+        Ok(EncodedText { ids: whole.get_ids().to_vec(), types })
     }
 
     /// The tokens of a text without special tokens around it, and the bytes of the text that each covers.

@@ -76,7 +76,17 @@ impl Change {
 
     /// The dtype that sums are taken in: float32, or float64 for a float64 base.
     pub(crate) fn wide(&self, base: &Checkpoint) -> Result<Kind> {
-        Ok(if base.info(&self.source)?.kind == Kind::Double { Kind::Double } else { Kind::Float })
+        // The head of a classifier may be one that the base lacks.
+        let new = self.replacement.is_some() && !base.contains(&self.source);
+        Ok(if !new && base.info(&self.source)?.kind == Kind::Double { Kind::Double } else { Kind::Float })
+    }
+
+    /// The shape of the tensor: what was trained in full counts, as a head may be for other labels than the base's.
+    pub(crate) fn shape(&self, base: &Checkpoint) -> Result<Vec<i64>> {
+        match &self.replacement {
+            Some(tensor) if self.trained => Ok(tensor.size()),
+            _ => Ok(base.info(&self.source)?.shape.clone()),
+        }
     }
 
     /// Some rows before the deltas, in the dtype of the base or the adapter.

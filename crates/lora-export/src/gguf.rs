@@ -15,8 +15,8 @@ use arch::{Arch, Part, Transform, refuse};
 use encode::encode;
 use lora_core::LoraSpec;
 use lora_format::{
-    AdapterModule, Checkpoint, GgufTensor, GgufType, GgufValue, GgufWriter, HfConfig, LoraTensors, read_adapter,
-    read_hf_config, read_json_object,
+    AdapterModule, Checkpoint, GgufTensor, GgufType, GgufValue, GgufWriter, HfConfig, LoraTensors, names_classifier,
+    read_adapter, read_hf_config, read_json_object,
 };
 pub use mixture::GgufFileType;
 use mixture::Sizes;
@@ -80,6 +80,9 @@ pub fn export_gguf(
     let arch = Arch::of(&file, &hf.model_type)?;
     let checkpoint = Checkpoint::open(base)?;
     let plan = if adapters.is_empty() { None } else { Some(Plan::make(&checkpoint, &raw, adapters)?) };
+    if names_classifier(&hf.architectures) || plan.as_ref().is_some_and(|p| p.labels.is_some()) {
+        return Err(refuse(&file, "a classifier has no language head, and its own has no form in GGUF here".into()));
+    }
     let facts = metadata::metadata(&arch, &hf, &file)?;
     let mut metadata = vec![
         ("general.architecture".to_string(), GgufValue::Text(arch.name.into())),

@@ -61,8 +61,11 @@ pub fn merge(
     let config = read_json_object(&base.join("config.json"))?;
     let base = Checkpoint::open(base)?;
     let plan = Plan::make(&base, &config, adapters)?;
-    let layout: Vec<Shard<'_>> =
+    let mut layout: Vec<Shard<'_>> =
         base.shards().iter().map(|file| Shard::plan(file, &base, &plan, options)).collect::<Result<_>>()?;
+    if let Some(last) = layout.last_mut() {
+        last.add_new(&base, &plan, options)?;
+    }
     let bytes = layout.iter().flat_map(|shard| &shard.tensors).map(Planned::bytes).sum();
     let companions = companions::list(base.dir())?;
 
@@ -161,12 +164,26 @@ impl<'a> Shard<'a> {
         for (name, info) in infos {
             let kind = options.dtype.filter(|_| is_float(info.kind)).unwrap_or(info.kind);
             let name = base.name_of(name);
-            tensors.push(Planned { name: name.clone(), kind, shape: info.shape.clone() });
+            if plan.drops(&name) {
+                continue;
+            }
+            let shape = plan.changes.get(&name).map_or_else(|| Ok(info.shape.clone()), |change| change.shape(base))?;
+            tensors.push(Planned { name: name.clone(), kind, shape });
             if let Some(pair) = plan.untied.filter(|pair| pair.embedding == name && !base.contains(pair.head)) {
                 tensors.push(Planned { name: pair.head.into(), kind, shape: info.shape.clone() });
             }
         }
         Ok(Shard { file, tensors })
+    }
+
+    /// Adds the head that the base lacks, in the dtype of what the file has.
+    fn add_new(&mut self, base: &Checkpoint, plan: &Plan, options: &MergeOptions) -> Result<()> {
+        let own = self.tensors.iter().map(|t| t.kind).find(|kind| is_float(*kind)).unwrap_or(Kind::Float);
+        for (name, change) in plan.new_tensors(base) {
+            let kind = options.dtype.unwrap_or(own);
+            self.tensors.push(Planned { name: name.into(), kind, shape: change.shape(base)? });
+        }
+        Ok(())
     }
 
     fn write(&self, dir: &Path, base: &Checkpoint, plan: &Plan, wrote: &mut dyn FnMut(u64)) -> Result<()> {
@@ -212,7 +229,7 @@ fn check_space(parent: &Path, bytes: u64, companions: &[PathBuf], base: &Path) -
     if available < needed { Err(Error::NoSpace { path: parent.into(), needed, available }) } else { Ok(()) }
 }
 
-/// Copies `config.json` as it is unless tying or dtype changed.
+/// Copies `config.json` as it is unless tying, dtype or labels changed.
 fn write_config(
     dir: &Path,
     base: &Checkpoint,
@@ -221,11 +238,14 @@ fn write_config(
     options: &MergeOptions,
 ) -> Result<()> {
     let name = "config.json";
-    if plan.untied.is_none() && options.dtype.is_none() {
+    if plan.untied.is_none() && options.dtype.is_none() && plan.labels.is_none() {
         return companions::copy(&[name.into()], base.dir(), dir);
     }
     if plan.untied.is_some() {
         config.insert(TIE_KEY.into(), json!(false));
+    }
+    if let Some(labels) = &plan.labels {
+        labels.put_into_config(&mut config);
     }
     if let Some(kind) = options.dtype {
         let key =

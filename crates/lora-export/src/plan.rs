@@ -6,7 +6,10 @@ use crate::orient::Orientation;
 use crate::plain::{input_of, plain};
 use crate::tied::{TiedPair, tied_pair};
 use lora_core::{Lora, LoraSpec, Principal};
-use lora_format::{AdapterConfig, AdapterModule, Checkpoint, InitLoraWeights, LoraTensors, read_adapter};
+use lora_format::{
+    AdapterConfig, AdapterModule, Checkpoint, InitLoraWeights, LabelSettings, Labels, LoraTensors, names_classifier,
+    read_adapter,
+};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -22,6 +25,8 @@ pub(crate) struct Plan {
     pub(crate) untied: Option<TiedPair>,
     /// The adapters' `base_model_name_or_path`.
     pub(crate) named_bases: Vec<Option<String>>,
+    /// What the result tells apart, where an adapter was trained to classify.
+    pub(crate) labels: Option<Labels>,
 }
 
 impl Plan {
@@ -30,24 +35,41 @@ impl Plan {
         if adapters.is_empty() {
             return Err(Error::NoAdapter);
         }
-        let tied = tied_pair(base, config);
         let orientation = Orientation::new(base, config);
-        let mut planner = Planner { base, orientation, changes: BTreeMap::new() };
+        let mut planner = Planner { base, orientation, changes: BTreeMap::new(), labels: own_labels(base, config)? };
         let mut named_bases = Vec::new();
         for dir in adapters {
             let folder = read_adapter(dir)?;
             let folder = plain(folder, &|module, out| planner.input_width(dir, module, out))?;
+            if let Some(labels) = Labels::of_adapter(dir, &folder, planner.labels.as_ref())? {
+                planner.labels = Some(labels);
+            }
             planner.begin_adapter(dir, &folder.modules)?;
             for (module, content) in folder.modules {
                 planner.add(dir, &folder.config, &module, content)?;
             }
             named_bases.push(folder.config.base_model_name_or_path);
         }
-        let mut plan = Plan { changes: planner.changes, untied: None, named_bases };
+        // A classifier has no language head that could share the embedding's weight.
+        let tied = tied_pair(base, config).filter(|_| planner.labels.is_none());
+        let mut plan = Plan { changes: planner.changes, untied: None, named_bases, labels: planner.labels };
         if let Some(pair) = tied {
             plan.settle_tie(base, pair)?;
         }
         Ok(plan)
+    }
+
+    /// Whether a tensor of the base has no place in the result: another head than that of the classifier that it becomes.
+    pub(crate) fn drops(&self, name: &str) -> bool {
+        let heads = ["lm_head.", "embed_out.", "cls."];
+        self.labels.is_some() && heads.iter().any(|start| name.starts_with(start))
+    }
+
+    /// The tensors of a head that the base lacks, sorted.
+    pub(crate) fn new_tensors<'a>(&'a self, base: &'a Checkpoint) -> impl Iterator<Item = (&'a str, &'a Change)> {
+        let new = |(name, change): &(&String, &Change)| change.trained && !base.contains(name);
+        let all = self.changes.iter().filter(new).map(|(name, change)| (name.as_str(), change));
+        all.filter(|_| self.labels.is_some())
     }
 
     /// A tied weight that is changed in one of its two roles only, or differently in both, has to become two.
@@ -76,6 +98,17 @@ struct Planner<'a> {
     base: &'a Checkpoint,
     orientation: Orientation,
     changes: BTreeMap<String, Change>,
+    labels: Option<Labels>,
+}
+
+/// The labels of a base that is a classifier already.
+fn own_labels(base: &Checkpoint, config: &Map<String, Value>) -> Result<Option<Labels>> {
+    let names = config.get("architectures").and_then(Value::as_array).into_iter().flatten();
+    let names: Vec<String> = names.filter_map(|name| name.as_str().map(str::to_string)).collect();
+    if !names_classifier(&names) {
+        return Ok(None);
+    }
+    Ok(Some(LabelSettings::of(&base.dir().join("config.json"), config)?.or_default()))
 }
 
 impl Planner<'_> {
@@ -102,7 +135,9 @@ impl Planner<'_> {
             AdapterModule::Saved { tensors } => {
                 for (name, tensor) in tensors {
                     let name = format!("{module}.{name}");
-                    self.check(adapter, &name, tensor.size())?;
+                    if !(self.labels.is_some() && is_head(module)) {
+                        self.check(adapter, &name, tensor.size())?;
+                    }
                     let change = self.change(&name);
                     (change.replacement, change.trained) = (Some(tensor), true);
                 }
@@ -256,6 +291,12 @@ pub(crate) fn began_as(config: &AdapterConfig) -> Option<Principal> {
         InitLoraWeights::Named(name) => Principal::named(name),
         _ => None,
     }
+}
+
+/// Whether a module is of a classification head, which a base may lack or have for other labels.
+fn is_head(module: &str) -> bool {
+    ["score", "classifier"].iter().any(|head| module == *head || module.starts_with(&format!("{head}.")))
+        || module.ends_with("pooler.dense")
 }
 
 pub(crate) fn is_float(kind: Kind) -> bool {

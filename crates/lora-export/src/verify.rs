@@ -48,7 +48,8 @@ pub fn verify(base: &Path, adapters: &[PathBuf], merged: &Path) -> Result<Agreem
     {
         return Err(disagree(pair.head, Disagreement::StillTied));
     }
-    let wanted = || base.names().chain(plan.changes.keys().map(String::as_str));
+    let kept = || base.names().filter(|name| !plan.drops(name));
+    let wanted = || kept().chain(plan.changes.keys().map(String::as_str));
     if let Some(name) = wanted().find(|name| !merged.contains(name)) {
         return Err(disagree(name, Disagreement::Missing));
     }
@@ -104,11 +105,11 @@ fn check_untouched(name: &str, base: &Checkpoint, merged: &Checkpoint) -> Result
 
 /// The largest error and the largest ratio of error to bound.
 fn compare(name: &str, change: &Change, base: &Checkpoint, merged: &Checkpoint) -> Result<(f64, f64)> {
-    let shape = &base.info(&change.source)?.shape;
-    check_shape(name, shape, merged)?;
+    let shape = change.shape(base)?;
+    check_shape(name, &shape, merged)?;
     let summed = change.wide(base)?;
     let mut worst = (0.0f64, 0.0f64);
-    for (first, count) in blocks(shape) {
+    for (first, count) in blocks(&shape) {
         let start = change.start(name, base, first, count)?;
         let stored = merged.read_rows(name, first, count)?;
         let (error, ratio) = compare_rows(change, &start, &stored, first, summed).map_err(|e| Error::merge(name, e))?;

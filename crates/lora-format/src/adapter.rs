@@ -100,7 +100,11 @@ pub fn read_adapter(dir: &Path) -> Result<AdapterFolder> {
         return Ok(AdapterFolder { config, modules });
     }
     let mut parts: BTreeMap<&str, Parts> = BTreeMap::new();
-    for name in file.names() {
+    // With `bias = "all"` PEFT writes the biases of a module of modules_to_save again, under the names of its wrapper.
+    let again = |name: &str| {
+        config.bias == "all" && [".modules_to_save.bias", ".original_module.bias"].iter().any(|end| name.ends_with(end))
+    };
+    for name in file.names().filter(|name| !again(name)) {
         let (module, part) = split_name(name, &config).map_err(|why| unexpected_name(&path, name, why))?;
         if repair_key(name).is_some_and(|(_, rules)| rules.iter().any(KeyRule::is_around)) {
             return Err(unexpected_name(&path, name, "it holds the name of a wrapper"));

@@ -7,6 +7,7 @@ use crate::json::read_json_object;
 use crate::pickle::has_pickle_name;
 use crate::tensor_file::TensorFile;
 use crate::writer::TensorWriter;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use tch::Tensor;
@@ -24,7 +25,12 @@ pub struct Checkpoint {
     places: BTreeMap<String, usize>,
     /// What stands before every name here and not in the files.
     prefix: &'static str,
+    /// The files call weight and bias of a LayerNorm as TensorFlow did.
+    old_norms: bool,
 }
+
+/// Weight and bias of a LayerNorm, as the first BERT checkpoints call them and as everyone does since.
+const NORM_NAMES: [(&str, &str); 2] = [("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")];
 
 /// GPT-2's first checkpoints were saved from the model without its head, whose names lack this.
 const GPT2_PREFIX: &str = "transformer.";
@@ -47,27 +53,33 @@ impl Checkpoint {
             return Err(explain_absence(dir));
         };
         let bare = shards.iter().any(|s| s.contains("wte.weight") && s.contains("h.0.ln_1.weight"));
-        let prefix = if bare { GPT2_PREFIX } else { "" };
+        let prefix = if bare { GPT2_PREFIX } else { encoder_prefix(dir, &shards) };
+        let old_norms = shards.iter().flat_map(TensorFile::names).any(|name| name.ends_with(NORM_NAMES[0].0));
         let mut places: BTreeMap<String, usize> = BTreeMap::new();
         for (number, shard) in shards.iter().enumerate() {
             for name in shard.names() {
-                if let Some(other) = places.insert(format!("{prefix}{name}"), number) {
+                if let Some(other) = places.insert(known_as(prefix, old_norms, name), number) {
                     let fault = ShardFault::Twice { tensor: name.into(), other: file_name(&shards[other]) };
                     return Err(Error::Shard { path: dir.join(INDEX), shard: file_name(shard), fault });
                 }
             }
         }
-        Ok(Checkpoint { dir: dir.into(), index, shards, places, prefix })
+        Ok(Checkpoint { dir: dir.into(), index, shards, places, prefix, old_norms })
     }
 
     /// The name of a tensor that a file calls `stored`.
     pub fn name_of(&self, stored: &str) -> String {
-        format!("{}{stored}", self.prefix)
+        known_as(self.prefix, self.old_norms, stored)
     }
 
     /// What the files call a tensor.
-    fn stored<'a>(&self, name: &'a str) -> &'a str {
-        name.strip_prefix(self.prefix).unwrap_or(name)
+    fn stored<'a>(&self, name: &'a str) -> Cow<'a, str> {
+        let name = name.strip_prefix(self.prefix).unwrap_or(name);
+        let as_before = |(old, new): &(&str, &str)| Some(format!("{}{old}", name.strip_suffix(new)?));
+        match self.old_norms.then(|| NORM_NAMES.iter().find_map(as_before)).flatten() {
+            Some(old) => Cow::Owned(old),
+            None => Cow::Borrowed(name),
+        }
     }
 
     /// The bytes of a tensor as they lie in its file.
@@ -75,7 +87,7 @@ impl Checkpoint {
     /// # Errors
     /// [`TensorFault::Missing`].
     pub fn bytes(&self, name: &str) -> Result<&[u8]> {
-        self.shard_of(name)?.bytes(self.stored(name))
+        self.shard_of(name)?.bytes(&self.stored(name))
     }
 
     /// Hands a tensor over to a file in the making, as it lies in its own.
@@ -83,7 +95,7 @@ impl Checkpoint {
     /// # Errors
     /// [`TensorFault::Missing`]; as [`TensorWriter::copy_from`].
     pub fn copy(&self, name: &str, writer: &mut TensorWriter) -> Result<()> {
-        writer.copy_from(name, self.shard_of(name)?, self.stored(name))
+        writer.copy_from(name, self.shard_of(name)?, &self.stored(name))
     }
 
     /// The names of all tensors, sorted.
@@ -112,7 +124,7 @@ impl Checkpoint {
     /// # Errors
     /// [`TensorFault::Missing`].
     pub fn info(&self, name: &str) -> Result<&TensorInfo> {
-        self.shard_of(name)?.info(self.stored(name))
+        self.shard_of(name)?.info(&self.stored(name))
     }
 
     /// A copy of a tensor on the CPU in its own dtype.
@@ -120,7 +132,7 @@ impl Checkpoint {
     /// # Errors
     /// As [`TensorFile::read`].
     pub fn read(&self, name: &str) -> Result<Tensor> {
-        self.shard_of(name)?.read(self.stored(name))
+        self.shard_of(name)?.read(&self.stored(name))
     }
 
     /// A tensor over its mapped file, as [`TensorFile::view`].
@@ -128,7 +140,7 @@ impl Checkpoint {
     /// # Errors
     /// As [`TensorFile::view`].
     pub fn view(&self, name: &str) -> Result<Tensor> {
-        self.shard_of(name)?.view(self.stored(name))
+        self.shard_of(name)?.view(&self.stored(name))
     }
 
     /// Lets go of the pages of a tensor, as [`TensorFile::release`].
@@ -136,7 +148,7 @@ impl Checkpoint {
     /// # Errors
     /// [`TensorFault::Missing`].
     pub fn release(&self, name: &str) -> Result<()> {
-        self.shard_of(name)?.release(self.stored(name))
+        self.shard_of(name)?.release(&self.stored(name))
     }
 
     /// A copy of some rows of a tensor on the CPU in its own dtype.
@@ -144,7 +156,7 @@ impl Checkpoint {
     /// # Errors
     /// As [`TensorFile::read_rows`].
     pub fn read_rows(&self, name: &str, first: i64, count: i64) -> Result<Tensor> {
-        self.shard_of(name)?.read_rows(self.stored(name), first, count)
+        self.shard_of(name)?.read_rows(&self.stored(name), first, count)
     }
 
     /// The files, in the order of their names.
@@ -171,6 +183,25 @@ impl Checkpoint {
     pub fn total_elements(&self) -> u64 {
         let infos = self.shards.iter().flat_map(TensorFile::tensors).map(|(_, info)| info);
         infos.map(|info| info.shape.iter().product::<i64>() as u64).sum()
+    }
+}
+
+/// The name that a stored one stands for.
+fn known_as(prefix: &str, old_norms: bool, stored: &str) -> String {
+    let as_now = |(old, new): &(&str, &str)| Some(format!("{prefix}{}{new}", stored.strip_suffix(old)?));
+    old_norms.then(|| NORM_NAMES.iter().find_map(as_now)).flatten().unwrap_or_else(|| format!("{prefix}{stored}"))
+}
+
+/// An encoder that was saved without a head lacks the name of its family before every tensor.
+fn encoder_prefix(dir: &Path, shards: &[TensorFile]) -> &'static str {
+    if !shards.iter().any(|s| s.contains("embeddings.word_embeddings.weight")) {
+        return "";
+    }
+    let config = read_json_object(&dir.join("config.json")).unwrap_or_default();
+    match config.get("model_type").and_then(|name| name.as_str()) {
+        Some("bert") => "bert.",
+        Some("roberta") => "roberta.",
+        _ => "",
     }
 }
 

@@ -33,7 +33,7 @@ impl Decoder {
         let first = self.first_trained_block();
 
         // Forward: keep the input of each block that a gradient must pass.
-        let embedded = self.embed(&batch.input_ids, &batch.position_ids, batch.longest())?;
+        let embedded = self.embed_batch(batch)?;
         let mut x = embedded.f_detach()?;
         let mut inputs = Vec::with_capacity(self.blocks.len());
         for i in 0..self.blocks.len() {
@@ -69,8 +69,9 @@ impl Decoder {
     /// The lowest block that a gradient must reach.
     fn first_trained_block(&self) -> usize {
         let trains = |t: &Tensor| t.requires_grad();
-        let mut tables = std::iter::once(&self.embed_tokens).chain(&self.embed_positions);
-        if tables.any(|t| trains(&t.weight) || t.lora.is_some()) {
+        let mut tables = std::iter::once(&self.embed_tokens).chain(&self.embed_positions).chain(&self.embed_types);
+        let norm = self.embed_norm.as_ref().is_some_and(|n| trains(&n.weight) || n.bias.as_ref().is_some_and(trains));
+        if norm || tables.any(|t| trains(&t.weight) || t.lora.is_some()) {
             return 0;
         }
         let of_block = |i: usize| {

@@ -12,11 +12,13 @@ pub struct TokenBatch {
     pub input_ids: Tensor,
     /// `[tokens]` int64; restarts at 0 in each example.
     pub position_ids: Tensor,
+    /// `[tokens]` int64: which text of a pair a token belongs to; absent where all belong to the first.
+    pub token_types: Option<Tensor>,
     /// Lengths of the examples.
     pub segments: Segments,
-    /// `[trained]` int64: the rows whose next token is trained.
+    /// `[trained]` int64: the rows whose next token is trained; in a classifier, the row that stands for each text.
     pub target_rows: Tensor,
-    /// `[trained]` int64: those next tokens.
+    /// `[trained]` int64: those next tokens; in a classifier, `[texts]` int64 or `[texts, labels]` float32, or nothing.
     pub targets: Tensor,
     /// The length that `dynamic` and `longrope` positions are computed for.
     longest: i64,
@@ -59,6 +61,7 @@ impl TokenBatch {
         Ok(Self {
             input_ids: place(input_ids)?,
             position_ids: place(&positions)?,
+            token_types: None,
             segments,
             target_rows: place(target_rows)?,
             targets: place(targets)?,
@@ -78,7 +81,7 @@ impl TokenBatch {
         self.longest
     }
 
-    /// How many tokens are trained.
+    /// How many tokens, or texts of a classifier, are trained.
     pub fn trained(&self) -> i64 {
         self.targets.size()[0]
     }

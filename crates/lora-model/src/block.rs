@@ -124,6 +124,11 @@ impl Block {
 
     /// Output projection, MLP, and the residual stream around both.
     fn rest(&self, c: &ModelConfig, x: &Tensor, mixed: &Tensor, dropout: f64) -> Result<Tensor> {
+        if c.layout.encoder {
+            let added = x.f_add(&self.o_proj.forward(mixed, dropout)?)?;
+            let x = normed(self.after_attention.as_ref(), &added)?;
+            return normed(self.after_mlp.as_ref(), &x.f_add(&self.mlp.forward(c, &x, dropout)?)?);
+        }
         let attended = normed(self.after_attention.as_ref(), &self.o_proj.forward(mixed, dropout)?)?;
         let attended = scaled(attended, c.residual_scale)?;
         let added = x.f_add(&attended)?;
@@ -133,7 +138,7 @@ impl Block {
     }
 }
 
-fn normed(norm: Option<&NormLayer>, x: &Tensor) -> Result<Tensor> {
+pub(crate) fn normed(norm: Option<&NormLayer>, x: &Tensor) -> Result<Tensor> {
     norm.map_or_else(|| Ok(x.shallow_clone()), |n| n.forward(x))
 }
 

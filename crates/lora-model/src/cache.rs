@@ -22,7 +22,7 @@ impl LayerCache {
     /// Appends `k` and `v` `[new, kv_heads, head_dim]` and lets `q` `[new, heads, head_dim]` attend to all that it may see.
     /// The result is `[new, heads · head_dim]`.
     pub(crate) fn attend(&mut self, q: &Tensor, k: &Tensor, v: &Tensor, rule: AttentionRule) -> Result<Tensor> {
-        let AttentionRule { scale, window, softcap } = rule;
+        let AttentionRule { scale, window, softcap, .. } = rule;
         let new = q.size()[0];
         let end = self.len + new;
         if end > self.k.size()[0] {

@@ -1,8 +1,8 @@
-//! One decoder, described by configuration: what differs between families is a field here and not another model.
+//! One model, described by configuration: what differs between families is a field here and not another model.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::layout::{Layout, MlpLayout};
-use lora_format::{RopeParameters, read_hf_config};
+use lora_format::{Labels, RopeParameters, read_hf_config};
 use std::path::Path;
 
 /// What an MLP does between its layers.
@@ -31,7 +31,7 @@ pub struct ExpertsConfig {
     pub sparse: Vec<bool>,
 }
 
-/// A decoder of blocks of attention and MLP beside a residual stream.
+/// A model of blocks of attention and MLP beside a residual stream.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
     /// `model_type` of the checkpoint.
@@ -84,6 +84,12 @@ pub struct ModelConfig {
     pub logits_scale: f64,
     /// Positions that the model was made for; with learned positions, all there are.
     pub max_position_embeddings: i64,
+    /// The row of the table of positions that the first token of a text takes (RoBERTa begins after its padding).
+    pub position_offset: i64,
+    /// Rows of the table of token types, in families that have one.
+    pub type_vocab_size: i64,
+    /// What a classifier tells apart; absent in a language model.
+    pub labels: Option<Labels>,
     /// Rotary positions.
     pub rope: RopeParameters,
     /// Rotary positions of blocks with a window, where they have their own (Gemma 3).
@@ -106,6 +112,24 @@ impl ModelConfig {
     /// that cannot be read.
     pub fn read(dir: &Path) -> Result<Self> {
         Self::from_hf(&read_hf_config(dir)?, &dir.join("config.json"))
+    }
+
+    /// The same model with a classification head for these labels in place of whatever head it has.
+    #[must_use]
+    pub fn for_classes(self, labels: Labels) -> Self {
+        let (logits_softcap, logits_scale) = (None, 1.0);
+        Self { labels: Some(labels), tie_word_embeddings: false, logits_softcap, logits_scale, ..self }
+    }
+
+    /// Refuses a classifier where a language model is needed to `purpose`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Classifier`].
+    pub fn check_language(&self, purpose: &'static str) -> Result<()> {
+        match &self.labels {
+            None => Ok(()),
+            Some(labels) => Err(Error::Classifier { family: self.family.clone(), labels: labels.len(), purpose }),
+        }
     }
 
     /// Weights that a token is multiplied with in the MLP of block `i`.

@@ -1,8 +1,9 @@
-//! The decoder: token ids in, hidden states, logits or a loss out.
+//! The model: token ids in, hidden states, logits or a loss out. It is a decoder, or by its configuration an encoder.
 
 use crate::batch::TokenBatch;
-use crate::block::{Block, Qkv, scaled};
+use crate::block::{Block, Qkv, normed, scaled};
 use crate::cache::KvCache;
+use crate::classify::{ClassHead, Head};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::keep::MappedBase;
@@ -32,7 +33,7 @@ pub enum Mode {
     },
 }
 
-/// A decoder with its weights on one device.
+/// A decoder, or an encoder ([`crate::Layout::encoder`]), with its weights on one device.
 #[derive(Debug)]
 pub struct Decoder {
     /// What it computes.
@@ -41,12 +42,16 @@ pub struct Decoder {
     pub embed_tokens: EmbeddingLayer,
     /// Learned positions, in families that have them.
     pub embed_positions: Option<EmbeddingLayer>,
+    /// Types of tokens, in families that have them.
+    pub embed_types: Option<EmbeddingLayer>,
+    /// The norm of the embeddings, in families that have it.
+    pub embed_norm: Option<NormLayer>,
     /// The blocks.
     pub blocks: Vec<Block>,
-    /// The last norm.
-    pub norm: NormLayer,
-    /// `[vocab, hidden]`; shares the table's weight when tied.
-    pub lm_head: LinearLayer,
+    /// The last norm, in families that have it.
+    pub norm: Option<NormLayer>,
+    /// What reads the hidden states.
+    pub head: Head,
     /// `lora_dropout` of the adapter.
     pub lora_dropout: f64,
     /// The file behind a base that is mapped.
@@ -82,6 +87,12 @@ macro_rules! list_modules {
         let mut list = vec![(layout.embed_tokens.to_string(), $Kind::Embedding(& $($m)? $decoder.embed_tokens))];
         if let (Some(path), Some(table)) = (layout.embed_positions, & $($m)? $decoder.embed_positions) {
             list.push((path.to_string(), $Kind::Embedding(table)));
+        }
+        if let (Some(path), Some(table)) = (layout.embed_types, & $($m)? $decoder.embed_types) {
+            list.push((path.to_string(), $Kind::Embedding(table)));
+        }
+        if let (Some(path), Some(norm)) = (layout.embed_norm, & $($m)? $decoder.embed_norm) {
+            list.push((path.to_string(), $Kind::Norm(norm)));
         }
         for (i, b) in $decoder.blocks.$iter().enumerate() {
             let mut add = |name: &str, module| list.push((c.in_block(i, name), module));
@@ -146,8 +157,18 @@ macro_rules! list_modules {
                 add(name, $Kind::Norm(norm));
             }
         }
-        list.push((layout.final_norm.to_string(), $Kind::Norm(& $($m)? $decoder.norm)));
-        list.push((layout.lm_head.to_string(), $Kind::Linear(& $($m)? $decoder.lm_head)));
+        if let (Some(path), Some(norm)) = (layout.final_norm, & $($m)? $decoder.norm) {
+            list.push((path.to_string(), $Kind::Norm(norm)));
+        }
+        match & $($m)? $decoder.head {
+            Head::Language(layer) => list.push((layout.lm_head.to_string(), $Kind::Linear(layer))),
+            Head::Classes(ClassHead { dense, out }) => {
+                if let (Some(path), Some(dense)) = (layout.classifier.dense, dense) {
+                    list.push((path.to_string(), $Kind::Linear(dense)));
+                }
+                list.push((layout.classifier.out.to_string(), $Kind::Linear(out)));
+            }
+        }
         list
     }};
 }
@@ -182,15 +203,26 @@ impl Decoder {
     /// What an operation reports.
     pub fn hidden(&self, batch: &TokenBatch, mode: Mode, rows: Option<&Tensor>) -> Result<Tensor> {
         let tables = RotaryTables::new(&self.config, &batch.position_ids, batch.longest(), self.kind())?;
-        let mut x = self.embed(&batch.input_ids, &batch.position_ids, batch.longest())?;
+        let mut x = self.embed_batch(batch)?;
         for i in 0..self.blocks.len() {
             x = self.block(i, &x, batch, &tables, mode, rows)?;
         }
         self.final_norm(&x)
     }
 
+    /// What the first block reads: `[tokens, hidden]`.
+    pub(crate) fn embed_batch(&self, batch: &TokenBatch) -> Result<Tensor> {
+        let x = self.embed(&batch.input_ids, &batch.position_ids, batch.longest())?;
+        let x = match (&self.embed_types, &batch.token_types) {
+            (None, _) => x,
+            (Some(table), Some(types)) => x.f_add(&table.forward(types)?)?,
+            (Some(table), None) => x.f_add(&table.forward(&batch.position_ids.f_zeros_like()?)?)?,
+        };
+        normed(self.embed_norm.as_ref(), &x)
+    }
+
     /// Tokens, and learned positions where the family has them, of texts of up to `longest` tokens: `[tokens, hidden]`.
-    pub(crate) fn embed(&self, ids: &Tensor, positions: &Tensor, longest: i64) -> Result<Tensor> {
+    fn embed(&self, ids: &Tensor, positions: &Tensor, longest: i64) -> Result<Tensor> {
         let x = scaled(self.embed_tokens.forward(ids)?, self.config.embedding_scale)?;
         let Some(table) = &self.embed_positions else { return Ok(x) };
         let most = self.config.max_position_embeddings;
@@ -198,7 +230,11 @@ impl Decoder {
             let (what, expected) = ("text", format!("of at most {most} tokens, the positions that this model has"));
             return Err(Error::Input { what, expected, got: longest.to_string() });
         }
-        Ok(x.f_add(&table.forward(positions)?)?)
+        let rows = match self.config.position_offset {
+            0 => positions.shallow_clone(),
+            offset => positions.f_add_scalar(offset)?,
+        };
+        Ok(x.f_add(&table.forward(&rows)?)?)
     }
 
     /// Block `i`; the last one computes `rows` only.
@@ -227,19 +263,31 @@ impl Decoder {
     }
 
     pub(crate) fn final_norm(&self, x: &Tensor) -> Result<Tensor> {
-        scaled(self.norm.forward(x)?, self.config.logits_scale)
+        scaled(normed(self.norm.as_ref(), x)?, self.config.logits_scale)
     }
 
     /// `[n, hidden]` to `[n, vocab]`.
     ///
     /// # Errors
-    /// What an operation reports.
+    /// [`Error::Classifier`] for a model without a language head, or what an operation reports.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        let logits = self.lm_head.forward(hidden, 0.0)?;
+        let logits = self.language_head()?.forward(hidden, 0.0)?;
         Ok(match self.config.logits_softcap {
             Some(cap) => logits.f_div_scalar(cap)?.f_tanh()?.f_mul_scalar(cap)?,
             None => logits,
         })
+    }
+
+    /// The head of a language model.
+    fn language_head(&self) -> Result<&LinearLayer> {
+        match &self.head {
+            Head::Language(layer) => Ok(layer),
+            Head::Classes(_) => Err(self
+                .config
+                .check_language("give logits of tokens")
+                .err()
+                .unwrap_or_else(|| Error::NoClasses { family: self.config.family.clone() })),
+        }
     }
 
     /// The summed loss over the trained tokens of a batch, from hidden states of the trained rows only.
@@ -257,7 +305,11 @@ impl Decoder {
     /// The summed loss of hidden states of the trained rows.
     pub(crate) fn loss_of(&self, hidden: &Tensor, batch: &TokenBatch) -> Result<Tensor> {
         let softcap = self.config.logits_softcap;
-        let Some(p) = self.lm_head.as_plain() else {
+        let lm_head = match &self.head {
+            Head::Language(layer) => layer,
+            Head::Classes(head) => return self.class_loss(&head.forward(hidden)?, batch),
+        };
+        let Some(p) = lm_head.as_plain() else {
             // A head with DoRA: logits in full, as another layer's output.
             let logits = self.logits(hidden)?;
             let wide = if logits.kind() == Kind::Double { Kind::Double } else { Kind::Float };

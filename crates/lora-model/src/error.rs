@@ -69,6 +69,38 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// A classifier was to do what only a language model does.
+    #[error(
+        "this is a {family} classifier of {labels} labels, which has no language head to {purpose} with; use `lora classify`"
+    )]
+    Classifier {
+        /// `model_type`
+        family: String,
+        /// How many labels it has.
+        labels: usize,
+        /// What was asked for.
+        purpose: &'static str,
+    },
+    /// A language model was to classify.
+    #[error(
+        "this is a {family} language model without a classification head; give an adapter that was trained with lora.task_type = \"SEQ_CLS\""
+    )]
+    NoClasses {
+        /// `model_type`
+        family: String,
+    },
+    /// The checkpoint has no weights for the head, and nothing else has.
+    #[error(
+        "{dir}: the checkpoint has no weights for {}, which would begin at random and not be saved; {remedy}", .modules.join(", ")
+    )]
+    NoHead {
+        /// The checkpoint folder.
+        dir: PathBuf,
+        /// The modules.
+        modules: Vec<String>,
+        /// What to do.
+        remedy: &'static str,
+    },
     /// A prompt or a batch is out of bounds.
     #[error("{what} must be {expected}, got {got}")]
     Input {

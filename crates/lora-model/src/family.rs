@@ -3,11 +3,11 @@
 use crate::config::{Activation, ExpertsConfig, ModelConfig};
 use crate::error::{Error, Result};
 use crate::layout::{self, Layout};
-use lora_format::HfConfig;
+use lora_format::{HfConfig, LabelSettings, names_classifier};
 use std::path::Path;
 
 /// The families that run, as `model_type` spells them, and their modules.
-const TABLE: [(&str, &Layout); 13] = [
+const TABLE: [(&str, &Layout); 15] = [
     ("llama", &layout::LLAMA),
     ("mistral", &layout::LLAMA),
     ("qwen2", &layout::LLAMA),
@@ -21,6 +21,8 @@ const TABLE: [(&str, &Layout); 13] = [
     ("olmo2", &layout::OLMO2),
     ("gpt2", &layout::GPT2),
     ("gpt_neox", &layout::GPT_NEOX),
+    ("bert", &layout::BERT),
+    ("roberta", &layout::ROBERTA),
 ];
 
 /// The families that run, as `model_type` spells them.
@@ -67,12 +69,20 @@ impl ModelConfig {
             Ok(above_zero(key)?.or(default).filter(|_| gemma))
         };
         let attention_bias = match family {
-            "qwen2" | "gpt2" => true,
+            "qwen2" | "gpt2" | "bert" | "roberta" => true,
             "gpt_neox" => flag("attention_bias", true)?,
             "mistral" | "mixtral" | "phi3" => false,
             _ => hf.attention_bias,
         };
-        Ok(Self {
+        if layout.encoder {
+            check_encoder(hf, file)?;
+        }
+        let position_offset = if family == "roberta" { hf.pad_token_id.unwrap_or(1) + 1 } else { 0 };
+        if position_offset >= hf.max_position_embeddings {
+            let (value, reason) = (hf.max_position_embeddings.to_string(), "it must be more than pad_token_id + 1");
+            return Err(Error::Config { file: file.into(), field: "max_position_embeddings", value, reason });
+        }
+        let model = Self {
             family: family.into(),
             layout,
             vocab_size: hf.vocab_size,
@@ -101,14 +111,38 @@ impl ModelConfig {
             },
             residual_scale: if family == "granite" { float("residual_multiplier", 1.0)? } else { 1.0 },
             logits_scale: if family == "granite" { 1.0 / float("logits_scaling", 1.0)? } else { 1.0 },
-            max_position_embeddings: hf.max_position_embeddings,
+            max_position_embeddings: hf.max_position_embeddings - position_offset,
+            position_offset,
+            type_vocab_size: hf.int(file, "type_vocab_size", 1)?.unwrap_or(2),
+            labels: None,
             rope: hf.rope.clone(),
             rope_local: hf.rope_local.clone(),
             initializer_range: hf.initializer_range,
             bos_token_id: hf.bos_token_id,
             eos_token_ids: hf.eos_token_ids.clone(),
             dtype: hf.dtype.clone(),
-        })
+        };
+        if !layout.encoder && !names_classifier(&hf.architectures) {
+            return Ok(model);
+        }
+        Ok(model.for_classes(LabelSettings::of(file, &hf.raw)?.or_default()))
+    }
+}
+
+/// Forms of BERT that would be computed wrongly.
+fn check_encoder(hf: &HfConfig, file: &Path) -> Result<()> {
+    let refuse = |field, value: String, reason| Err(Error::Config { file: file.into(), field, value, reason });
+    for (field, reason) in [
+        ("is_decoder", "an encoder that was made a decoder is not supported"),
+        ("add_cross_attention", "attention to another model's states is not supported"),
+    ] {
+        if hf.bool(file, field)? == Some(true) {
+            return refuse(field, "true".into(), reason);
+        }
+    }
+    match hf.raw.get("position_embedding_type").and_then(|v| v.as_str()) {
+        None | Some("absolute") => Ok(()),
+        Some(other) => refuse("position_embedding_type", other.into(), "only absolute positions are supported"),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Putting adapters beside the weights, taking them out to be saved, and listing what is trained.
 
+use crate::classify::Head;
 use crate::decoder::{Decoder, ModuleMut, ModuleRef};
 use crate::error::{Error, Result};
 use crate::methods::{file_projection, fresh, from_file, planned_projection, to_file};
@@ -258,8 +259,12 @@ impl Decoder {
     /// Every trained leaf once, in the order of the forward pass.
     pub fn parameters(&self) -> Vec<Parameter> {
         let table = self.embed_tokens.weight.data_ptr();
-        let head = self.lm_head.weight.plain();
-        let tied = self.config.tie_word_embeddings && head.is_some_and(|head| head.data_ptr() == table);
+        let tied = match &self.head {
+            Head::Language(head) => {
+                self.config.tie_word_embeddings && head.weight.plain().is_some_and(|head| head.data_ptr() == table)
+            }
+            Head::Classes(_) => false,
+        };
         let mut list = Vec::new();
         for (path, module) in self.modules() {
             let mut add = |suffix: &str, t: Option<&Tensor>| {

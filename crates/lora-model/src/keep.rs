@@ -24,6 +24,17 @@ pub enum Storage {
     Mapped,
 }
 
+/// How a base is loaded.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Keeping {
+    /// What the model computes in.
+    pub kind: Kind,
+    /// Where it computes.
+    pub device: Device,
+    /// Where its matrices lie.
+    pub storage: Storage,
+}
+
 /// Into what the linear layers of the blocks are packed. Embeddings, norms, routers and the output head never are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Packing {

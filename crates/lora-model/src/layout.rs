@@ -56,6 +56,17 @@ pub struct ExpertsLayout {
     pub parts: [&'static str; 3],
 }
 
+/// Names of the layers of a classification head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClassifierLayout {
+    /// A layer with a tangent after it, between the hidden state and the labels.
+    pub dense: Option<&'static str>,
+    /// The layer that scores the labels.
+    pub out: &'static str,
+    /// Whether they have biases.
+    pub bias: bool,
+}
+
 /// The modules of a family.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Layout {
@@ -63,12 +74,21 @@ pub struct Layout {
     pub embed_tokens: &'static str,
     /// The table of learned positions; without it positions are rotary.
     pub embed_positions: Option<&'static str>,
+    /// The table of the types of tokens: of the first and the second text of a pair (BERT).
+    pub embed_types: Option<&'static str>,
+    /// The norm of the embeddings.
+    pub embed_norm: Option<&'static str>,
+    /// An encoder: attention sees the whole text, norms come after the residual stream was added, and the first token
+    /// stands for the text.
+    pub encoder: bool,
     /// What stands before the number of a block.
     pub layers: &'static str,
     /// The last norm.
-    pub final_norm: &'static str,
-    /// The output head.
+    pub final_norm: Option<&'static str>,
+    /// The output head of a language model.
     pub lm_head: &'static str,
+    /// The head of a classifier.
+    pub classifier: ClassifierLayout,
     /// How norms are computed.
     pub norm: NormKind,
     /// The norm of what the attention reads.
@@ -100,9 +120,13 @@ pub(crate) static LLAMA: Layout = LLAMA_LIKE;
 const LLAMA_LIKE: Layout = Layout {
     embed_tokens: "model.embed_tokens",
     embed_positions: None,
+    embed_types: None,
+    embed_norm: None,
+    encoder: false,
     layers: "model.layers",
-    final_norm: "model.norm",
+    final_norm: Some("model.norm"),
     lm_head: "lm_head",
+    classifier: ClassifierLayout { dense: None, out: "score", bias: false },
     norm: NormKind::Rms,
     before_attention: Some("input_layernorm"),
     after_attention: None,
@@ -184,7 +208,7 @@ pub(crate) static GPT2: Layout = Layout {
     embed_tokens: "transformer.wte",
     embed_positions: Some("transformer.wpe"),
     layers: "transformer.h",
-    final_norm: "transformer.ln_f",
+    final_norm: Some("transformer.ln_f"),
     norm: NormKind::Layer,
     before_attention: Some("ln_1"),
     before_mlp: Some("ln_2"),
@@ -200,7 +224,7 @@ pub(crate) static GPT2: Layout = Layout {
 pub(crate) static GPT_NEOX: Layout = Layout {
     embed_tokens: "gpt_neox.embed_in",
     layers: "gpt_neox.layers",
-    final_norm: "gpt_neox.final_layer_norm",
+    final_norm: Some("gpt_neox.final_layer_norm"),
     lm_head: "embed_out",
     norm: NormKind::Layer,
     qkv: QkvLayout::PerHead("attention.query_key_value"),
@@ -208,4 +232,38 @@ pub(crate) static GPT_NEOX: Layout = Layout {
     mlp: MlpLayout::Plain(["mlp.dense_h_to_4h", "mlp.dense_4h_to_h"]),
     peft_targets: Some(&["query_key_value"]),
     ..LLAMA_LIKE
+};
+
+/// BERT.
+pub(crate) static BERT: Layout = BERT_LIKE;
+const BERT_LIKE: Layout = Layout {
+    embed_tokens: "bert.embeddings.word_embeddings",
+    embed_positions: Some("bert.embeddings.position_embeddings"),
+    embed_types: Some("bert.embeddings.token_type_embeddings"),
+    embed_norm: Some("bert.embeddings.LayerNorm"),
+    encoder: true,
+    layers: "bert.encoder.layer",
+    final_norm: None,
+    classifier: ClassifierLayout { dense: Some("bert.pooler.dense"), out: "classifier", bias: true },
+    norm: NormKind::Layer,
+    before_attention: None,
+    after_attention: Some("attention.output.LayerNorm"),
+    before_mlp: None,
+    after_mlp: Some("output.LayerNorm"),
+    qkv: QkvLayout::Separate(["attention.self.query", "attention.self.key", "attention.self.value"]),
+    o_proj: "attention.output.dense",
+    mlp: MlpLayout::Plain(["intermediate.dense", "output.dense"]),
+    peft_targets: Some(&["query", "value"]),
+    ..LLAMA_LIKE
+};
+
+/// RoBERTa.
+pub(crate) static ROBERTA: Layout = Layout {
+    embed_tokens: "roberta.embeddings.word_embeddings",
+    embed_positions: Some("roberta.embeddings.position_embeddings"),
+    embed_types: Some("roberta.embeddings.token_type_embeddings"),
+    embed_norm: Some("roberta.embeddings.LayerNorm"),
+    layers: "roberta.encoder.layer",
+    classifier: ClassifierLayout { dense: Some("classifier.dense"), out: "classifier.out_proj", bias: true },
+    ..BERT_LIKE
 };

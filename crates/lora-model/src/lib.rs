@@ -1,4 +1,4 @@
-//! Decoder models on libtorch: weights, target matching, adapter injection, generation.
+//! Decoders and encoders on libtorch: weights, target matching, adapter injection, generation.
 //!
 //! One decoder, described by [`ModelConfig`], runs every supported family. The way of a batch is [`Decoder::loss`] ->
 //! `Decoder::block` -> [`Block::forward`] -> `lora_core::forward_many`.
@@ -22,6 +22,7 @@ mod backward;
 mod batch;
 mod block;
 mod cache;
+mod classify;
 mod config;
 mod decoder;
 mod error;
@@ -43,18 +44,19 @@ pub use adapters::{AdapterMix, AdapterSet};
 pub use batch::TokenBatch;
 pub use block::{Block, Qkv};
 pub use cache::{KvCache, LayerCache};
+pub use classify::{ClassHead, ClassTargets, Head};
 pub use config::{Activation, ExpertsConfig, ModelConfig};
 pub use decoder::{Decoder, LOSS_CHUNK_ROWS, LOSS_CHUNK_ROWS_CONVERTED, Mode, ModuleMut, ModuleRef};
 pub use error::{Error, Result};
 pub use family::families;
 pub use generate::GenerateOptions;
 pub use inject::{Parameter, all_linear};
-pub use keep::{Packing, Storage, base_bytes, packed_modules};
-pub use layout::{ExpertsLayout, Layout, MlpLayout, NormKind, QkNorm, QkvLayout};
+pub use keep::{Keeping, Packing, Storage, base_bytes, packed_modules};
+pub use layout::{ClassifierLayout, ExpertsLayout, Layout, MlpLayout, NormKind, QkNorm, QkvLayout};
 pub use mlp::{Gated, Mlp};
 pub use names::{ModuleKind, ModuleSpec, checkpoint_tensors, modules};
 pub use norm::NormLayer;
 pub use rope::{Frequencies, RotaryTable, RotaryTables, frequencies};
 pub use sampler::Sampling;
 pub use target::{InjectionPlan, PlannedAdapter, plan_injection, saved_form};
-pub use weights::{Progress, check_weights};
+pub use weights::{Progress, absent_head, check_weights};

@@ -90,8 +90,11 @@ pub fn modules(c: &ModelConfig) -> Vec<ModuleSpec> {
     };
     let mut list = vec![spec(layout.embed_tokens.into(), ModuleKind::Embedding, c.vocab_size, h, false)];
     if let Some(path) = layout.embed_positions {
-        list.push(spec(path.into(), ModuleKind::Embedding, c.max_position_embeddings, h, false));
+        let rows = c.max_position_embeddings + c.position_offset;
+        list.push(spec(path.into(), ModuleKind::Embedding, rows, h, false));
     }
+    list.extend(layout.embed_types.map(|path| spec(path.into(), ModuleKind::Embedding, c.type_vocab_size, h, false)));
+    list.extend(layout.embed_norm.map(|path| norm(path.into(), h)));
     for i in 0..c.windows.len() {
         let at = |name: &str| c.in_block(i, name);
         list.extend(layout.before_attention.map(|name| norm(at(name), h)));
@@ -113,9 +116,26 @@ pub fn modules(c: &ModelConfig) -> Vec<ModuleSpec> {
         mlp(c, i, &mut list, &linear, &spec);
         list.extend(layout.after_mlp.map(|name| norm(at(name), h)));
     }
-    list.push(norm(layout.final_norm.into(), h));
-    list.push(spec(layout.lm_head.into(), ModuleKind::Linear, h, c.vocab_size, false));
+    list.extend(layout.final_norm.map(|path| norm(path.into(), h)));
+    list.extend(head_modules(c));
     list
+}
+
+/// The modules of the head. `all-linear` leaves a head out as PEFT does, but not what BERT's family puts before it.
+pub(crate) fn head_modules(c: &ModelConfig) -> Vec<ModuleSpec> {
+    let linear = |path: &str, out_features, bias| ModuleSpec {
+        path: path.into(),
+        kind: ModuleKind::Linear,
+        in_features: c.hidden_size,
+        out_features,
+        bias,
+        transposed: false,
+        in_all_linear: path.ends_with("pooler.dense"),
+    };
+    let Some(labels) = &c.labels else { return vec![linear(c.layout.lm_head, c.vocab_size, false)] };
+    let names = c.layout.classifier;
+    let dense = names.dense.map(|path| linear(path, c.hidden_size, names.bias));
+    dense.into_iter().chain([linear(names.out, labels.len() as i64, names.bias)]).collect()
 }
 
 /// The modules of a block's MLP.

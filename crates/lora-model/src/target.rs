@@ -6,7 +6,7 @@ use crate::inject::Start;
 use crate::names::{ModuleKind, ModuleSpec, modules};
 use fancy_regex::Regex;
 use lora_core::{LoraSpec, ParameterCount, Principal};
-use lora_format::{AdapterConfig, InitLoraWeights, Method, TargetModules};
+use lora_format::{AdapterConfig, CLASSIFIER_TASK, InitLoraWeights, Method, TargetModules};
 
 /// One adapter to be made.
 #[derive(Clone, Debug, PartialEq)]
@@ -97,6 +97,7 @@ pub fn plan_injection(model: &ModelConfig, config: &AdapterConfig) -> Result<Inj
     let all = modules(model);
     let mut config = config.clone();
     check_method(&config)?;
+    check_task(model, &mut config)?;
     let saved = saved_modules(&all, config.modules_to_save.as_deref().unwrap_or_default())?;
     let targets = expand(model, &all, config.target_modules.as_ref())?;
     check_names("target_modules", &all, &targets)?;
@@ -268,15 +269,49 @@ fn check_method(config: &AdapterConfig) -> Result<()> {
     }
 }
 
-/// `modules_to_save` matches by the end of the path, and each name must match.
+/// The modules that PEFT saves in full for a classifier, whichever of them a model has.
+const CLASSIFIER_MODULES: [&str; 2] = ["classifier", "score"];
+
+/// The task is the model's own; that of a classifier saves its head.
+fn check_task(model: &ModelConfig, config: &mut AdapterConfig) -> Result<()> {
+    let task = config.task_type.clone().unwrap_or_default();
+    match (&model.labels, task == CLASSIFIER_TASK) {
+        (Some(_), true) => {
+            let saved = config.modules_to_save.get_or_insert_default();
+            saved.extend(
+                CLASSIFIER_MODULES
+                    .iter()
+                    .filter(|m| !saved.iter().any(|s| s == *m))
+                    .map(|m| (*m).to_string())
+                    .collect::<Vec<_>>(),
+            );
+            Ok(())
+        }
+        (Some(_), false) => {
+            let reason = format!("this {} model has a classification head; use \"{CLASSIFIER_TASK}\"", model.family);
+            Err(Error::Adapter { field: "task_type", value: task, reason })
+        }
+        (None, true) => {
+            let reason = format!("this {} model has no classification head", model.family);
+            Err(Error::Adapter { field: "task_type", value: task, reason })
+        }
+        (None, false) => Ok(()),
+    }
+}
+
+/// `modules_to_save` matches by the end of the path of a module, or of one that it lies in, and each name must match.
 fn saved_modules(all: &[ModuleSpec], names: &[String]) -> Result<Vec<ModuleSpec>> {
-    for name in names {
-        if !all.iter().any(|m| ends_with(&m.path, name)) {
+    let found = |m: &ModuleSpec, name: &str| {
+        let ends = m.path.match_indices('.').map(|(at, _)| at).chain([m.path.len()]);
+        ends.map(|end| &m.path[..end]).any(|path| ends_with(path, name))
+    };
+    for name in names.iter().filter(|name| !CLASSIFIER_MODULES.contains(&name.as_str())) {
+        if !all.iter().any(|m| found(m, name)) {
             let nearest = nearest_names(all, name);
             return Err(Error::Target { field: "modules_to_save", value: name.clone(), nearest });
         }
     }
-    Ok(all.iter().filter(|m| names.iter().any(|n| ends_with(&m.path, n))).cloned().collect())
+    Ok(all.iter().filter(|m| names.iter().any(|n| found(m, n))).cloned().collect())
 }
 
 fn ends_with(path: &str, name: &str) -> bool {

@@ -1,13 +1,14 @@
 //! From a checkpoint folder, or from a seed, to a decoder; and back to a checkpoint.
 
 use crate::block::{Block, Qkv};
+use crate::classify::{ClassHead, Head};
 use crate::config::ModelConfig;
 use crate::decoder::{Decoder, ModuleRef};
 use crate::error::{Error, Result};
-use crate::keep::{MappedBase, Storage};
+use crate::keep::{Keeping, MappedBase, Storage};
 use crate::layout::{MlpLayout, NormKind, QkvLayout};
 use crate::mlp::{Gated, Mlp};
-use crate::names::{ModuleKind, ModuleSpec, checkpoint_tensors, modules};
+use crate::names::{ModuleKind, ModuleSpec, checkpoint_tensors, head_modules, modules};
 use crate::norm::NormLayer;
 use lora_core::{EmbeddingLayer, LinearLayer};
 use lora_format::{Checkpoint, is_packed, is_part, packed_shape, read_nf4, write_tensors};
@@ -27,22 +28,40 @@ impl Decoder {
     /// [`Error::Weights`] listing every tensor that is missing, left over or of another shape than the config says, before
     /// any is read; [`Error::Format`] for files that are damaged.
     pub fn load(dir: &Path, kind: Kind, device: Device, progress: Progress<'_>) -> Result<Self> {
-        Self::load_as(dir, kind, device, Storage::Converted, progress)
+        let config = ModelConfig::read(dir)?;
+        if let absent @ [_, ..] = absent_head(dir, &config)?.as_slice() {
+            let modules = absent.iter().map(|m| m.path.clone()).collect();
+            let remedy = "give an adapter that was trained on it, whose own head goes with it";
+            return Err(Error::NoHead { dir: dir.into(), modules, remedy });
+        }
+        Self::load_as(dir, config, 0, Keeping { kind, device, storage: Storage::Converted }, progress)
     }
 
-    /// The same with the matrices kept as `storage` says. A mapped base is on the CPU whatever the device; pack it
+    /// Loads a checkpoint folder as what `config` says, such as a language model as a classifier. A head that the folder
+    /// lacks ([`absent_head`]) begins as transformers begins it: weights normal with `initializer_range`, biases zero,
+    /// drawn from `seed` and the name of the tensor. A mapped base is on the CPU whatever the device; pack it
     /// ([`pack`](Self::pack)) to bring it over.
     ///
     /// # Errors
-    /// As [`load`](Self::load).
-    pub fn load_as(dir: &Path, kind: Kind, device: Device, storage: Storage, progress: Progress<'_>) -> Result<Self> {
-        let config = ModelConfig::read(dir)?;
+    /// As [`Decoder::load`].
+    pub fn load_as(
+        dir: &Path,
+        config: ModelConfig,
+        seed: u64,
+        Keeping { kind, device, storage }: Keeping,
+        progress: Progress<'_>,
+    ) -> Result<Self> {
         check_weights(dir, &config)?;
+        let absent = absent_head(dir, &config)?;
+        let fresh: BTreeSet<String> = absent.iter().flat_map(ModuleSpec::tensors).map(|(name, _)| name).collect();
         let checkpoint = Arc::new(Checkpoint::open(dir)?);
         let mapped = (storage == Storage::Mapped).then(|| Arc::new(MappedBase::new(checkpoint.clone(), &config)));
-        let in_blocks = format!("{}.", config.layout.layers);
+        let (in_blocks, std) = (format!("{}.", config.layout.layers), config.initializer_range);
         let (mut done, all) = (0, checkpoint.total_bytes());
         let model = Self::assemble(config, kind, |name, shape| {
+            if fresh.contains(name) {
+                return Ok(fresh_tensor(name, shape, std, seed)?.f_to_device(device)?.f_to_kind(kind)?.into());
+            }
             let info = checkpoint.info(name)?;
             if is_packed(&checkpoint, name) {
                 return Ok(Weight::Nf4(read_nf4(&checkpoint, name)?).to_device(device)?);
@@ -83,11 +102,8 @@ impl Decoder {
             let on = (Kind::Float, Device::Cpu);
             let t = if norms.contains(name) {
                 if plus_one { Tensor::f_zeros(shape, on)? } else { Tensor::f_ones(shape, on)? }
-            } else if name.ends_with(".bias") {
-                Tensor::f_zeros(shape, on)?
             } else {
-                lora_torch::manual_seed(mix_seed(&[seed, path_seed(name)]));
-                Tensor::f_randn(shape, on)?.f_mul_scalar(std)?
+                fresh_tensor(name, shape, std, seed)?
             };
             Ok(t.f_to_device(device)?.into())
         })
@@ -99,16 +115,33 @@ impl Decoder {
         let layout = config.layout;
         let mut table = |path: &str| Ok::<_, Error>(EmbeddingLayer { weight: parts.weight(path)?, kind, lora: None });
         let embed_tokens = table(layout.embed_tokens)?;
-        let embed_positions = layout.embed_positions.map(table).transpose()?;
+        let embed_positions = layout.embed_positions.map(&mut table).transpose()?;
+        let embed_types = layout.embed_types.map(&mut table).transpose()?;
+        let embed_norm = layout.embed_norm.map(|path| parts.norm(path)).transpose()?;
         let blocks = (0..config.windows.len()).map(|i| parts.block(i)).collect::<Result<_>>()?;
-        let norm = parts.norm(layout.final_norm)?;
-        let head: Weight = if config.tie_word_embeddings {
-            embed_tokens.weight.shallow_clone().into()
+        let norm = layout.final_norm.map(|path| parts.norm(path)).transpose()?;
+        let head = if config.labels.is_some() {
+            let names = layout.classifier;
+            let dense = names.dense.map(|path| parts.linear(path)).transpose()?;
+            Head::Classes(ClassHead { dense, out: parts.linear(names.out)? })
+        } else if config.tie_word_embeddings {
+            Head::Language(LinearLayer::frozen(embed_tokens.weight.shallow_clone(), None)?)
         } else {
-            parts.matrix(layout.lm_head)?
+            Head::Language(LinearLayer::frozen(parts.matrix(layout.lm_head)?, None)?)
         };
-        let lm_head = LinearLayer::frozen(head, None)?;
-        Ok(Self { embed_tokens, embed_positions, blocks, norm, lm_head, lora_dropout: 0.0, config, mapped: None })
+        let (lora_dropout, mapped) = (0.0, None);
+        Ok(Self {
+            embed_tokens,
+            embed_positions,
+            embed_types,
+            embed_norm,
+            blocks,
+            norm,
+            head,
+            lora_dropout,
+            config,
+            mapped,
+        })
     }
 
     /// Writes the base weights as `model.safetensors`, under the names of the checkpoint.
@@ -210,7 +243,12 @@ impl Parts<'_> {
             QkvLayout::PerHead(name) => Qkv::PerHead(self.linear(&at(name))?),
         };
         let o_proj = self.linear(&at(layout.o_proj))?;
-        let rule = AttentionRule { scale: c.attention_scales[i], window: c.windows[i], softcap: c.attention_softcap };
+        let rule = AttentionRule {
+            scale: c.attention_scales[i],
+            window: c.windows[i],
+            softcap: c.attention_softcap,
+            causal: !layout.encoder,
+        };
         let mlp = self.mlp(i)?;
         Ok(Block { before_attention, qkv, q_norm, k_norm, o_proj, after_attention, before_mlp, mlp, after_mlp, rule })
     }
@@ -234,6 +272,29 @@ impl Parts<'_> {
     }
 }
 
+/// A fresh tensor of a layer: a bias of zeros, or a weight that is normal with standard deviation `std`.
+fn fresh_tensor(name: &str, shape: &[i64], std: f64, seed: u64) -> Result<Tensor> {
+    let on = (Kind::Float, Device::Cpu);
+    if name.ends_with(".bias") {
+        return Ok(Tensor::f_zeros(shape, on)?);
+    }
+    lora_torch::manual_seed(mix_seed(&[seed, path_seed(name)]));
+    Ok(Tensor::f_randn(shape, on)?.f_mul_scalar(std)?)
+}
+
+/// The modules of a classification head that a checkpoint has no weights for, or has them for other labels.
+///
+/// # Errors
+/// What is wrong with the files.
+pub fn absent_head(dir: &Path, config: &ModelConfig) -> Result<Vec<ModuleSpec>> {
+    if config.labels.is_none() {
+        return Ok(Vec::new());
+    }
+    let checkpoint = Checkpoint::open(dir)?;
+    let there = |(name, shape): &(String, Vec<i64>)| checkpoint.info(name).is_ok_and(|info| info.shape == *shape);
+    Ok(head_modules(config).into_iter().filter(|m| !m.tensors().iter().all(there)).collect())
+}
+
 /// A seed that depends on a name only.
 pub(crate) fn path_seed(path: &str) -> u64 {
     let parts: Vec<u64> = path.bytes().map(u64::from).collect();
@@ -247,8 +308,11 @@ pub(crate) fn path_seed(path: &str) -> u64 {
 pub fn check_weights(dir: &Path, config: &ModelConfig) -> Result<()> {
     let checkpoint = Checkpoint::open(dir)?;
     let wanted = checkpoint_tensors(config);
+    // What the head of a classifier lacks begins fresh, and whoever loads it decides whether that will do.
+    let absent: BTreeSet<String> =
+        absent_head(dir, config)?.iter().flat_map(ModuleSpec::tensors).map(|(name, _)| name).collect();
     let mut faults = Vec::new();
-    for (name, shape) in &wanted {
+    for (name, shape) in wanted.iter().filter(|(name, _)| !absent.contains(name)) {
         if !checkpoint.contains(name) {
             faults.push(format!("`{name}` {shape:?} is missing"));
         } else {
@@ -273,7 +337,12 @@ pub fn check_weights(dir: &Path, config: &ModelConfig) -> Result<()> {
         let computed =
             ["rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias"];
         let tied_head = config.tie_word_embeddings && name.strip_suffix(".weight") == Some(config.layout.lm_head);
-        let harmless = tied_head || is_part(name) || computed.iter().any(|end| name.ends_with(end));
+        // What a classifier leaves of the model that it is made from.
+        let other_head = config.labels.is_some()
+            && (["cls.", "lm_head.", "roberta.pooler."].iter().any(|start| name.starts_with(start))
+                || name.ends_with("embeddings.position_ids")
+                || name.strip_suffix(".weight") == Some(config.layout.lm_head));
+        let harmless = tied_head || other_head || is_part(name) || computed.iter().any(|end| name.ends_with(end));
         if !known.contains(name) && !harmless {
             faults.push(format!(
                 "`{name}` {:?} is not part of a {} model of this config",

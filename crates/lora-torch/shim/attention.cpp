@@ -1,4 +1,4 @@
-// Causal attention over examples laid end to end: no mask over the batch, keys never repeated.
+// Attention over examples laid end to end, causal or within the whole example: no mask over the batch, keys never repeated.
 #include "shim.h"
 #include <torch/csrc/autograd/custom_function.h>
 #include <algorithm>
@@ -40,7 +40,7 @@ std::optional<at::Tensor> window_mask(int64_t len, int64_t window, const at::Ten
 
 struct CpuAttention : torch::autograd::Function<CpuAttention> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& q_, const at::Tensor& k_, const at::Tensor& v_,
-                            std::vector<int64_t> lens, double scale, int64_t window) {
+                            std::vector<int64_t> lens, double scale, int64_t window, bool causal) {
     const at::Tensor q = q_.contiguous(), k = k_.contiguous(), v = v_.contiguous();
     const int64_t kv = k.size(1), groups = q.size(1) / kv;
     at::Tensor out = at::empty_like(q);
@@ -49,7 +49,7 @@ struct CpuAttention : torch::autograd::Function<CpuAttention> {
       const auto mask = window_mask(run.len, window, q.options());
       for (int64_t g = 0; g < groups; ++g) {
         auto [o, lse] = at::_scaled_dot_product_flash_attention_for_cpu(part(q, run, kv, g), part(k, run, kv, 0),
-                                                                        part(v, run, kv, 0), 0.0, !mask, mask, scale);
+                                                                        part(v, run, kv, 0), 0.0, causal && !mask, mask, scale);
         part(out, run, kv, g).copy_(o);
         saved.push_back(lse);
       }
@@ -58,6 +58,7 @@ struct CpuAttention : torch::autograd::Function<CpuAttention> {
     ctx->saved_data["lens"] = lens;
     ctx->saved_data["scale"] = scale;
     ctx->saved_data["window"] = window;
+    ctx->saved_data["causal"] = causal;
     return out;
   }
 
@@ -67,6 +68,7 @@ struct CpuAttention : torch::autograd::Function<CpuAttention> {
     const std::vector<int64_t> lens = ctx->saved_data["lens"].toIntVector();
     const double scale = ctx->saved_data["scale"].toDouble();
     const int64_t window = ctx->saved_data["window"].toInt(), kv = k.size(1), groups = q.size(1) / kv;
+    const bool causal = ctx->saved_data["causal"].toBool();
     at::Tensor gq = at::empty_like(q), gk = at::empty_like(k), gv = at::empty_like(v);
     size_t next = 4;
     for (const Run& run : runs_of(lens)) {
@@ -74,29 +76,30 @@ struct CpuAttention : torch::autograd::Function<CpuAttention> {
       for (int64_t g = 0; g < groups; ++g) {
         auto [dq, dk, dv] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
             part(g_out, run, kv, g), part(q, run, kv, g), part(k, run, kv, 0), part(v, run, kv, 0), part(out, run, kv, g),
-            saved[next++], 0.0, !mask, mask, scale);
+            saved[next++], 0.0, causal && !mask, mask, scale);
         part(gq, run, kv, g).copy_(dq);
         at::Tensor k_sum = part(gk, run, kv, 0), v_sum = part(gv, run, kv, 0);
         if (g == 0) k_sum.copy_(dk), v_sum.copy_(dv);
         else k_sum.add_(dk), v_sum.add_(dv);
       }
     }
-    return {gq, gk, gv, at::Tensor(), at::Tensor(), at::Tensor()};
+    return {gq, gk, gv, at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };
 
 // FlashAttention over cumulative lengths (half precision on CUDA): grouped queries and windows are its own.
 struct VarlenAttention : torch::autograd::Function<VarlenAttention> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                            at::Tensor offsets, int64_t longest, double scale, int64_t window) {
+                            at::Tensor offsets, int64_t longest, double scale, int64_t window, bool causal) {
     const std::optional<int64_t> left = window > 0 ? std::optional<int64_t>(window - 1) : std::nullopt;
     const std::optional<int64_t> right = window > 0 ? std::optional<int64_t>(0) : std::nullopt;
     auto [out, lse, seed, unused, debug] =
-        at::_flash_attention_forward(q, k, v, offsets, offsets, longest, longest, 0.0, true, false, scale, left, right);
+        at::_flash_attention_forward(q, k, v, offsets, offsets, longest, longest, 0.0, causal, false, scale, left, right);
     ctx->save_for_backward({q, k, v, out, lse, offsets, seed, unused});
     ctx->saved_data["longest"] = longest;
     ctx->saved_data["scale"] = scale;
     ctx->saved_data["window"] = window;
+    ctx->saved_data["causal"] = causal;
     return out;
   }
 
@@ -107,21 +110,21 @@ struct VarlenAttention : torch::autograd::Function<VarlenAttention> {
     const std::optional<int64_t> right = window > 0 ? std::optional<int64_t>(0) : std::nullopt;
     auto [gq, gk, gv] =
         at::_flash_attention_backward(grads[0].contiguous(), s[0], s[1], s[2], s[3], s[4], s[5], s[5], longest, longest, 0.0,
-                                      true, s[6], s[7], ctx->saved_data["scale"].toDouble(), left, right);
-    return {gq, gk, gv, at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
+                                      ctx->saved_data["causal"].toBool(), s[6], s[7], ctx->saved_data["scale"].toDouble(), left, right);
+    return {gq, gk, gv, at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };
 
 // Any device and dtype, by libtorch's own choice of kernel and its own autograd.
 at::Tensor composed(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, at::IntArrayRef lens, double scale,
-                    int64_t window) {
+                    int64_t window, bool causal) {
   std::vector<at::Tensor> outs;
   for (const Run& run : runs_of(lens)) {
     const auto view = [&](const at::Tensor& t) {
       return t.narrow(0, run.start, run.count * run.len).view({run.count, run.len, t.size(1), t.size(2)}).transpose(1, 2);
     };
     const auto mask = window_mask(run.len, window, q.options());
-    const at::Tensor o = at::scaled_dot_product_attention(view(q), view(k), view(v), mask, 0.0, !mask, scale, true);
+    const at::Tensor o = at::scaled_dot_product_attention(view(q), view(k), view(v), mask, 0.0, causal && !mask, scale, true);
     outs.push_back(o.transpose(1, 2).reshape({run.count * run.len, q.size(1), q.size(2)}));
   }
   return at::cat(outs, 0);
@@ -129,7 +132,7 @@ at::Tensor composed(const at::Tensor& q, const at::Tensor& k, const at::Tensor& 
 
 // Scores capped by `softcap * tanh(score / softcap)` before the mask: no fused kernel takes that, so it is written out.
 at::Tensor capped(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, at::IntArrayRef lens, double scale,
-                  int64_t window, double softcap) {
+                  int64_t window, double softcap, bool causal) {
   const int64_t kv = k.size(1), groups = q.size(1) / kv, d = q.size(2);
   std::vector<at::Tensor> outs;
   for (const Run& run : runs_of(lens)) {
@@ -137,7 +140,8 @@ at::Tensor capped(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
     const auto heads_first = [&](const at::Tensor& t, int64_t group) {
       return t.narrow(0, run.start, rows).reshape({run.count, run.len, kv, group, d}).permute({0, 2, 3, 1, 4});
     };
-    at::Tensor seen = at::ones({run.len, run.len}, q.options().dtype(at::kBool)).tril();
+    at::Tensor seen = at::ones({run.len, run.len}, q.options().dtype(at::kBool));
+    if (causal) seen = seen.tril();
     if (window > 0) seen = seen.triu(1 - window);
     const at::Tensor scores = at::matmul(heads_first(q, groups), heads_first(k, 1).transpose(-1, -2)).mul(scale / softcap);
     const at::Tensor weights =
@@ -150,22 +154,23 @@ at::Tensor capped(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
 }  // namespace
 
 extern "C" Message lt_attention(CTensor q, CTensor k, CTensor v, const int64_t* lens, size_t n, double scale, int64_t window,
-                                double softcap, CTensor* out) {
+                                double softcap, int causal_, CTensor* out) {
   return guarded([&] {
     const at::ScalarType dtype = q->scalar_type();
     const std::vector<int64_t> l(lens, lens + n);
+    const bool causal = causal_ != 0;
     if (softcap > 0 && n > 0) {
-      *out = new at::Tensor(capped(*q, *k, *v, l, scale, window, softcap));
+      *out = new at::Tensor(capped(*q, *k, *v, l, scale, window, softcap, causal));
     } else if (q->is_cpu() && n > 0) {
-      *out = new at::Tensor(CpuAttention::apply(*q, *k, *v, l, scale, window));
+      *out = new at::Tensor(CpuAttention::apply(*q, *k, *v, l, scale, window, causal));
     } else if (q->is_cuda() && n > 0 && (dtype == at::kHalf || dtype == at::kBFloat16)) {
       std::vector<int32_t> offsets{0};
       for (int64_t len : l) offsets.push_back(offsets.back() + static_cast<int32_t>(len));
       const at::Tensor on_device = at::tensor(offsets, at::kInt).to(q->device(), /*non_blocking=*/true);
       *out = new at::Tensor(VarlenAttention::apply(q->contiguous(), k->contiguous(), v->contiguous(), on_device,
-                                                   *std::max_element(l.begin(), l.end()), scale, window));
+                                                   *std::max_element(l.begin(), l.end()), scale, window, causal));
     } else {
-      *out = new at::Tensor(n ? composed(*q, *k, *v, l, scale, window) : at::empty_like(*q));
+      *out = new at::Tensor(n ? composed(*q, *k, *v, l, scale, window, causal) : at::empty_like(*q));
     }
   });
 }

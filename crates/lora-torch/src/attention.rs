@@ -1,4 +1,4 @@
-//! Causal attention over examples laid end to end, without a mask over the whole batch.
+//! Attention over examples laid end to end, causal or within the whole example, without a mask over the whole batch.
 
 use crate::error::{Error, Result};
 use crate::ffi;
@@ -38,7 +38,7 @@ impl Segments {
     }
 }
 
-/// What an attention does to its scores besides the causal mask.
+/// What an attention does to its scores.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttentionRule {
     /// The factor on the scores, `1 / sqrt(head_dim)` in most families.
@@ -48,9 +48,11 @@ pub struct AttentionRule {
     /// Scores become `c · tanh(score / c)` (Gemma 2 report, 2024, section 2): absent in most families. No fused kernel
     /// takes it, so it costs the square of the longest segment for each head.
     pub softcap: Option<f64>,
+    /// A query sees no key after it; an encoder's sees all of its segment, and has no window.
+    pub causal: bool,
 }
 
-/// Scaled dot-product attention (Vaswani et al., 2017, equation 1), causal within each segment and blind to the others.
+/// Scaled dot-product attention (Vaswani et al., 2017, equation 1), within each segment and blind to the others.
 /// `heads` must be a multiple of `kv_heads` (grouped queries; keys are not repeated in memory).
 ///
 /// # Shapes
@@ -73,9 +75,12 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, segments: &Segments, rule: 
     if let Some(w) = rule.window.filter(|&w| w < 1) {
         return Err(Error::shape(OP, "window", "at least 1", w));
     }
+    if let Some(w) = rule.window.filter(|_| !rule.causal) {
+        return Err(Error::shape(OP, "window", "absent where attention is not causal", w));
+    }
     if let Some(c) = rule.softcap.filter(|&c| c <= 0.0) {
         return Err(Error::shape(OP, "softcap", "above 0", c));
     }
     let (window, softcap) = (rule.window.unwrap_or(0), rule.softcap.unwrap_or(0.0));
-    ffi::attention(q, k, v, segments.lens(), rule.scale, window, softcap)
+    ffi::attention(q, k, v, segments.lens(), rule.scale, window, softcap, rule.causal)
 }

@@ -4,7 +4,7 @@
 
 use crate::error::{Error, Result};
 use crate::weight::Weight;
-use std::ffi::{CStr, c_char, c_void};
+use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
 use tch::Tensor;
 use torch_sys::C_tensor;
@@ -102,6 +102,7 @@ unsafe extern "C" {
         scale: f64,
         window: i64,
         softcap: f64,
+        causal: c_int,
         out: *mut *mut C_tensor,
     ) -> Message;
     fn lt_cross_entropy(
@@ -207,9 +208,11 @@ pub(crate) fn attention(
     scale: f64,
     window: i64,
     softcap: f64,
+    causal: bool,
 ) -> Result<Tensor> {
+    let (q, k, v, causal) = (q.as_ptr(), k.as_ptr(), v.as_ptr(), c_int::from(causal));
     take("attention", |out| unsafe {
-        lt_attention(q.as_ptr(), k.as_ptr(), v.as_ptr(), lens.as_ptr(), lens.len(), scale, window, softcap, out)
+        lt_attention(q, k, v, lens.as_ptr(), lens.len(), scale, window, softcap, causal, out)
     })
 }
 

@@ -78,7 +78,8 @@ fn plain_attention(q: &Tensor, k: &Tensor, v: &Tensor, lens: &[i64], rule: Atten
         .iter()
         .map(|&n| {
             let cut = |t: &Tensor| t.narrow(0, start, n).transpose(0, 1);
-            let seen = Tensor::ones([n, n], (Kind::Bool, q.device())).tril(0).triu(rule.window.map_or(-n, |w| 1 - w));
+            let all = Tensor::ones([n, n], (Kind::Bool, q.device()));
+            let seen = if rule.causal { all.tril(0).triu(rule.window.map_or(-n, |w| 1 - w)) } else { all };
             let scores = cut(q).matmul(&cut(&k).transpose(1, 2)) * rule.scale;
             let scores = rule.softcap.map_or(scores.shallow_clone(), |c| (&scores / c).tanh() * c);
             let weights = scores.masked_fill(&seen.logical_not(), f64::NEG_INFINITY).softmax(-1, q.kind());
@@ -93,7 +94,19 @@ fn plain_attention(q: &Tensor, k: &Tensor, v: &Tensor, lens: &[i64], rule: Atten
 fn attention_case(lens: Vec<i64>, kv: i64, groups: i64, d: i64, window: Option<i64>, softcap: Option<f64>) -> Case {
     let n: i64 = lens.iter().sum();
     let segments = Segments::new(&lens).unwrap();
-    let rule = AttentionRule { scale: 1.0 / (d as f64).sqrt(), window, softcap };
+    let rule = AttentionRule { scale: 1.0 / (d as f64).sqrt(), window, softcap, causal: true };
+    case_of_rule(lens, [n, kv, groups, d], segments, rule)
+}
+
+/// As in an encoder: every token of a segment sees every other.
+fn encoder_attention_case(lens: Vec<i64>, heads: i64, d: i64, softcap: Option<f64>) -> Case {
+    let n: i64 = lens.iter().sum();
+    let segments = Segments::new(&lens).unwrap();
+    let rule = AttentionRule { scale: 1.0 / (d as f64).sqrt(), window: None, softcap, causal: false };
+    case_of_rule(lens, [n, heads, 1, d], segments, rule)
+}
+
+fn case_of_rule(lens: Vec<i64>, [n, kv, groups, d]: [i64; 4], segments: Segments, rule: AttentionRule) -> Case {
     Case {
         name: "attention",
         inputs: vec![vec![n, kv * groups, d], vec![n, kv, d], vec![n, kv, d]],
@@ -321,6 +334,17 @@ proptest! {
     #[test]
     fn attention_any_segments(lens in prop::collection::vec(1i64..12, 1..5), kv in 1i64..3, groups in 1i64..4, window in prop::option::of(1i64..9), softcap in prop::option::of(0.5f64..5.0)) {
         let case = attention_case(lens, kv, groups, 8, window, softcap);
+        let (y, g) = run(&case.fused, &leaves(&case, Kind::Double, Device::Cpu));
+        let (y2, g2) = run(&case.plain, &leaves(&case, Kind::Double, Device::Cpu));
+        prop_assert!(error_of(&y, &y2) < F64_TOLERANCE, "{}", error_of(&y, &y2));
+        for (a, b) in g.iter().flatten().zip(g2.iter().flatten()) {
+            prop_assert!(error_of(a, b) < F64_TOLERANCE, "{}", error_of(a, b));
+        }
+    }
+
+    #[test]
+    fn encoder_attention_any_segments(lens in prop::collection::vec(1i64..12, 1..5), heads in 1i64..4, softcap in prop::option::of(0.5f64..5.0)) {
+        let case = encoder_attention_case(lens, heads, 8, softcap);
         let (y, g) = run(&case.fused, &leaves(&case, Kind::Double, Device::Cpu));
         let (y2, g2) = run(&case.plain, &leaves(&case, Kind::Double, Device::Cpu));
         prop_assert!(error_of(&y, &y2) < F64_TOLERANCE, "{}", error_of(&y, &y2));

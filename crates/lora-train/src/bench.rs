@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::params::FlatParams;
 use lora_format::{AdapterFolder, TargetModules, read_adapter};
-use lora_model::{Decoder, ModelConfig, Packing, Storage, TokenBatch, all_linear, plan_injection};
+use lora_model::{Decoder, Keeping, ModelConfig, Packing, Storage, TokenBatch, all_linear, plan_injection};
 use lora_torch::{AdamWScalars, device_memory, peak_rss_bytes, synchronize};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -71,7 +71,13 @@ pub struct BenchReport {
 /// What loading the model or a step reports.
 pub fn bench_step(o: &BenchOptions) -> Result<BenchReport> {
     let storage = if o.packing.is_some() { Storage::Mapped } else { o.storage };
-    let mut model = Decoder::load_as(&o.model, o.kind, o.device, storage, &mut |_, _| {})?;
+    let mut model = Decoder::load_as(
+        &o.model,
+        ModelConfig::read(&o.model)?,
+        0,
+        Keeping { kind: o.kind, device: o.device, storage },
+        &mut |_, _| {},
+    )?;
     if o.full {
         model.train_everything()?;
     } else if let Some(dir) = &o.init_adapter {

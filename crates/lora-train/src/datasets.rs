@@ -140,6 +140,18 @@ pub(crate) fn datasets(
     Ok((mixed(config, train, &lengths), set.report, eval, None))
 }
 
+/// Takes `data.eval_split` out of the training data.
+pub(crate) fn take_held_out<T>(train: &mut Vec<T>, config: &RunConfig) -> Result<Vec<T>> {
+    let (split, examples) = (config.data.eval_split, train.len());
+    let held = hold_out(examples, split, config.seed);
+    if held.len() >= examples {
+        return Err(Error::EvalSplit { split, examples });
+    }
+    let mut eval: Vec<T> = held.into_iter().rev().map(|i| train.remove(i)).collect();
+    eval.reverse();
+    Ok(eval)
+}
+
 /// How many examples of each source stay, where those at `held` are taken out.
 fn lengths(ends: &[usize], held: &[usize]) -> Vec<usize> {
     let before = |end: usize| end - held.partition_point(|&index| index < end);

@@ -1,5 +1,6 @@
 //! Token-weighted evaluation.
 
+use crate::class_eval::ClassScores;
 use crate::error::Result;
 use crate::events::{Event, EventSink};
 use lora_data::{Batch, Example};
@@ -20,6 +21,9 @@ pub struct EvalReport {
     pub tokens: u64,
     /// Examples.
     pub examples: usize,
+    /// Of a classifier, whose `tokens` are its texts, and `accuracy` the share of those that get the right label.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub classes: Option<ClassScores>,
 }
 
 /// Evaluates the trained tokens of `examples`, `rows` of them at a time; every token weighs the same.
@@ -44,6 +48,7 @@ pub fn evaluate(model: &Decoder, examples: &[Example], rows: usize, sink: &mut d
         accuracy: right as f64 / tokens.max(1) as f64,
         tokens: tokens.unsigned_abs(),
         examples: examples.len(),
+        classes: None,
     })
 }
 

@@ -6,6 +6,8 @@
 mod allocation;
 mod bench;
 pub mod checkpoint;
+mod class_eval;
+mod classes;
 pub mod config;
 mod datasets;
 mod digest;
@@ -23,6 +25,8 @@ mod suggest;
 mod trainer;
 
 pub use bench::{BenchOptions, BenchReport, bench_step};
+pub use class_eval::{ClassReport, ClassScores, LabelScores, evaluate_classes, predict, probabilities};
+pub use classes::{ClassLabel, ClassPlan, known_labels, labels_of, split_texts};
 pub use config::{ConfigErrors, RunConfig};
 pub use datasets::{data_options, data_sources, data_tokenizer};
 pub use error::{Error, Result};

@@ -44,8 +44,14 @@ pub struct EvalRecord {
     pub step: u64,
     /// Sum of the loss over the trained tokens of the evaluation data, over their number.
     pub eval_loss: f64,
-    /// Tokens with a loss.
+    /// Tokens with a loss; texts, of a classifier.
     pub eval_tokens: u64,
+    /// Share of the texts that a classifier gives the right label.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval_accuracy: Option<f64>,
+    /// Mean over the labels of a classifier's F1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval_macro_f1: Option<f64>,
 }
 
 /// What must be known of a line to tell whether it is kept.
@@ -194,7 +200,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut writer = MetricsWriter::create(dir.path()).unwrap();
         writer.write_step(&record(1, f64::NAN)).unwrap();
-        writer.write_eval(&EvalRecord { step: 1, eval_loss: f64::INFINITY, eval_tokens: 7 }).unwrap();
+        writer
+            .write_eval(&EvalRecord {
+                step: 1,
+                eval_loss: f64::INFINITY,
+                eval_tokens: 7,
+                eval_accuracy: None,
+                eval_macro_f1: None,
+            })
+            .unwrap();
         writer.write_step(&record(2, 0.1 + 0.2)).unwrap();
         writer.sync().unwrap();
         let lines = lines(dir.path());
@@ -264,7 +278,7 @@ mod tests {
                 for step in from..=10 {
                     writer.write_step(&record(step, 1.0 / step as f64)).unwrap();
                     if step % 3 == 0 {
-                        writer.write_eval(&EvalRecord { step, eval_loss: 2.0, eval_tokens: 5 }).unwrap();
+                        writer.write_eval(&EvalRecord { step, eval_loss: 2.0, eval_tokens: 5, eval_accuracy: None, eval_macro_f1: None }).unwrap();
                     }
                 }
             }

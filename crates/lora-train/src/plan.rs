@@ -1,7 +1,10 @@
 //! From what the user wrote to a run that can start: files opened, data tokenised and checked, counts known, and nothing
 //! expensive done yet.
 
-use crate::config::{DType, FinetuningType, InitLoraWeights, Length, LoraConfig, Modules, RunConfig, Weights};
+use crate::classes::{ClassPlan, KnownClasses, check_head};
+use crate::config::{
+    DType, FinetuningType, InitLoraWeights, Length, LoraConfig, Modules, RunConfig, TaskType, Weights,
+};
 use crate::datasets::{data_tokenizer, datasets};
 use crate::digest;
 use crate::error::{Error, Result};
@@ -47,6 +50,8 @@ pub struct RunPlan {
     pub eval: Vec<Example>,
     /// What became of the evaluation data's records, where it has files of its own.
     pub eval_report: Option<DataReport>,
+    /// The labels of `train` and `eval`, where a classifier is trained.
+    pub classes: Option<ClassPlan>,
     /// Rows of the training data: indices into `train`, one for each row, or several where rows are packed.
     pub rows: Vec<Vec<usize>>,
     /// Optimizer steps of one pass over the rows.
@@ -75,16 +80,33 @@ impl RunPlan {
             lora_torch::set_num_threads(config.model.threads as usize);
         }
         let model_dir = PathBuf::from(&config.model.path);
-        let model = ModelConfig::read(&model_dir)?;
+        let mut model = ModelConfig::read(&model_dir)?;
+        let known = KnownClasses::of(&config, &model_dir, &model)?;
+        if let Some(known) = &known {
+            // Until the data has told them all: enough to check the targets before it is read.
+            model = model.for_classes(known.settings.clone().or_default());
+        }
         check_weights(&model_dir, &model)?;
         let kind = compute_kind(&config, &model, device);
         if device != Device::Cpu && config.model.weights == Weights::Mapped {
             return Err(Error::MappedOnDevice { device: config.model.device.clone() });
         }
-        let trained = what_is_trained(&config, &model)?;
+        let mut trained = what_is_trained(&config, &model)?;
         let tokenizer = data_tokenizer(&model_dir, &config.data)?;
 
-        let (train, train_report, eval, eval_report) = datasets(&config, &tokenizer, sink)?;
+        let (train, train_report, eval, eval_report, classes) = match known {
+            None => {
+                let (train, report, eval, eval_report) = datasets(&config, &tokenizer, sink)?;
+                (train, report, eval, eval_report, None)
+            }
+            Some(known) => {
+                let data = known.datasets(&config, &model, &tokenizer, sink)?;
+                model = model.for_classes(data.classes.labels.clone());
+                trained = what_is_trained(&config, &model)?;
+                check_head(&model_dir, &model, &trained)?;
+                (data.train, data.report, data.eval, None, Some(data.classes))
+            }
+        };
         check_vocabulary(&model, train.iter().chain(&eval))?;
         let longest = train.iter().chain(&eval).map(|e| e.input_ids.len()).max().unwrap_or(0);
         if model.layout.embed_positions.is_some() && longest as i64 > model.max_position_embeddings {
@@ -105,17 +127,20 @@ impl RunPlan {
         };
         let trained = with_total_step(trained, total_steps)?;
         let schedule = Schedule::new(&config.train, total_steps);
-        if i64::from(config.data.max_length) > model.max_position_embeddings {
+        if classes.is_none() && i64::from(config.data.max_length) > model.max_position_embeddings {
             sink.event(Event::Note(format!(
                 "data.max_length = {} is beyond the {} positions that the model was made for",
                 config.data.max_length, model.max_position_embeddings
             )));
         }
-        let digests = BTreeMap::from([
+        let mut digests = BTreeMap::from([
             ("base".to_string(), digest::of_checkpoint(&model_dir)?),
             ("data".to_string(), digest::of_examples([&train])),
             ("tokenizer".to_string(), tokenizer.digest().to_string()),
         ]);
+        if let Some(classes) = &classes {
+            digests.insert("labels".to_string(), classes.digest());
+        }
         Ok(Self {
             config,
             model_dir,
@@ -126,6 +151,7 @@ impl RunPlan {
             train_report,
             eval,
             eval_report,
+            classes,
             rows,
             steps_per_epoch,
             total_steps,
@@ -211,12 +237,21 @@ fn compute_kind(config: &RunConfig, model: &ModelConfig, device: Device) -> Kind
 
 fn what_is_trained(config: &RunConfig, model: &ModelConfig) -> Result<Trained> {
     if config.train.finetuning_type == FinetuningType::Full {
+        if config.lora.task_type == TaskType::CausalLm {
+            model.check_language("train")?;
+        }
         return Ok(Trained::Everything);
     }
     let Some(dir) = &config.lora.init_adapter else {
         return Ok(Trained::Fresh(Box::new(plan_injection(model, &peft_config(&config.lora))?)));
     };
     let folder = read_adapter(dir)?;
+    let task = config.lora.task_type.name();
+    if folder.config.task_type.as_deref().is_some_and(|own| own != task) {
+        let value = folder.config.task_type.unwrap_or_default();
+        let reason = format!("{} was trained for another task than lora.task_type = \"{task}\"", dir.display());
+        return Err(lora_model::Error::Adapter { field: "task_type", value, reason }.into());
+    }
     let known = modules(model);
     if let Some(path) = folder.modules.keys().find(|path| !known.iter().any(|m| m.path == **path)) {
         let reason = format!("is in {} and not in the base model", dir.display());

@@ -7,7 +7,7 @@ use crate::lock::RunLock;
 use crate::metrics::{EvalRecord, MetricsWriter};
 use crate::plan::RunPlan;
 use crate::trainer::{StepOutcome, Trainer};
-use lora_format::write_atomic;
+use lora_format::{read_json_object, write_atomic};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -144,7 +144,13 @@ fn evaluate(
 ) -> Result<Option<EvalReport>> {
     let report = trainer.evaluate(sink)?;
     if let Some(r) = &report {
-        let record = EvalRecord { step: trainer.state().step, eval_loss: r.loss, eval_tokens: r.tokens };
+        let record = EvalRecord {
+            step: trainer.state().step,
+            eval_loss: r.loss,
+            eval_tokens: r.tokens,
+            eval_accuracy: r.classes.and_then(|c| c.accuracy),
+            eval_macro_f1: r.classes.and_then(|c| c.macro_f1),
+        };
         metrics.write_eval(&record)?;
         sink.event(Event::Evaluated(record));
     }
@@ -176,6 +182,13 @@ fn write_outputs(trainer: &Trainer) -> Result<()> {
         // Several of the tokenizer's files may be the model's own config, which an adapter's folder must not have.
         let Some(name) = file.file_name() else { continue };
         if plan.adapter_config().is_some() && name == "config.json" {
+            continue;
+        }
+        if let Some(classes) = plan.classes.as_ref().filter(|_| name == "config.json") {
+            let mut config = read_json_object(&file)?;
+            classes.labels.put_into_config(&mut config);
+            let text = format!("{:#}\n", serde_json::Value::Object(config));
+            write_atomic(&out.join(name), text.as_bytes())?;
             continue;
         }
         let bytes = std::fs::read(&file).map_err(Error::io("read", &file))?;

@@ -2,6 +2,8 @@
 
 use crate::allocation::Budgeting;
 use crate::checkpoint::{RunIdentity, TrainState, compare_for_resume, find_checkpoint, save_checkpoint};
+use crate::class_eval::evaluate_classes;
+use crate::classes::class_batch;
 use crate::error::{Error, Result};
 use crate::eval::{EvalReport, evaluate, on_device};
 use crate::events::{Event, EventSink};
@@ -11,7 +13,7 @@ use crate::plan::{RunPlan, Trained};
 use lora_core::RankAllocator;
 use lora_data::{Batch, Cursor, Sampler};
 use lora_format::{TensorFile, write_adapter, write_tensors};
-use lora_model::{Decoder, TokenBatch};
+use lora_model::{Decoder, Keeping, TokenBatch};
 use lora_torch::{AdamWScalars, device_memory, device_name, libtorch_version, mix_seed, num_threads, peak_rss_bytes};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -59,7 +61,9 @@ impl Trainer {
     pub fn new(plan: RunPlan, sink: &mut dyn EventSink) -> Result<Self> {
         let mut progress = |done, of| sink.event(Event::Loading { done, of });
         let (storage, packing) = plan.keeping();
-        let mut model = Decoder::load_as(&plan.model_dir, plan.kind, plan.device, storage, &mut progress)?;
+        let keeping = Keeping { kind: plan.kind, device: plan.device, storage };
+        let mut model =
+            Decoder::load_as(&plan.model_dir, plan.model.clone(), plan.config.seed, keeping, &mut progress)?;
         match &plan.trained {
             Trained::Fresh(injection) => model.inject(injection, plan.config.seed)?,
             Trained::Existing(folder) => model.load_adapter(folder)?,
@@ -166,8 +170,17 @@ impl Trainer {
                 break;
             }
             let (rows, next) = self.sampler.next_batch(cursor, config.per_device_train_batch_size as usize);
-            let examples = rows.iter().flat_map(|&row| &self.plan.rows[row]).map(|&i| &self.plan.train[i]);
-            batches.push(on_device(&self.plan.model, &Batch::from_examples(examples), self.plan.device)?);
+            let examples = rows.iter().flat_map(|&row| &self.plan.rows[row]).copied();
+            batches.push(match &self.plan.classes {
+                None => {
+                    let batch = Batch::from_examples(examples.map(|i| &self.plan.train[i]));
+                    on_device(&self.plan.model, &batch, self.plan.device)?
+                }
+                Some(classes) => {
+                    let texts = examples.map(|i| (&self.plan.train[i], &classes.train[i]));
+                    class_batch(&self.plan.model, texts, self.plan.device)?
+                }
+            });
             cursor = next;
         }
         Ok((batches, cursor))
@@ -182,7 +195,10 @@ impl Trainer {
             return Ok(None);
         }
         let rows = self.plan.config.train.per_device_eval_batch_size as usize;
-        let report = evaluate(&self.model, &self.plan.eval, rows, sink)?;
+        let report = match &self.plan.classes {
+            None => evaluate(&self.model, &self.plan.eval, rows, sink)?,
+            Some(classes) => evaluate_classes(&self.model, &self.plan.eval, &classes.eval, rows, sink)?.summary(),
+        };
         self.state.best_eval = Some(self.state.best_eval.map_or(report.loss, |best| best.min(report.loss)));
         Ok(Some(report))
     }
@@ -209,6 +225,10 @@ impl Trainer {
     pub fn write_result(&self, dir: &Path) -> Result<()> {
         if !self.params.is_finite()? {
             return Err(Error::AdapterNotFinite { step: self.state.step });
+        }
+        if let Some(classes) = &self.plan.classes {
+            std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+            classes.labels.write(dir)?;
         }
         match self.plan.adapter_config() {
             Some(mut config) => {

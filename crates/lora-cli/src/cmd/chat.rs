@@ -3,7 +3,7 @@
 use crate::failure::usage;
 use crate::generator::{Generator, SamplingArgs};
 use crate::interrupt::stop_while;
-use crate::load::ModelArgs;
+use crate::load::{ModelArgs, Wanted};
 use crate::out;
 use crate::prompt::Prompt;
 use crate::serve::parse_mix;
@@ -42,7 +42,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let dir = tokenizer.dir().display();
         return Err(usage(format!("{dir}: the tokenizer has no chat template; use `lora generate` to continue text")));
     }
-    let mut served = args.model.load()?;
+    let mut served = args.model.load(Wanted::Language("chat"))?;
     let first: Vec<Value> = args.system.iter().map(|text| json!({"role": "system", "content": text})).collect();
     let mut messages = first.clone();
     let typed = std::io::stdin().is_terminal();

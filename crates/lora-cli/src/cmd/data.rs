@@ -7,10 +7,11 @@ use crate::out;
 use crate::progress::CountBar;
 use anyhow::Result;
 use lora_data::{
-    DataFigures, DataReport, Dataset, Example, PageRow, PreferenceUse, PreviewToken, StatsText, Tokenizer, build_dataset,
-    data_page, preview,
+    DataFigures, DataOptions, DataReport, Dataset, Example, KnownLabels, PageRow, PreferenceUse, PreviewToken,
+    StatsText, Tokenizer, build_dataset, build_labelled, data_page, preview,
 };
 use lora_format::write_atomic;
+use lora_train::config::TaskType;
 use lora_train::{Override, RunConfig, data_options, data_sources, data_tokenizer};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -113,6 +114,10 @@ fn read(args: &DataArgs) -> Result<(RunConfig, Tokenizer, Dataset)> {
         options.preference = PreferenceUse::BothSides;
     }
     let mut bar = CountBar::new("tokenising");
+    if config.lora.task_type == TaskType::SeqCls {
+        let set = read_labelled(&config, &tokenizer, &options, &mut bar)?;
+        return Ok((config, tokenizer, set));
+    }
     let set = build_dataset(
         &data_sources(&config.data.train, config.data.hub_cache.as_deref())?,
         &tokenizer,
@@ -121,6 +126,27 @@ fn read(args: &DataArgs) -> Result<(RunConfig, Tokenizer, Dataset)> {
     )?;
     bar.finish();
     Ok((config, tokenizer, set))
+}
+
+/// The texts of a classifier, as rows of which no token is trained; how many have each label is noted.
+fn read_labelled(
+    config: &RunConfig,
+    tokenizer: &Tokenizer,
+    options: &DataOptions,
+    bar: &mut CountBar,
+) -> Result<Dataset> {
+    let sources = data_sources(&config.data.train, config.data.hub_cache.as_deref())?;
+    let named = Some(config.model.labels.clone()).filter(|names| !names.is_empty());
+    let known = KnownLabels { names: named, kind: None };
+    let set = build_labelled(&sources, tokenizer, options, &known, &mut |done, of| bar.set(done, of))?;
+    bar.finish();
+    let counts = set.labels.names.iter().zip(set.counts()).map(|(name, count)| format!("{name} {count}"));
+    let counts: Vec<String> = counts.collect();
+    if !counts.is_empty() {
+        out::note(format!("labels: {}", counts.join(", ")));
+    }
+    let examples: Vec<Example> = set.texts.into_iter().map(|text| text.tokens).collect();
+    Ok(Dataset { source_ends: vec![examples.len()], examples, report: set.report })
 }
 
 /// An example as it is shown.

@@ -5,7 +5,7 @@ mod score;
 use crate::compute::Compute;
 use crate::failure::usage;
 use crate::interrupt::stop_on_signals;
-use crate::load::load;
+use crate::load::{Wanted, load};
 use crate::out;
 use crate::summary::PlanSummary;
 use crate::train_view::TrainView;
@@ -69,7 +69,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     out::note(format!("{}\n", PlanSummary::of(&plan)));
     out::note(format!("the base model answers {} questions it was never trained for", tests.len()));
     let compute = Compute { device: plan.config.model.device.clone(), ..Compute::default() };
-    let before = tests.score(&load(&base, &[], &[], &compute)?.model, &plan.tokenizer)?;
+    let before =
+        tests.score(&load(&base, &[], &[], &compute, Wanted::Language("generate text"))?.model, &plan.tokenizer)?;
 
     let stop = stop_on_signals()?;
     let (report, trainer) = train(plan, &TrainOptions::default(), &stop, &mut view)?;

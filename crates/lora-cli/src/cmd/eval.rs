@@ -1,6 +1,7 @@
-//! `lora eval`: loss, perplexity and accuracy over the trained tokens of a dataset.
+//! `lora eval`: loss, perplexity and accuracy over the trained tokens of a dataset, or how well a classifier does.
 
-use crate::load::ModelArgs;
+use crate::classes;
+use crate::load::{ModelArgs, Wanted};
 use crate::out;
 use crate::progress::CountBar;
 use anyhow::Result;
@@ -16,7 +17,8 @@ pub(crate) struct Args {
     /// Dataset: a file, a folder, a pattern or dataset_info.json#NAME
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// Format of its records: alpaca, sharegpt, messages, prompt_completion, text or tokenized; told from the first when absent
+    /// Format of its records: alpaca, sharegpt, messages, prompt_completion, text or tokenized; told from the first when absent; a
+    /// classifier takes classification
     #[arg(long)]
     format: Option<String>,
     /// Jinja file with a chat template that goes before the tokenizer's own
@@ -49,6 +51,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         max_affected_share: 1.0,
         ..DataOptions::default()
     };
+    if let Some(labels) = classes::labels_of_folders(&args.model)? {
+        return classes::eval(&args.model, &labels, source, &tokenizer, &options, args.batch_size.into(), args.json);
+    }
     let mut bar = CountBar::new("tokenising");
     let set = build_dataset(&[source], &tokenizer, &options, &mut |done, of| bar.set(done, of))?;
     bar.finish();
@@ -57,7 +62,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         out::note(format!("note: {cut} of {} examples were cut and {dropped} left out", set.report.read));
     }
 
-    let model = args.model.load()?.model;
+    let model = args.model.load(Wanted::Language("continue text"))?.model;
     let mut bar = CountBar::new("evaluating");
     let mut show = |event| {
         if let Event::Evaluating { done, of } = event {

@@ -1,7 +1,7 @@
 //! `lora generate`: continue one prompt, or many.
 
 use crate::generator::{Generated, Generator, SamplingArgs};
-use crate::load::ModelArgs;
+use crate::load::{ModelArgs, Wanted};
 use crate::out;
 use crate::progress::CountBar;
 use crate::prompt::{Prompt, Request, read_prompts};
@@ -61,7 +61,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         request.prompt.encode(&tokenizer, args.raw).with_context(|| format!("prompt {}", i + 1))
     };
     let encoded = prompts.iter().enumerate().map(encode).collect::<Result<Vec<_>>>()?;
-    let mut served = args.model.load()?;
+    let mut served = args.model.load(Wanted::Language("generate text"))?;
     let all: Mix = served.active().clone();
     Generator::new(&served.model, &tokenizer)
         .warn_of_length(encoded.iter().map(Vec::len).max().unwrap_or(0), args.max_new_tokens);

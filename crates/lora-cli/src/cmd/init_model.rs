@@ -11,12 +11,13 @@ use std::path::{Path, PathBuf};
 use tch::{Device, Kind};
 
 /// Files that lie beside a config and go with it.
-const BESIDE: [&str; 10] = [
+const BESIDE: [&str; 11] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
+    "vocab.txt",
     "merges.txt",
     "tokenizer.model",
     "chat_template.jinja",

@@ -1,12 +1,12 @@
 //! `lora logits`: logits of given tokens, from file to file.
 
 use crate::failure::usage;
-use crate::load::ModelArgs;
+use crate::load::{ModelArgs, Wanted};
 use crate::out;
 use crate::progress::CountBar;
 use anyhow::Result;
 use lora_format::{TensorFile, write_tensors};
-use lora_model::{Decoder, Mode, TokenBatch};
+use lora_model::{ClassTargets, Decoder, Mode, TokenBatch};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor, no_grad};
@@ -16,10 +16,12 @@ use tch::{Device, Kind, Tensor, no_grad};
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// safetensors file with `input_ids` [batch, seq] and, if rows are padded, `attention_mask` (0 is padding)
+    /// safetensors file with `input_ids` [batch, seq] and, if rows are padded, `attention_mask` (0 is padding); for an encoder
+    /// also `token_type_ids`, if there are pairs of texts
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
-    /// safetensors file to write: `logits` [batch, seq, vocab] in float32, zero where the mask is
+    /// safetensors file to write: `logits` [batch, seq, vocab] in float32, zero where the mask is; of a classifier
+    /// [batch, labels]
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
 }
@@ -31,16 +33,13 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     args.model.check()?;
     let input = Input::read(&args.input)?;
-    let model = args.model.load()?.model;
+    let model = args.model.load(Wanted::Any)?.model;
     let mut bar = CountBar::new("rows");
     let logits = input.logits(&model, &mut |done, of| bar.set(done, of))?;
     bar.finish();
+    let shape = logits.size();
     write_tensors(&args.output, &[("logits".to_string(), logits)], &BTreeMap::new())?;
-    out::line(format!(
-        "{}: logits {:?} float32",
-        args.output.display(),
-        [input.rows.len(), input.seq, model.config.vocab_size as usize]
-    ))
+    out::line(format!("{}: logits {:?} float32", args.output.display(), shape))
 }
 
 /// Token ids in rows of one length.
@@ -48,12 +47,15 @@ pub(crate) struct Input {
     seq: usize,
     /// For each row, the first token that is not padding, and the tokens up to the last such one.
     rows: Vec<(usize, Vec<i64>)>,
+    /// For each row, the types of those tokens; empty where all are 0.
+    types: Vec<Vec<i64>>,
 }
 
 impl Input {
     /// Rows without padding.
     pub(crate) fn from_rows(rows: Vec<Vec<i64>>) -> Self {
-        Self { seq: rows.iter().map(Vec::len).max().unwrap_or(0), rows: rows.into_iter().map(|row| (0, row)).collect() }
+        let seq = rows.iter().map(Vec::len).max().unwrap_or(0);
+        Self { seq, types: vec![Vec::new(); rows.len()], rows: rows.into_iter().map(|row| (0, row)).collect() }
     }
 
     fn read(path: &Path) -> Result<Self> {
@@ -84,15 +86,34 @@ impl Input {
             }
             Ok((start, ids[start..start + length].to_vec()))
         });
-        Ok(Self { seq, rows: rows.collect::<Result<_>>()? })
+        let rows: Vec<(usize, Vec<i64>)> = rows.collect::<Result<_>>()?;
+        let types = match file.contains("token_type_ids") {
+            true => {
+                let (b, s, types) = matrix(&file, "token_type_ids")?;
+                if (b, s) != (batch, seq) {
+                    let shown = path.display();
+                    return Err(usage(format!(
+                        "{shown}: `token_type_ids` is [{b}, {s}] and `input_ids` [{batch}, {seq}]; they must be alike"
+                    )));
+                }
+                let real =
+                    types.chunks(seq).zip(&rows).map(|(row, (start, ids))| row[*start..start + ids.len()].to_vec());
+                real.collect()
+            }
+            false => vec![Vec::new(); rows.len()],
+        };
+        Ok(Self { seq, rows, types })
     }
 
-    /// `[batch, seq, vocab]` float32 on the CPU, a row at a time.
+    /// `[batch, seq, vocab]`, of a classifier `[batch, labels]`, float32 on the CPU, a row at a time.
     ///
     /// # Errors
     /// An id outside the vocabulary, or what the model reports.
     pub(crate) fn logits(&self, model: &Decoder, progress: &mut dyn FnMut(usize, usize)) -> Result<Tensor> {
         let torch = lora_torch::Error::from;
+        if model.config.labels.is_some() {
+            return self.class_logits(model, progress);
+        }
         let shape = [self.rows.len() as i64, self.seq as i64, model.config.vocab_size];
         let all = Tensor::f_zeros(shape, (Kind::Float, Device::Cpu)).map_err(torch)?;
         let longest = self.rows.iter().map(|(_, ids)| ids.len() as i64).max().unwrap_or(0);
@@ -105,6 +126,21 @@ impl Input {
             progress(i + 1, self.rows.len());
         }
         Ok(all)
+    }
+
+    fn class_logits(&self, model: &Decoder, progress: &mut dyn FnMut(usize, usize)) -> Result<Tensor> {
+        let mut all = Vec::with_capacity(self.rows.len());
+        for (i, ((_, ids), types)) in self.rows.iter().zip(&self.types).enumerate() {
+            if ids.is_empty() {
+                return Err(usage(format!("row {i} of `input_ids` has no token that is not padding")));
+            }
+            let (lens, none) = ([ids.len() as i64], ClassTargets::Unknown);
+            let batch = TokenBatch::for_classes(&model.config, ids, types, &lens, none, model.device())?;
+            all.push(no_grad(|| model.class_logits(&batch, Mode::Eval))?);
+            progress(i + 1, self.rows.len());
+        }
+        let all = Tensor::f_cat(&all, 0).and_then(|t| t.f_to_kind(Kind::Float)?.f_to_device(Device::Cpu));
+        Ok(all.map_err(lora_torch::Error::from)?)
     }
 }
 

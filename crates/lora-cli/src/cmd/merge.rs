@@ -3,7 +3,7 @@
 use crate::cmd::logits::Input;
 use crate::compute::{Compute, STORED_DTYPES};
 use crate::failure::usage;
-use crate::load::{check_model_folder, load};
+use crate::load::{Wanted, check_model_folder, load};
 use crate::out;
 use crate::progress::ByteBar;
 use anyhow::{Result, bail};
@@ -101,7 +101,7 @@ fn prove(args: &Args) -> Result<()> {
     };
     let compute = Compute { device: "cpu".into(), dtype: "float32".into(), ..Compute::default() };
     let tokens = Input::from_rows(fixed_tokens(&config));
-    let beside = match load(&args.model, &args.adapter, &[], &compute) {
+    let beside = match load(&args.model, &args.adapter, &[], &compute, Wanted::Any) {
         Ok(served) => served.model,
         // Several adapters of which one cannot be weighted are merged in order, and cannot be run beside each other.
         Err(e) if args.adapter.len() > 1 => return out::line(format!("logits: not compared: {e:#}")),
@@ -109,7 +109,7 @@ fn prove(args: &Args) -> Result<()> {
     };
     let with_adapter = tokens.logits(&beside, &mut |_, _| {})?;
     drop(beside);
-    let merged = tokens.logits(&load(&args.output, &[], &[], &compute)?.model, &mut |_, _| {})?;
+    let merged = tokens.logits(&load(&args.output, &[], &[], &compute, Wanted::Any)?.model, &mut |_, _| {})?;
     let torch = lora_torch::Error::from;
     let largest = |t: tch::Tensor| t.f_abs()?.f_max()?.f_double_value(&[]);
     let difference = with_adapter.f_sub(&merged).and_then(largest).map_err(torch)?;

@@ -11,7 +11,7 @@ use crate::train_view::TrainView;
 use anyhow::Result;
 use lora_data::Format;
 use lora_format::ADAPTER_WEIGHTS;
-use lora_train::{Override, RunConfig, RunPlan, RunReport, TrainOptions, Trained, train};
+use lora_train::{EvalReport, Override, RunConfig, RunPlan, RunReport, TrainOptions, Trained, train};
 use std::path::{Path, PathBuf};
 
 /// The flags of `lora train`. Flags go before --set, and --set before the configuration's file.
@@ -119,6 +119,8 @@ fn overrides(args: &Args) -> Result<Vec<Override>> {
 struct Next {
     model: PathBuf,
     full: bool,
+    /// Whether labels are predicted.
+    classifies: bool,
     /// `--raw` where the prompts of the data were plain text and the tokenizer would render a message.
     raw: &'static str,
 }
@@ -130,8 +132,14 @@ impl Next {
         Self {
             model: plan.model_dir.clone(),
             full: matches!(plan.trained, Trained::Everything),
+            classifies: plan.classes.is_some(),
             raw: if raw { " --raw" } else { "" },
         }
+    }
+
+    /// What tries the result, and the flag that takes a text.
+    fn verb(&self) -> (&'static str, &'static str) {
+        if self.classifies { ("lora classify", "--text") } else { ("lora generate", "--prompt") }
     }
 }
 
@@ -148,7 +156,13 @@ fn closing(report: &RunReport, next: &Next) -> String {
         out::seconds(report.seconds)
     )];
     match (report.eval_before, report.eval_after) {
-        (Some(before), Some(after)) => lines.push(format!("held-out loss {:.4} -> {:.4}", before.loss, after.loss)),
+        (Some(before), Some(after)) => {
+            lines.push(format!("held-out loss {:.4} -> {:.4}", before.loss, after.loss));
+            let accuracy = |r: EvalReport| r.classes.and_then(|c| c.accuracy);
+            if let (Some(before), Some(after)) = (accuracy(before), accuracy(after)) {
+                lines.push(format!("held-out accuracy {before:.4} -> {after:.4}"));
+            }
+        }
         (None, Some(after)) => lines.push(format!("held-out loss {:.4}", after.loss)),
         _ => lines.extend(report.loss.map(|loss| format!("loss of the last step {loss:.4}"))),
     }
@@ -161,11 +175,15 @@ fn closing(report: &RunReport, next: &Next) -> String {
     }
     if next.full {
         lines.push(format!("model        {out_dir}  ({})", file_size(&report.output_dir.join("model.safetensors"))));
-        lines.push(format!("try it       lora generate --model {out_dir}{raw} --prompt \"...\""));
+        lines.push(format!("try it       {} --model {out_dir}{raw} {} \"...\"", next.verb().0, next.verb().1));
         return lines.join("\n");
     }
     lines.push(format!("adapter      {out_dir}  ({})", file_size(&report.output_dir.join(ADAPTER_WEIGHTS))));
-    lines.push(format!("try it       lora generate --model {model} --adapter {out_dir}{raw} --prompt \"...\""));
+    lines.push(format!(
+        "try it       {} --model {model} --adapter {out_dir}{raw} {} \"...\"",
+        next.verb().0,
+        next.verb().1
+    ));
     lines.push(format!(
         "merge it     lora merge --model {model} --adapter {out_dir} --output {out_dir}-merged --verify"
     ));

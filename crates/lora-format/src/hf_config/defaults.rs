@@ -29,7 +29,7 @@ pub(super) fn spelt<'a>(model_type: &str, key: &'a str) -> &'a str {
         ("gpt2", "max_position_embeddings") => "n_positions",
         ("gpt2", "rms_norm_eps") => "layer_norm_epsilon",
         ("gpt2", "hidden_act") => "activation_function",
-        ("gpt_neox", "rms_norm_eps") => "layer_norm_eps",
+        ("gpt_neox" | "bert" | "roberta", "rms_norm_eps") => "layer_norm_eps",
         ("gemma2" | "gemma3_text", "hidden_act") => "hidden_activation",
         (_, key) => key,
     }
@@ -122,6 +122,9 @@ impl Defaults {
                 rope: RopeDefaults { partial: 0.25, ..base.rope },
                 ..base
             },
+            "bert" | "roberta" => {
+                Defaults { max_position_embeddings: Some(512), norm_eps: 1e-12, hidden_act: "gelu", ..base }
+            }
             _ => base,
         }
     }

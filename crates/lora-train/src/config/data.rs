@@ -74,8 +74,17 @@ choice! {
 }
 
 /// The formats of a dataset, by name.
-const FORMATS: &[&str] =
-    &["alpaca", "sharegpt", "messages", "prompt_completion", "preference", "kto", "text", "tokenized"];
+const FORMATS: &[&str] = &[
+    "alpaca",
+    "sharegpt",
+    "messages",
+    "prompt_completion",
+    "preference",
+    "kto",
+    "text",
+    "tokenized",
+    "classification",
+];
 
 section! {
     /// One dataset.

@@ -33,6 +33,8 @@ choice! {
     TaskType {
         /// Predicting the next token.
         CausalLm = "CAUSAL_LM",
+        /// Telling the labels of texts apart.
+        SeqCls = "SEQ_CLS",
     }
 }
 
@@ -139,7 +141,8 @@ section! {
         /// Modules that are trained in full and saved beside the adapters, as `lm_head`.
         #[serde(skip_serializing_if = "Vec::is_empty")]
         modules_to_save: Vec<String> = Vec::new(), Kind::Texts;
-        /// What the adapted model is for; written to `adapter_config.json`.
+        /// What the adapted model is for; written to `adapter_config.json`. `SEQ_CLS` trains a classifier: its head is trained
+        /// and saved in full, and `data` has texts with labels.
         task_type: TaskType = TaskType::CausalLm, Kind::Choice(TaskType::NAMES);
         /// Folder of an adapter to start from. Its own ranks, scales and targets count.
         #[serde(skip_serializing_if = "Option::is_none")]

@@ -55,6 +55,8 @@ impl Weights {
         lora_model::Storage::named(self.name()).unwrap_or_default()
     }
 }
+/// The names of `problem_type` in a model's `config.json`.
+const PROBLEMS: &[&str] = &["single_label_classification", "multi_label_classification", "regression"];
 
 section! {
     /// The base model.
@@ -72,6 +74,14 @@ section! {
         weights: Weights = Weights::Converted, Kind::Choice(Weights::NAMES);
         /// Where to compute. `auto` takes the first CUDA device, or the CPU where there is none.
         device: String = "auto".into(), Kind::Device;
+        /// Names of the labels of a classifier, in the order of their ids; those of the checkpoint, or else of the data, when
+        /// absent.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        labels: Vec<String> = Vec::new(), Kind::Texts;
+        /// What a classifier predicts: one of its labels, any of them, or numbers; told by the checkpoint, or else by the data,
+        /// when absent.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        problem_type: Option<String> = None, Kind::Choice(PROBLEMS);
         /// Threads of one operation on the CPU; 0 takes all cores.
         threads: u32 = 0, Kind::Integer { min: 0, max: 4096 };
     }

@@ -30,7 +30,14 @@ fn full() -> RunConfig {
     RunConfig {
         output_dir: "runs/x".into(),
         seed: 7,
-        model: ModelConfig { path: "base".into(), dtype: DType::BFloat16, device: "cuda:1".into(), threads: 3 },
+        model: ModelConfig {
+            path: "base".into(),
+            dtype: DType::BFloat16,
+            device: "cuda:1".into(),
+            labels: vec!["bad".into(), "good".into()],
+            problem_type: Some("single_label_classification".into()),
+            threads: 3,
+        },
         lora: LoraConfig {
             r: 16,
             lora_alpha: 32.5,
@@ -114,7 +121,8 @@ fn yaml_reads_into_the_same_configuration() {
     let yaml = r"
 output_dir: runs/x
 seed: 7
-model: {path: base, dtype: bfloat16, device: 'cuda:1', threads: 3}
+model:
+  {path: base, dtype: bfloat16, device: 'cuda:1', labels: [bad, good], problem_type: single_label_classification, threads: 3}
 lora:
   r: 16
   lora_alpha: 32.5

@@ -4,7 +4,8 @@ use crate::failure::usage;
 use crate::out;
 use anyhow::Result;
 use lora_format::{
-    ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig, InitLoraWeights, Method, TargetModules, TensorFile, read_adapter,
+    ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig, CLASSIFIER_TASK, InitLoraWeights, Labels, Method, TargetModules,
+    TensorFile, read_adapter,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -28,6 +29,11 @@ pub(super) struct Found {
     use_dora: bool,
     target_modules: Value,
     modules_to_save: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    task_type: Option<String>,
+    /// What it tells apart, where it was trained to classify.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    labels: Option<Vec<String>>,
     /// Modules with an adapter.
     modules: usize,
     /// The ranks that the tensors have.
@@ -53,7 +59,9 @@ struct Loader {
 pub(super) fn find(path: &Path) -> Result<Found> {
     let config = AdapterConfig::read(&path.join(ADAPTER_CONFIG))?;
     let weights = path.join(ADAPTER_WEIGHTS);
-    let read = read_adapter(path).map(drop);
+    let read = read_adapter(path);
+    let labels = read.as_ref().ok().map(|folder| Labels::of_adapter(path, folder, None)).transpose()?.flatten();
+    let read = read.map(drop);
     if !weights.is_file() {
         // The reader knows a pickle when it sees one.
         read?;
@@ -83,6 +91,8 @@ pub(super) fn find(path: &Path) -> Result<Found> {
             None => Value::Null,
         },
         modules_to_save: config.modules_to_save.clone().unwrap_or_default(),
+        task_type: config.task_type.clone(),
+        labels: labels.map(|l| l.names),
         modules: file.names().filter(|name| is_a(name)).count(),
         ranks,
         // VeRA's shared pair is frozen.
@@ -110,6 +120,9 @@ fn loaders(config: &AdapterConfig, ranks: &BTreeSet<i64>, ours: Option<String>) 
     }
     if config.modules_to_save.as_ref().is_some_and(|m| !m.is_empty()) {
         common.push("modules_to_save");
+    }
+    if config.task_type.as_deref() == Some(CLASSIFIER_TASK) {
+        common.push("task_type");
     }
     if !config.alpha_pattern.is_empty() {
         common.push("alpha_pattern");
@@ -182,6 +195,9 @@ impl Found {
         out::line(format!("targets     {}", self.target_modules))?;
         if !self.modules_to_save.is_empty() {
             out::line(format!("saved whole {}", self.modules_to_save.join(", ")))?;
+        }
+        if let Some(labels) = &self.labels {
+            out::line(format!("classifies  {}", labels.join(", ")))?;
         }
         out::line(format!("modules     {} of rank {}", self.modules, ranks.join(", ")))?;
         out::line(format!("parameters  {}, {}", out::count(self.parameters), out::bytes(self.bytes)))?;

@@ -28,6 +28,11 @@ struct Found {
     /// Absent where the config is of a family that is laid out otherwise.
     #[serde(flatten)]
     sizes: Option<Sizes>,
+    /// What a classifier tells apart; absent for a language model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    labels: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem_type: Option<&'static str>,
     tokenizer: String,
     chat_template: bool,
 }
@@ -63,16 +68,20 @@ pub(super) fn show(path: &Path, as_json: bool) -> Result<()> {
         *dtypes.entry(kind_name(info.kind)).or_insert(0) += info.shape.iter().product::<i64>().unsigned_abs();
     }
     let tokenizer = Tokenizer::load(path);
+    let config = ModelConfig::read(path);
+    let labels = config.as_ref().ok().and_then(|c| c.labels.clone());
     let found = Found {
         kind: "checkpoint",
         path: path.to_path_buf(),
         model_type,
-        not_trainable: ModelConfig::read(path).err().map(|e| e.to_string()),
+        not_trainable: config.err().map(|e| e.to_string()),
         parameters: weights.total_elements(),
         bytes: weights.total_bytes(),
         shards: weights.shards().len(),
         dtypes,
         sizes,
+        problem_type: labels.as_ref().map(|l| l.problem.name()),
+        labels: labels.map(|l| l.names),
         chat_template: tokenizer.as_ref().is_ok_and(|t| t.template().is_some()),
         tokenizer: tokenizer.map_or_else(|e| e.to_string(), |t| format!("{} tokens", t.vocab_size())),
     };
@@ -96,6 +105,9 @@ pub(super) fn show(path: &Path, as_json: bool) -> Result<()> {
             c.layers, c.hidden_size, c.max_position_embeddings
         ))?;
         out::line(format!("vocabulary  {}{tied}", c.vocab_size))?;
+    }
+    if let (Some(names), Some(problem)) = (&found.labels, found.problem_type) {
+        out::line(format!("labels      {} ({problem})", names.join(", ")))?;
     }
     out::line(format!(
         "tokenizer   {}, {} chat template",
