@@ -34,7 +34,7 @@ mod principal;
 mod spec;
 mod vera;
 
-pub use adalora::{AdaLora, Allocation, BudgetSchedule, RankAllocator, Triplets, orthogonality};
+pub use adalora::{AdaLora, Allocation, BudgetSchedule, KeptTriplets, RankAllocator, Triplets, orthogonality};
 pub use adapter::Adapter;
 pub use count::ParameterCount;
 pub use dora::row_norms;
