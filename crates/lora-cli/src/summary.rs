@@ -74,7 +74,7 @@ impl PlanSummary {
                 "r = {}, lora_alpha = {}, {} modules",
                 config.lora.r,
                 config.lora.lora_alpha,
-                p.adapters.len() + p.saved.len()
+                p.adapters.len() + p.saved.len() + p.stacked.len() + usize::from(p.tokens.is_some())
             ),
             Trained::Existing(folder) => format!("an existing adapter, {} modules", folder.modules.len()),
             Trained::Everything => "every weight".to_string(),

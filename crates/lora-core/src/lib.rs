@@ -30,6 +30,8 @@ mod merge;
 mod mix;
 mod principal;
 mod spec;
+mod stacked;
+mod tokens;
 
 pub use count::ParameterCount;
 pub use dora::row_norms;
@@ -41,6 +43,8 @@ pub use merge::{delta, merge_embedding, merge_into, merge_lora, unmerge_from};
 pub use mix::{Combination, MajoritySign, MixOptions, MixPart, cut_dense, error_of_mix, mix, padded};
 pub use principal::{Principal, residual};
 pub use spec::LoraSpec;
+pub use stacked::StackedLora;
+pub use tokens::TokenRows;
 
 use tch::Tensor;
 

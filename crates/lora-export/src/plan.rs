@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::orient::Orientation;
 use crate::tied::{TiedPair, tied_pair};
 use lora_core::{Lora, LoraSpec, Principal};
-use lora_format::{AdapterConfig, AdapterModule, Checkpoint, InitLoraWeights, LoraTensors, read_adapter};
+use lora_format::{AdapterConfig, AdapterFolder, AdapterModule, Checkpoint, InitLoraWeights, LoraTensors, read_adapter};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -35,8 +35,14 @@ impl Plan {
         let mut named_bases = Vec::new();
         for dir in adapters {
             let folder = read_adapter(dir)?;
-            planner.begin_adapter(dir, &folder.modules)?;
+            planner.begin_adapter(dir, &folder)?;
+            let follows = tied.filter(|pair| !has_own_rows(&folder.modules, pair.head));
             for (module, content) in folder.modules {
+                if let AdapterModule::Tokens(rows) = &content {
+                    let follows = follows.filter(|pair| pair.embedding == format!("{module}.weight"));
+                    planner.add_tokens(dir, &folder.config, &module, rows, follows)?;
+                    continue;
+                }
                 planner.add(dir, &folder.config, &module, content)?;
             }
             named_bases.push(folder.config.base_model_name_or_path);
@@ -70,23 +76,41 @@ impl Plan {
     }
 }
 
-struct Planner<'a> {
-    base: &'a Checkpoint,
+/// Whether an adapter has rows of tokens for a head by itself.
+fn has_own_rows(modules: &BTreeMap<String, AdapterModule>, head: &str) -> bool {
+    let module = head.strip_suffix(".weight").and_then(|module| modules.get(module));
+    matches!(module, Some(AdapterModule::Tokens(_)))
+}
+
+pub(crate) struct Planner<'a> {
+    pub(crate) base: &'a Checkpoint,
     orientation: Orientation,
     changes: BTreeMap<String, Change>,
 }
 
 impl Planner<'_> {
-    /// An adapter that saved a module in full has no common starting point with another that changes it.
-    fn begin_adapter(&self, adapter: &Path, modules: &BTreeMap<String, AdapterModule>) -> Result<()> {
-        for (module, content) in modules {
+    /// An adapter that saved a module in full has no common starting point with another that changes it, and neither have
+    /// rows of tokens with another change of the same rows.
+    fn begin_adapter(&self, adapter: &Path, folder: &AdapterFolder) -> Result<()> {
+        for (module, content) in &folder.modules {
             let names: Vec<String> = match content {
                 AdapterModule::Saved { tensors } => tensors.keys().map(|name| format!("{module}.{name}")).collect(),
+                AdapterModule::Stacked(_) => self.stacked_tensors(adapter, module)?,
                 _ => vec![format!("{module}.weight")],
             };
+            let ids = match content {
+                AdapterModule::Tokens(_) => folder.config.trainable_token_indices.as_ref().and_then(|t| t.of(module)),
+                _ => None,
+            };
             for tensor in names {
+                let Some(before) = self.changes.get(&tensor) else { continue };
                 let saves = matches!(content, AdapterModule::Saved { .. });
-                if self.changes.get(&tensor).is_some_and(|before| before.trained || saves) {
+                let meets = |step: &Step| match (step, ids) {
+                    (Step::Rows(rows), Some(ids)) => ids.iter().any(|id| rows.ids.contains(id)),
+                    (Step::Rows(_), None) | (_, Some(_)) => true,
+                    _ => false,
+                };
+                if before.trained || saves || before.steps.iter().any(meets) {
                     return Err(Error::Conflict { adapter: adapter.into(), tensor });
                 }
             }
@@ -111,6 +135,8 @@ impl Planner<'_> {
                 (lora, transposed)
             }
             AdapterModule::Embedding(lora) => (lora, true),
+            AdapterModule::Stacked(lora) => return self.add_stacked(adapter, config, module, &lora),
+            AdapterModule::Tokens(rows) => return self.add_tokens(adapter, config, module, &rows, None),
         };
         let LoraTensors { a, b, bias, magnitude, base_weight, base_bias } = lora;
         // As the tensor is stored: rows are outputs, or inputs where it is transposed.
@@ -198,16 +224,16 @@ impl Planner<'_> {
         sum.unwrap_or_else(|| Tensor::from(1.0)).f_sqrt().map_err(|e| Error::merge(name, e))
     }
 
-    fn source(&self, name: &str) -> String {
+    pub(crate) fn source(&self, name: &str) -> String {
         self.orientation.source(name)
     }
 
-    fn change(&mut self, name: &str) -> &mut Change {
+    pub(crate) fn change(&mut self, name: &str) -> &mut Change {
         let source = self.source(name);
         self.changes.entry(name.into()).or_insert_with(|| Change::of(&source))
     }
 
-    fn check(&self, adapter: &Path, name: &str, got: Vec<i64>) -> Result<()> {
+    pub(crate) fn check(&self, adapter: &Path, name: &str, got: Vec<i64>) -> Result<()> {
         let source = self.source(name);
         if !self.base.contains(&source) {
             return Err(Error::NoSuchTensor {

@@ -4,7 +4,9 @@
 use crate::decoder::{Decoder, ModuleMut};
 use crate::error::{Error, Result};
 use crate::inject::Start;
-use lora_core::{Lora, LoraSpec};
+use crate::stacked::stacks;
+use crate::tokens::TokenAdapters;
+use lora_core::{Lora, LoraSpec, StackedLora};
 use lora_format::{AdapterFolder, AdapterModule};
 use lora_torch::Segments;
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,6 +29,10 @@ struct Loaded {
     low_rank: BTreeMap<String, Lora>,
     /// Modules that it has in full, and biases of the base.
     whole: BTreeMap<String, BTreeMap<String, Tensor>>,
+    /// Adapters of all experts of a block together.
+    stacked: BTreeMap<String, StackedLora>,
+    /// Rows of table and head.
+    tokens: TokenAdapters,
 }
 
 impl AdapterSet {
@@ -41,10 +47,20 @@ impl AdapterSet {
         let (config, device) = (&folder.config, model.device());
         let start = Start::of(config).ok();
         let place = |t: &Tensor| -> Result<Tensor> { Ok(t.f_detach()?.f_to_device(device)?.f_to_kind(Kind::Float)?) };
-        let mut loaded = Loaded { low_rank: BTreeMap::new(), whole: BTreeMap::new() };
+        let tokens = model.tokens_of(folder, place)?;
+        let mut stacked = BTreeMap::new();
+        for (path, content) in &folder.modules {
+            if let AdapterModule::Stacked(lora) = content {
+                stacked.insert(path.clone(), model.placed_stack(path, lora, config, |t, _| place(t))?.1);
+            }
+        }
+        let mut loaded = Loaded { low_rank: BTreeMap::new(), whole: BTreeMap::new(), stacked, tokens };
         let mut modules: BTreeMap<String, ModuleMut<'_>> = model.modules_mut().into_iter().collect();
         for (path, content) in &folder.modules {
             let fault = |reason: String| Error::Module { module: path.clone(), reason };
+            if matches!(content, AdapterModule::Stacked(_) | AdapterModule::Tokens(_)) {
+                continue;
+            }
             let Some(module) = modules.get_mut(path) else { return Err(fault("is not in this model".into())) };
             let lora = match content {
                 AdapterModule::Saved { tensors } => {
@@ -56,6 +72,7 @@ impl AdapterSet {
                     continue;
                 }
                 AdapterModule::Linear(lora) | AdapterModule::Embedding(lora) => lora,
+                AdapterModule::Stacked(_) | AdapterModule::Tokens(_) => continue,
             };
             let spec = LoraSpec::new(config.rank_of(path)?, config.alpha_of(path)?, config.use_rslora)?;
             let (mut a, mut b) = (place(&lora.a)?, place(&lora.b)?);
@@ -108,7 +125,8 @@ impl AdapterSet {
     ///
     /// # Errors
     /// [`Error::Adapter`] for a name that is not loaded, or adapters that cannot be weighted: those with DoRA, modules
-    /// saved in full or biases of the base are active alone, with a weight of 1.
+    /// saved in full or biases of the base are active alone, with a weight of 1; those with rows of tokens have a weight of
+    /// 1 and no row in common.
     pub fn activate(&mut self, model: &mut Decoder, mix: AdapterMix<'_>) -> Result<()> {
         let alone = matches!(mix, [(_, weight)] if *weight == 1.0);
         if alone {
@@ -116,6 +134,8 @@ impl AdapterSet {
         } else {
             self.check_weightable(mix)?;
         }
+        let tokens: Vec<&TokenAdapters> = mix.iter().filter_map(|(name, _)| Some(&self.loaded.get(*name)?.tokens)).collect();
+        let tokens = TokenAdapters::together(&tokens, model.config.vocab_size)?;
         restore(&mut self.replaced, model);
         let active: Vec<(&Loaded, f64)> = mix.iter().map(|(name, weight)| (&self.loaded[*name], *weight)).collect();
         for (path, module) in model.modules_mut() {
@@ -123,6 +143,13 @@ impl AdapterSet {
                 active.iter().filter_map(|(l, weight)| Some((l.low_rank.get(&path)?, *weight))).collect();
             set_lora(module, if here.is_empty() { None } else { Some(combined(&here)?) });
         }
+        for stack in stacks(&model.config) {
+            let here: Vec<(&StackedLora, f64)> =
+                active.iter().filter_map(|(l, weight)| Some((l.stacked.get(&stack.path)?, *weight))).collect();
+            let lora = if here.is_empty() { None } else { Some(StackedLora::combined(&here)?) };
+            model.set_stacked(&stack, lora)?;
+        }
+        model.tokens = tokens;
         // Only an adapter that is alone has modules in full.
         for (path, module) in model.modules_mut() {
             if let Some(tensors) = active.iter().find_map(|(l, _)| l.whole.get(&path)) {
@@ -152,8 +179,19 @@ impl AdapterSet {
                     "it has biases of B (lora_bias), which cannot be given by row; use it for a whole batch".into();
                 return Err(Error::Adapter { field: "adapter", value: name.into(), reason });
             }
+            let whole = |l: &Loaded| !l.stacked.is_empty() || !l.tokens.is_empty();
+            if let Some((name, ..)) = self.parts(mix)?.into_iter().find(|(_, l, _)| whole(l)) {
+                let reason = "it has stacked experts (target_parameters) or rows of tokens (trainable_token_indices), which \
+                              cannot be given by row; use it for a whole batch"
+                    .into();
+                return Err(Error::Adapter { field: "adapter", value: name.into(), reason });
+            }
         }
         restore(&mut self.replaced, model);
+        model.tokens = TokenAdapters::default();
+        for stack in stacks(&model.config) {
+            model.set_stacked(&stack, None)?;
+        }
         let names: BTreeSet<&str> = mixes.iter().flat_map(|mix| mix.iter().map(|(name, _)| *name)).collect();
         let names: Vec<&str> = names.into_iter().collect();
         // [tokens, adapters]: what each adapter counts for at each token.
@@ -219,6 +257,9 @@ impl AdapterSet {
             }
             if !loaded.whole.is_empty() {
                 return fault("it has modules or biases in full, which cannot be weighted");
+            }
+            if !loaded.tokens.is_empty() && weight != 1.0 {
+                return fault("it has rows of tokens, which cannot be weighted");
             }
             if loaded.low_rank.values().any(|l| l.magnitude.is_some()) {
                 return fault("DoRA cannot be weighted beside the base");

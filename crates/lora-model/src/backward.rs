@@ -68,12 +68,13 @@ impl Decoder {
     fn first_trained_block(&self) -> usize {
         let trains = |t: &Tensor| t.requires_grad();
         let mut tables = std::iter::once(&self.embed_tokens).chain(&self.embed_positions);
-        if tables.any(|t| trains(&t.weight) || t.lora.is_some()) {
+        if tables.any(|t| trains(&t.weight) || t.lora.is_some()) || self.tokens.embedding.is_some() {
             return 0;
         }
         let of_block = |i: usize| {
             let prefix = self.config.in_block(i, "");
-            self.modules().iter().filter(|(path, _)| path.starts_with(&prefix)).any(|(_, m)| match m {
+            let stacked = self.stacked().iter().any(|(path, _)| path.starts_with(&prefix));
+            stacked || self.modules().iter().filter(|(path, _)| path.starts_with(&prefix)).any(|(_, m)| match m {
                 ModuleRef::Linear(l) => l.lora.is_some() || trains(&l.weight) || l.bias.as_ref().is_some_and(trains),
                 ModuleRef::Norm(n) => trains(&n.weight) || n.bias.as_ref().is_some_and(trains),
                 ModuleRef::Embedding(_) => false,

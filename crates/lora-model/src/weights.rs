@@ -8,6 +8,8 @@ use crate::layout::{MlpLayout, NormKind, QkvLayout};
 use crate::mlp::{Gated, Mlp};
 use crate::names::{ModuleKind, ModuleSpec, checkpoint_tensors, modules};
 use crate::norm::NormLayer;
+use crate::stacked::StackedAdapters;
+use crate::tokens::TokenAdapters;
 use lora_core::{EmbeddingLayer, LinearLayer};
 use lora_format::{Checkpoint, write_tensors};
 use lora_torch::{AttentionRule, mix_seed};
@@ -78,7 +80,7 @@ impl Decoder {
             parts.weight(layout.lm_head)?
         };
         let lm_head = LinearLayer::frozen(head, None)?;
-        Ok(Self { embed_tokens, embed_positions, blocks, norm, lm_head, lora_dropout: 0.0, config })
+        Ok(Self { embed_tokens, embed_positions, blocks, norm, lm_head, lora_dropout: 0.0, tokens: TokenAdapters::default(), config })
     }
 
     /// Writes the base weights as `model.safetensors`, under the names of the checkpoint.
@@ -178,7 +180,7 @@ impl Parts<'_> {
             let router = self.linear(&at(names.router))?;
             let paths = |expert: i64| names.parts.map(|part| c.in_expert(i, names.experts, expert as usize, part));
             let experts = (0..e.count).map(|expert| self.gated(paths(expert))).collect::<Result<_>>()?;
-            return Ok(Mlp::Experts { router, experts });
+            return Ok(Mlp::Experts { router, experts, stacked: StackedAdapters::default() });
         }
         Ok(match layout.mlp {
             MlpLayout::Gated(names) => Mlp::Gated(self.gated(names.map(at))?),

@@ -16,7 +16,7 @@ mod unknown;
 pub use data::{DataConfig, SourceConfig, Truncation};
 pub use faults::{ConfigErrors, Fault, FaultKind, Place};
 pub(crate) use keys::choice;
-pub use lora::{Bias, InitLoraWeights, LoraConfig, Modules, TaskType};
+pub use lora::{Bias, InitLoraWeights, LoraConfig, Modules, TaskType, Tokens};
 pub use model::{DType, ModelConfig};
 pub use train::{FinetuningType, Length, TrainConfig};
 

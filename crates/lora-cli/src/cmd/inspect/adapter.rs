@@ -4,7 +4,7 @@ use crate::failure::usage;
 use crate::out;
 use anyhow::Result;
 use lora_format::{
-    ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig, InitLoraWeights, TargetModules, TensorFile, read_adapter,
+    ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig, AdapterModule, InitLoraWeights, TargetModules, TensorFile, read_adapter,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -27,6 +27,11 @@ pub(super) struct Found {
     use_dora: bool,
     target_modules: Value,
     modules_to_save: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target_parameters: Option<Vec<String>>,
+    /// Rows of single tokens that are trained, in all modules together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trained_tokens: Option<usize>,
     /// Modules with an adapter.
     modules: usize,
     /// The ranks that the tensors have.
@@ -52,17 +57,25 @@ struct Loader {
 pub(super) fn find(path: &Path) -> Result<Found> {
     let config = AdapterConfig::read(&path.join(ADAPTER_CONFIG))?;
     let weights = path.join(ADAPTER_WEIGHTS);
-    let read = read_adapter(path).map(drop);
+    let read = read_adapter(path);
     if !weights.is_file() {
         // The reader knows a pickle when it sees one.
         read?;
         return Err(usage(format!("{}: there is no such file", weights.display())));
     }
-    let ours = read.err().map(|e| e.to_string());
+    let (known, ours) = match read {
+        Ok(folder) => (Some(folder.modules), None),
+        Err(e) => (None, Some(e.to_string())),
+    };
     let file = TensorFile::open(&weights)?;
     let is_a = |name: &str| name.ends_with(".lora_A.weight") || name.ends_with(".lora_embedding_A");
-    let ranks: BTreeSet<i64> =
+    let mut ranks: BTreeSet<i64> =
         file.tensors().filter(|(name, _)| is_a(name)).filter_map(|(_, info)| info.shape.first().copied()).collect();
+    if let Some(modules) = &known {
+        // Of stacked experts the first size is that of all of them together.
+        let low_rank = modules.iter().filter(|(_, m)| !matches!(m, AdapterModule::Saved { .. } | AdapterModule::Tokens(_)));
+        ranks = low_rank.map(|(path, _)| config.rank_of(path)).collect::<Result<_, _>>()?;
+    }
     let loads_in = loaders(&config, &ranks, ours);
     Ok(Found {
         kind: "adapter",
@@ -79,6 +92,8 @@ pub(super) fn find(path: &Path) -> Result<Found> {
             None => Value::Null,
         },
         modules_to_save: config.modules_to_save.clone().unwrap_or_default(),
+        target_parameters: config.target_parameters.clone(),
+        trained_tokens: config.trainable_token_indices.as_ref().map(|t| t.lists().iter().map(|(_, ids)| ids.len()).sum()),
         modules: file.names().filter(|name| is_a(name)).count(),
         ranks,
         parameters: file.tensors().map(|(_, info)| info.shape.iter().product::<i64>().unsigned_abs()).sum(),
@@ -98,6 +113,12 @@ fn loaders(config: &AdapterConfig, ranks: &BTreeSet<i64>, ours: Option<String>) 
     }
     if config.modules_to_save.as_ref().is_some_and(|m| !m.is_empty()) {
         common.push("modules_to_save");
+    }
+    if config.trainable_token_indices.is_some() {
+        common.push("trainable_token_indices");
+    }
+    if config.target_parameters.is_some() {
+        common.push("target_parameters");
     }
     if !config.alpha_pattern.is_empty() {
         common.push("alpha_pattern");
@@ -169,6 +190,12 @@ impl Found {
         out::line(format!("targets     {}", self.target_modules))?;
         if !self.modules_to_save.is_empty() {
             out::line(format!("saved whole {}", self.modules_to_save.join(", ")))?;
+        }
+        if let Some(parameters) = &self.target_parameters {
+            out::line(format!("parameters of experts  {}", parameters.join(", ")))?;
+        }
+        if let Some(tokens) = self.trained_tokens {
+            out::line(format!("tokens      {tokens} rows"))?;
         }
         out::line(format!("modules     {} of rank {}", self.modules, ranks.join(", ")))?;
         out::line(format!("parameters  {}, {}", out::count(self.parameters), out::bytes(self.bytes)))?;
