@@ -56,7 +56,7 @@ impl StackedLora {
         let all = init_linear(input, output, LoraSpec::new(r * experts, 1.0, false)?, init, seed, device)?;
         if init == Init::Gaussian {
             // The deviation is 1 / r of one expert's rank.
-            tch::no_grad(|| all.a.shallow_clone().f_mul_scalar_(experts as f64))?;
+            let _a = tch::no_grad(|| all.a.shallow_clone().f_mul_scalar_(experts as f64))?;
         }
         Self::from_parts(all.a, all.b, experts, spec.scale())
     }

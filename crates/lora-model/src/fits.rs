@@ -18,7 +18,7 @@ pub fn check_adapter(config: &ModelConfig, folder: &AdapterFolder) -> Result<()>
         let absent = || wrong("is not in the base model; the adapter belongs to another one".into());
         if let AdapterModule::Stacked(lora) = module {
             let stack = stacks.iter().find(|s| s.path == *path).ok_or_else(absent)?;
-            stack.fit(lora, folder.config.rank_of(path)?)?;
+            let _pair = stack.fit(lora, folder.config.rank_of(path)?)?;
             continue;
         }
         let spec = known.iter().find(|m| m.path == *path).ok_or_else(absent)?;

@@ -208,7 +208,10 @@ impl Decoder {
     /// What an operation reports.
     pub(crate) fn loss_with_tokens(&self, hidden: &Tensor, targets: &Tensor, rows: &TokenRows) -> Result<Tensor> {
         let wide = if hidden.kind() == Kind::Double { Kind::Double } else { Kind::Float };
-        let learns = hidden.requires_grad() || rows.rows.requires_grad();
+        // A leaf says that it requires a gradient where none is recorded, too; what is made of it does not.
+        let recorded = |t: &Tensor| -> Result<bool> { Ok(t.f_narrow(0, 0, 0)?.requires_grad()) };
+        let (to_hidden, to_rows) = (recorded(hidden)?, recorded(&rows.rows)?);
+        let learns = to_hidden || to_rows;
         let leaf = |t: &Tensor| -> Result<Tensor> { Ok(t.f_detach()?.f_set_requires_grad(learns)?) };
         let (h, own) = (leaf(hidden)?, leaf(&rows.rows)?);
         let mut held = rows.shared();
@@ -228,7 +231,8 @@ impl Decoder {
         if !learns || n == 0 {
             return Ok(sum);
         }
-        for (through, copy) in [(hidden, &h), (&rows.rows, &own)].into_iter().filter(|(t, _)| t.requires_grad()) {
+        let ways = [(hidden, &h, to_hidden), (&rows.rows, &own, to_rows)];
+        for (through, copy, _) in ways.into_iter().filter(|(.., recorded)| *recorded) {
             // Zero, with the gradient that was computed.
             let zero = through.f_sub(&through.f_detach()?)?;
             sum = sum.f_add(&zero.f_mul(&copy.f_grad()?)?.f_sum(wide)?)?;

@@ -43,7 +43,7 @@ pub(super) const OTHER: [(&str, &str, Option<&str>); 17] = [
     ("corda_config", "null", None),
     ("eva_config", "null", None),
     ("kasa_config", "null", Some("KaSA is not implemented; use a plain LoRA adapter")),
-    ("layer_replication", "null", Some("replicated layers are not implemented; save the expanded model as the base")),
+    ("layer_replication", "null", Some("replicated layers (several that share the weights of one) are not implemented; save the expanded model as the base")),
     ("loftq_config", "{}", None),
     ("lora_ga_config", "null", None),
     ("megatron_config", "null", Some("Megatron layers are not implemented; use a plain LoRA adapter")),
