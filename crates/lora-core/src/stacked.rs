@@ -28,7 +28,8 @@ impl StackedLora {
     pub fn from_parts(a: Tensor, b: Tensor, experts: i64, scale: f64) -> Result<Self> {
         let (size_a, size_b) = (a.size(), b.size());
         let rows = size_a.first().copied().unwrap_or(0);
-        if size_a.len() != 2 || size_b.len() != 2 || size_b[1] != rows || experts < 1 || rows < 1 || rows % experts != 0 {
+        if size_a.len() != 2 || size_b.len() != 2 || size_b[1] != rows || experts < 1 || rows < 1 || rows % experts != 0
+        {
             return Err(Error::Shape {
                 what: "lora_A and lora_B of stacked matrices",
                 expected: format!("[{experts} · r, in] and [out, r · {experts}]"),

@@ -151,7 +151,8 @@ impl Change {
                     .map_err(|e| Error::merge(name, e))?,
                 Step::Rows(own) => own.put(&rows, first).map_err(|e| Error::merge(name, e))?,
                 Step::Stacked(lora) => {
-                    let term = stacked_term(lora, (first, count), rows.kind(), false).map_err(|e| Error::merge(name, e))?;
+                    let term =
+                        stacked_term(lora, (first, count), rows.kind(), false).map_err(|e| Error::merge(name, e))?;
                     rows.f_add(&term).map_err(|e| Error::merge(name, e))?
                 }
             };

@@ -10,10 +10,8 @@ use std::path::Path;
 use tch::Tensor;
 
 /// How checkpoints name the matrices of single experts: what stands before the number inside a block, and gate, up, down.
-const SINGLE: [(&str, [&str; 3]); 2] = [
-    ("block_sparse_moe.experts", ["w1", "w3", "w2"]),
-    ("mlp.experts", ["gate_proj", "up_proj", "down_proj"]),
-];
+const SINGLE: [(&str, [&str; 3]); 2] =
+    [("block_sparse_moe.experts", ["w1", "w3", "w2"]), ("mlp.experts", ["gate_proj", "up_proj", "down_proj"])];
 
 /// Where a base holds the matrices of a stacked parameter.
 enum Home {
@@ -145,7 +143,8 @@ impl Planner<'_> {
         let weight = format!("{module}.weight");
         for name in std::iter::once(weight.as_str()).chain(follows.map(|pair| pair.head)) {
             let source = self.source(name);
-            let vocab = if self.base.contains(&source) { self.base.info(&source)?.shape.first().copied() } else { None };
+            let vocab =
+                if self.base.contains(&source) { self.base.info(&source)?.shape.first().copied() } else { None };
             self.check(adapter, name, vec![vocab.unwrap_or(0), rows.size()[1]])?;
             if let Some(id) = ids.iter().find(|id| Some(**id) >= vocab) {
                 let (adapter, tensor) = (adapter.into(), name.into());

@@ -5,7 +5,9 @@ use crate::error::{Error, Result};
 use crate::orient::Orientation;
 use crate::tied::{TiedPair, tied_pair};
 use lora_core::{Lora, LoraSpec, Principal};
-use lora_format::{AdapterConfig, AdapterFolder, AdapterModule, Checkpoint, InitLoraWeights, LoraTensors, read_adapter};
+use lora_format::{
+    AdapterConfig, AdapterFolder, AdapterModule, Checkpoint, InitLoraWeights, LoraTensors, read_adapter,
+};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,6 +1,6 @@
 //! A merged model checked against base and adapters, weight by weight, in float64.
 
-use crate::change::{stacked_term, Change, Step, blocks};
+use crate::change::{Change, Step, blocks, stacked_term};
 use crate::error::{Disagreement, Error, Result};
 use crate::plan::Plan;
 use crate::tied::{TIE_KEY, tied_pair};

@@ -111,13 +111,8 @@ fn what_has_no_meaning_is_refused() {
     assert!(matches!(error, Error::NoSuchTensor { .. }), "{error}");
 
     // Neither form has a sum that an adapter could hold.
-    let options = MixOptions {
-        combination: Combination::Cat,
-        rank: None,
-        density: 1.0,
-        majority: MajoritySign::Total,
-        seed: 0,
-    };
+    let options =
+        MixOptions { combination: Combination::Cat, rank: None, density: 1.0, majority: MajoritySign::Total, seed: 0 };
     for (family, variant, word) in
         [("mixtral", "experts", "target_parameters"), ("llama", "tokens", "trainable_token_indices")]
     {

@@ -2,7 +2,7 @@
 
 use crate::adapter_config::AdapterConfig;
 use crate::error::{Error, Result, TensorFault};
-use crate::stacked::{Wrapped, is_target, is_turned, turn_stacked, wrapped, stacked_key};
+use crate::stacked::{Wrapped, is_target, is_turned, stacked_key, turn_stacked, wrapped};
 use crate::tensor_file::TensorFile;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -48,7 +48,9 @@ impl AdapterModule {
     /// How many numbers are trained.
     pub fn trained(&self) -> i64 {
         match self {
-            AdapterModule::Linear(lora) | AdapterModule::Embedding(lora) | AdapterModule::Stacked(lora) => lora.trained(),
+            AdapterModule::Linear(lora) | AdapterModule::Embedding(lora) | AdapterModule::Stacked(lora) => {
+                lora.trained()
+            }
             AdapterModule::Saved { tensors } => tensors.values().map(|t| t.numel() as i64).sum(),
             AdapterModule::Tokens(rows) => rows.numel() as i64,
         }

@@ -134,7 +134,8 @@ impl AdapterSet {
         } else {
             self.check_weightable(mix)?;
         }
-        let tokens: Vec<&TokenAdapters> = mix.iter().filter_map(|(name, _)| Some(&self.loaded.get(*name)?.tokens)).collect();
+        let tokens: Vec<&TokenAdapters> =
+            mix.iter().filter_map(|(name, _)| Some(&self.loaded.get(*name)?.tokens)).collect();
         let tokens = TokenAdapters::together(&tokens, model.config.vocab_size)?;
         restore(&mut self.replaced, model);
         let active: Vec<(&Loaded, f64)> = mix.iter().map(|(name, weight)| (&self.loaded[*name], *weight)).collect();
@@ -181,9 +182,10 @@ impl AdapterSet {
             }
             let whole = |l: &Loaded| !l.stacked.is_empty() || !l.tokens.is_empty();
             if let Some((name, ..)) = self.parts(mix)?.into_iter().find(|(_, l, _)| whole(l)) {
-                let reason = "it has stacked experts (target_parameters) or rows of tokens (trainable_token_indices), which \
+                let reason =
+                    "it has stacked experts (target_parameters) or rows of tokens (trainable_token_indices), which \
                               cannot be given by row; use it for a whole batch"
-                    .into();
+                        .into();
                 return Err(Error::Adapter { field: "adapter", value: name.into(), reason });
             }
         }

@@ -74,11 +74,14 @@ impl Decoder {
         let of_block = |i: usize| {
             let prefix = self.config.in_block(i, "");
             let stacked = self.stacked().iter().any(|(path, _)| path.starts_with(&prefix));
-            stacked || self.modules().iter().filter(|(path, _)| path.starts_with(&prefix)).any(|(_, m)| match m {
-                ModuleRef::Linear(l) => l.lora.is_some() || trains(&l.weight) || l.bias.as_ref().is_some_and(trains),
-                ModuleRef::Norm(n) => trains(&n.weight) || n.bias.as_ref().is_some_and(trains),
-                ModuleRef::Embedding(_) => false,
-            })
+            stacked
+                || self.modules().iter().filter(|(path, _)| path.starts_with(&prefix)).any(|(_, m)| match m {
+                    ModuleRef::Linear(l) => {
+                        l.lora.is_some() || trains(&l.weight) || l.bias.as_ref().is_some_and(trains)
+                    }
+                    ModuleRef::Norm(n) => trains(&n.weight) || n.bias.as_ref().is_some_and(trains),
+                    ModuleRef::Embedding(_) => false,
+                })
         };
         (0..self.blocks.len()).find(|&i| of_block(i)).unwrap_or(self.blocks.len())
     }

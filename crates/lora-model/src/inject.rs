@@ -5,7 +5,9 @@ use crate::error::{Error, Result};
 use crate::stacked::PlannedStack;
 use crate::target::InjectionPlan;
 use crate::weights::path_seed;
-use lora_core::{Init, LinearLayer, Lora, LoraSpec, Principal, StackedLora, init_embedding, init_linear, residual, row_norms};
+use lora_core::{
+    Init, LinearLayer, Lora, LoraSpec, Principal, StackedLora, init_embedding, init_linear, residual, row_norms,
+};
 use lora_format::{AdapterConfig, AdapterFolder, AdapterModule, InitLoraWeights, LoraTensors, TargetModules};
 use lora_torch::mix_seed;
 use std::collections::BTreeMap;

@@ -173,7 +173,8 @@ pub(crate) fn plan_stacked(model: &ModelConfig, config: &AdapterConfig) -> Resul
         }
         let field = "target_parameters";
         if target.ends_with(".weight") || target.ends_with(".bias") {
-            let reason = "only the stacked matrices of experts are taken here; name modules in target_modules".to_string();
+            let reason =
+                "only the stacked matrices of experts are taken here; name modules in target_modules".to_string();
             return Err(Error::Adapter { field, value: target.clone(), reason });
         }
         if all.is_empty() {
@@ -189,7 +190,8 @@ pub(crate) fn plan_stacked(model: &ModelConfig, config: &AdapterConfig) -> Resul
         let (r, alpha) = (config.rank_of(&stack.path)?, config.alpha_of(&stack.path)?);
         let most = stack.in_features.min(stack.out_features);
         if r > most {
-            let reason = format!("`{}` is {most} wide on its smaller side, where a higher rank saves nothing", stack.path);
+            let reason =
+                format!("`{}` is {most} wide on its smaller side, where a higher rank saves nothing", stack.path);
             return Err(Error::Adapter { field: "r", value: r.to_string(), reason });
         }
         planned.push(PlannedStack { spec: LoraSpec::new(r, alpha, config.use_rslora)?, stack });

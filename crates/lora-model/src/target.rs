@@ -240,13 +240,18 @@ fn check_combined(
 ) -> Result<()> {
     let refuse = |field, value: String, reason: &str| Err(Error::Adapter { field, value, reason: reason.into() });
     if !stacked.is_empty() {
-        let by_inputs = "target_parameters changes a bare parameter, which sees no inputs; leave it out, or target modules";
+        let by_inputs =
+            "target_parameters changes a bare parameter, which sees no inputs; leave it out, or target modules";
         if config.lora_dropout > 0.0 {
             return refuse("lora_dropout", config.lora_dropout.to_string(), by_inputs);
         }
         let excluded = [("use_dora", config.use_dora), ("lora_bias", config.lora_bias)];
         if let Some((field, _)) = excluded.into_iter().find(|(_, is)| *is) {
-            return refuse(field, "true".into(), "PEFT knows it not for target_parameters; leave it out, or target modules");
+            return refuse(
+                field,
+                "true".into(),
+                "PEFT knows it not for target_parameters; leave it out, or target modules",
+            );
         }
         if let InitLoraWeights::Named(name) = &config.init_lora_weights
             && name != "gaussian"
@@ -265,7 +270,8 @@ fn check_combined(
     if config.is_tokens_alone() && tokens.head.is_some() && tokens.embedding.as_ref() != tokens.head.as_ref() {
         let alone = tokens.embedding.is_none();
         if !alone {
-            let reason = "PEFT keeps tokens without a target only where they are the same in all modules; name a target";
+            let reason =
+                "PEFT keeps tokens without a target only where they are the same in all modules; name a target";
             return refuse("trainable_token_indices", format!("{:?}", config.trainable_token_indices), reason);
         }
     }

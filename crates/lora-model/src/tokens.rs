@@ -113,7 +113,8 @@ pub(crate) fn plan_tokens(model: &ModelConfig, config: &AdapterConfig) -> Result
         if e == h {
             head = None;
         } else if config.ensure_weight_tying {
-            let reason = "embedding and head are tied, and ensure_weight_tying keeps them so: name the same tokens for both";
+            let reason =
+                "embedding and head are tied, and ensure_weight_tying keeps them so: name the same tokens for both";
             return Err(refuse(format!("{e:?} and {h:?}"), reason));
         } else {
             tied = false;
@@ -129,7 +130,8 @@ pub(crate) fn check_alone(plan: &TokenPlan, model: &ModelConfig, has: impl Fn(&s
     match roles.into_iter().find(|(is, path)| *is && has(path)) {
         None => Ok(()),
         Some((_, path)) => {
-            let reason = format!("`{path}` has an adapter or is saved in full, which cannot be combined; keep one of them");
+            let reason =
+                format!("`{path}` has an adapter or is saved in full, which cannot be combined; keep one of them");
             Err(Error::Adapter { field: FIELD, value: path.into(), reason })
         }
     }
@@ -273,7 +275,8 @@ pub(crate) fn check_tokens(model: &ModelConfig, folder: &AdapterFolder) -> Resul
             return Err(fault(path, format!("has rows of tokens in the adapter, and is no module of {FIELD}")));
         };
         if rows.size() != [ids.len() as i64, model.hidden_size] {
-            let reason = format!("has rows of {:?} in the adapter, and is {} wide here", rows.size(), model.hidden_size);
+            let reason =
+                format!("has rows of {:?} in the adapter, and is {} wide here", rows.size(), model.hidden_size);
             return Err(fault(path, reason));
         }
     }

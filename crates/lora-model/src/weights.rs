@@ -80,7 +80,16 @@ impl Decoder {
             parts.weight(layout.lm_head)?
         };
         let lm_head = LinearLayer::frozen(head, None)?;
-        Ok(Self { embed_tokens, embed_positions, blocks, norm, lm_head, lora_dropout: 0.0, tokens: TokenAdapters::default(), config })
+        Ok(Self {
+            embed_tokens,
+            embed_positions,
+            blocks,
+            norm,
+            lm_head,
+            lora_dropout: 0.0,
+            tokens: TokenAdapters::default(),
+            config,
+        })
     }
 
     /// Writes the base weights as `model.safetensors`, under the names of the checkpoint.

@@ -210,10 +210,8 @@ fn several_at_run_time() {
     assert!(distance(&logits(&model, &batch), &logits(&alone, &batch)) < SAME);
     set.activate(&mut model, &[("same", 1.0), ("plain", 0.5)]).unwrap();
     assert!(distance(&logits(&model, &batch), &base) > SAME);
-    for (mix, word) in [
-        (vec![("rows", 0.5)], "cannot be weighted"),
-        (vec![("rows", 1.0), ("same", 1.0)], "named once"),
-    ] {
+    for (mix, word) in [(vec![("rows", 0.5)], "cannot be weighted"), (vec![("rows", 1.0), ("same", 1.0)], "named once")]
+    {
         let refused = set.activate(&mut model, &mix).unwrap_err();
         assert!(refused.to_string().contains(word), "{refused}");
     }
@@ -277,30 +275,74 @@ fn what_cannot_be_is_refused_by_name() {
     let cases: Vec<(&str, Change, &[&str])> = vec![
         ("llama", Box::new(tokens(list(&[5, 320]))), &["trainable_token_indices", "320"]),
         ("llama", Box::new(tokens(map(&[("embed", &[5])]))), &["trainable_token_indices", "embed_tokens", "lm_head"]),
-        ("llama", Box::new(move |c| {
-            tokens(TokenIndices::Embedding(vec![5]))(c);
-            c.modules_to_save = Some(vec!["embed_tokens".into()]);
-        }), &["model.embed_tokens", "saved in full"]),
-        ("qwen2", Box::new(move |c| {
-            tokens(TokenIndices::Embedding(vec![5]))(c);
-            c.target_modules = Some(TargetModules::List(vec!["lm_head".into()]));
-        }), &["lm_head"]),
-        ("qwen2", Box::new(|c| {
-            c.trainable_token_indices =
-                Some(TokenIndices::ByModule(vec![("embed_tokens".into(), vec![5]), ("lm_head".into(), vec![6])]));
-            c.ensure_weight_tying = true;
-        }), &["ensure_weight_tying", "same tokens"]),
+        (
+            "llama",
+            Box::new(move |c| {
+                tokens(TokenIndices::Embedding(vec![5]))(c);
+                c.modules_to_save = Some(vec!["embed_tokens".into()]);
+            }),
+            &["model.embed_tokens", "saved in full"],
+        ),
+        (
+            "qwen2",
+            Box::new(move |c| {
+                tokens(TokenIndices::Embedding(vec![5]))(c);
+                c.target_modules = Some(TargetModules::List(vec!["lm_head".into()]));
+            }),
+            &["lm_head"],
+        ),
+        (
+            "qwen2",
+            Box::new(|c| {
+                c.trainable_token_indices =
+                    Some(TokenIndices::ByModule(vec![("embed_tokens".into(), vec![5]), ("lm_head".into(), vec![6])]));
+                c.ensure_weight_tying = true;
+            }),
+            &["ensure_weight_tying", "same tokens"],
+        ),
         ("llama", Box::new(experts), &["target_parameters", "llama"]),
         ("mixtral", Box::new(|c| c.target_parameters = Some(vec!["experts.w1".into()])), &["experts.down_proj"]),
         ("mixtral", Box::new(|c| c.target_parameters = Some(vec!["gate.weight".into()])), &["target_modules"]),
-        ("mixtral", Box::new(move |c| { experts(c); c.lora_dropout = 0.1; }), &["lora_dropout", "target_parameters"]),
-        ("mixtral", Box::new(move |c| { experts(c); c.use_dora = true; }), &["use_dora", "target_parameters"]),
-        ("mixtral", Box::new(move |c| { experts(c); c.lora_bias = true; }), &["lora_bias", "target_parameters"]),
-        ("mixtral", Box::new(move |c| {
-            experts(c);
-            c.target_modules = Some(TargetModules::List(vec!["q_proj".into(), "w1".into()]));
-        }), &["exclude each other"]),
-        ("mixtral", Box::new(move |c| { experts(c); c.r = 33; }), &["experts.down_proj"]),
+        (
+            "mixtral",
+            Box::new(move |c| {
+                experts(c);
+                c.lora_dropout = 0.1;
+            }),
+            &["lora_dropout", "target_parameters"],
+        ),
+        (
+            "mixtral",
+            Box::new(move |c| {
+                experts(c);
+                c.use_dora = true;
+            }),
+            &["use_dora", "target_parameters"],
+        ),
+        (
+            "mixtral",
+            Box::new(move |c| {
+                experts(c);
+                c.lora_bias = true;
+            }),
+            &["lora_bias", "target_parameters"],
+        ),
+        (
+            "mixtral",
+            Box::new(move |c| {
+                experts(c);
+                c.target_modules = Some(TargetModules::List(vec!["q_proj".into(), "w1".into()]));
+            }),
+            &["exclude each other"],
+        ),
+        (
+            "mixtral",
+            Box::new(move |c| {
+                experts(c);
+                c.r = 33;
+            }),
+            &["experts.down_proj"],
+        ),
     ];
     for (family, change, words) in cases {
         let error = plan(family, change).unwrap_err().to_string();

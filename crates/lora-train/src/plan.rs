@@ -2,8 +2,8 @@
 //! expensive done yet.
 
 use crate::config::{
-    DType, DataConfig, FinetuningType, InitLoraWeights, Length, LoraConfig, Modules, RunConfig, SourceConfig,
-    Tokens, Truncation,
+    DType, DataConfig, FinetuningType, InitLoraWeights, Length, LoraConfig, Modules, RunConfig, SourceConfig, Tokens,
+    Truncation,
 };
 use crate::digest;
 use crate::error::{Error, Result};
@@ -183,7 +183,8 @@ fn what_is_trained(config: &RunConfig, model: &ModelConfig) -> Result<Trained> {
     let folder = read_adapter(dir)?;
     check_adapter(model, &folder)?;
     if config.lora.lora_dropout > 0.0 && folder.config.target_parameters.is_some() {
-        let reason = "the adapter in lora.init_adapter has target_parameters, which see no inputs to drop; leave it out";
+        let reason =
+            "the adapter in lora.init_adapter has target_parameters, which see no inputs to drop; leave it out";
         let (field, value) = ("lora.lora_dropout", config.lora.lora_dropout.to_string());
         return Err(lora_model::Error::Adapter { field, value, reason: reason.into() }.into());
     }

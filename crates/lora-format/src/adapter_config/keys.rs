@@ -43,7 +43,13 @@ pub(super) const OTHER: [(&str, &str, Option<&str>); 17] = [
     ("corda_config", "null", None),
     ("eva_config", "null", None),
     ("kasa_config", "null", Some("KaSA is not implemented; use a plain LoRA adapter")),
-    ("layer_replication", "null", Some("replicated layers (several that share the weights of one) are not implemented; save the expanded model as the base")),
+    (
+        "layer_replication",
+        "null",
+        Some(
+            "replicated layers (several that share the weights of one) are not implemented; save the expanded model as the base",
+        ),
+    ),
     ("loftq_config", "{}", None),
     ("lora_ga_config", "null", None),
     ("megatron_config", "null", Some("Megatron layers are not implemented; use a plain LoRA adapter")),
@@ -74,7 +80,8 @@ impl AdapterConfig {
             return refuse("init_lora_weights", json!(name), reason);
         }
         if self.ensure_weight_tying && self.trainable_token_indices.is_none() {
-            let reason = "tied adapters are implemented for trainable_token_indices only; save embedding and head apart";
+            let reason =
+                "tied adapters are implemented for trainable_token_indices only; save embedding and head apart";
             return refuse("ensure_weight_tying", json!(true), reason);
         }
         for (key, _, reason) in OTHER {

@@ -63,7 +63,10 @@ fn impossible_values_are_refused_by_field() {
         ("layers_to_transform", vec![json!(-1), json!("0"), json!([0.5])]),
         ("modules_to_save", vec![json!({"a": 1})]),
         ("target_parameters", vec![json!({"a": 1}), json!([1])]),
-        ("trainable_token_indices", vec![json!([]), json!({}), json!([1, 1]), json!([-1]), json!({"e": [2, 5, 2]}), json!("5")]),
+        (
+            "trainable_token_indices",
+            vec![json!([]), json!({}), json!([1, 1]), json!([-1]), json!({"e": [2, 5, 2]}), json!("5")],
+        ),
         ("ensure_weight_tying", vec![json!("yes")]),
         ("peft_type", vec![Value::Null, json!(3)]),
     ];
@@ -167,7 +170,8 @@ fn parameters_and_tokens_are_read_with_what_peft_allows_beside_them() {
         let text = message(json!({"target_parameters": ["experts.down_proj"], field: value}));
         assert!(text.contains(&format!("`{field}`")) && text.contains("target_parameters"), "{text}");
     }
-    let tokens = json!({"trainable_token_indices": {"embed_tokens": [7, 3], "lm_head": [5]}, "ensure_weight_tying": true});
+    let tokens =
+        json!({"trainable_token_indices": {"embed_tokens": [7, 3], "lm_head": [5]}, "ensure_weight_tying": true});
     let config = read(tokens).unwrap();
     config.check_supported(Path::new("x")).unwrap();
     let indices = config.trainable_token_indices.unwrap();

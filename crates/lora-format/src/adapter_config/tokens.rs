@@ -82,7 +82,8 @@ pub(super) fn fault(indices: &TokenIndices) -> Option<String> {
 /// PEFT's configuration of tokens alone, as one of LoRA without a target.
 pub(super) fn from_alone(f: Fields<'_>, map: &Map<String, Value>) -> Result<AdapterConfig> {
     let known = ["auto_mapping", "init_weights", "revision", "inference_mode"];
-    let typed = ["base_model_name_or_path", "peft_type", "peft_version", "target_modules", "task_type", "token_indices"];
+    let typed =
+        ["base_model_name_or_path", "peft_type", "peft_version", "target_modules", "task_type", "token_indices"];
     let known = |key: &str| known.contains(&key) || typed.contains(&key);
     if let Some((key, value)) = map.iter().find(|(key, value)| !known(key) && !value.is_null()) {
         let keys = vec![format!("`{}` = {}", shorten(key), shorten(&value.to_string()))];

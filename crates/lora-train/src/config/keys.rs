@@ -81,7 +81,9 @@ impl Kind {
             Kind::Texts => all(&|v| Kind::Text.accepts(v)),
             Kind::Indices => all(&|v| INDEX.accepts(v)),
             Kind::IndicesOrMap => match value.as_table() {
-                Some(table) => table.iter().all(|(k, v)| !k.trim().is_empty() && v.is_array() && Kind::Indices.accepts(v)),
+                Some(table) => {
+                    table.iter().all(|(k, v)| !k.trim().is_empty() && v.is_array() && Kind::Indices.accepts(v))
+                }
                 None => Kind::Indices.accepts(value),
             },
             // "q_proj,v_proj" is how other tools write a list; as a regular expression it can match no module.

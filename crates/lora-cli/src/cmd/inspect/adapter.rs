@@ -4,7 +4,8 @@ use crate::failure::usage;
 use crate::out;
 use anyhow::Result;
 use lora_format::{
-    ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig, AdapterModule, InitLoraWeights, TargetModules, TensorFile, read_adapter,
+    ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig, AdapterModule, InitLoraWeights, TargetModules, TensorFile,
+    read_adapter,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -73,7 +74,8 @@ pub(super) fn find(path: &Path) -> Result<Found> {
         file.tensors().filter(|(name, _)| is_a(name)).filter_map(|(_, info)| info.shape.first().copied()).collect();
     if let Some(modules) = &known {
         // Of stacked experts the first size is that of all of them together.
-        let low_rank = modules.iter().filter(|(_, m)| !matches!(m, AdapterModule::Saved { .. } | AdapterModule::Tokens(_)));
+        let low_rank =
+            modules.iter().filter(|(_, m)| !matches!(m, AdapterModule::Saved { .. } | AdapterModule::Tokens(_)));
         ranks = low_rank.map(|(path, _)| config.rank_of(path)).collect::<Result<_, _>>()?;
     }
     let loads_in = loaders(&config, &ranks, ours);
@@ -93,7 +95,10 @@ pub(super) fn find(path: &Path) -> Result<Found> {
         },
         modules_to_save: config.modules_to_save.clone().unwrap_or_default(),
         target_parameters: config.target_parameters.clone(),
-        trained_tokens: config.trainable_token_indices.as_ref().map(|t| t.lists().iter().map(|(_, ids)| ids.len()).sum()),
+        trained_tokens: config
+            .trainable_token_indices
+            .as_ref()
+            .map(|t| t.lists().iter().map(|(_, ids)| ids.len()).sum()),
         modules: file.names().filter(|name| is_a(name)).count(),
         ranks,
         parameters: file.tensors().map(|(_, info)| info.shape.iter().product::<i64>().unsigned_abs()).sum(),
