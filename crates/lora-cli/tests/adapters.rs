@@ -166,7 +166,7 @@ fn methods_that_exclude_each_other_are_refused_before_anything_is_loaded() {
         ("init_lora_weights = \"corda\"", "pissa"),
         ("target_modules = \"peft-default\"", "phi3"),
         ("trainable_token_indices = [4, 320]", "320"),
-        ("trainable_token_indices = [4, 4]", "4 is there twice"),
+        ("trainable_token_indices = [4, 4]", "token 4 is there twice"),
         ("trainable_token_indices = [4]\nmodules_to_save = [\"embed_tokens\"]", "model.embed_tokens"),
         ("target_parameters = [\"experts.down_proj\"]", "no stacked experts"),
         ("target_parameters = [\"experts.down_proj\"]\nlora_dropout = 0.1", "lora_dropout"),

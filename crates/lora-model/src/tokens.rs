@@ -87,6 +87,13 @@ pub(crate) fn plan_tokens(model: &ModelConfig, config: &AdapterConfig) -> Result
     let refuse = |value: String, reason: &str| Error::Adapter { field: FIELD, value, reason: reason.into() };
     let (mut embedding, mut head): (Option<Vec<i64>>, Option<Vec<i64>>) = (None, None);
     for (name, ids) in indices.lists() {
+        let twice = ids.iter().enumerate().find(|(i, id)| ids[..*i].contains(id));
+        if let Some((_, id)) = twice {
+            return Err(refuse(id.to_string(), &format!("token {id} is there twice, and has one row; name it once")));
+        }
+        if ids.is_empty() {
+            return Err(refuse("[]".into(), "name at least one token, or leave the key out"));
+        }
         if let Some(id) = ids.iter().find(|id| !(0..model.vocab_size).contains(id)) {
             let reason = format!(
                 "the vocabulary of this model has {} tokens; resize the embedding for new ones first",
