@@ -8,7 +8,7 @@ use crate::stacked::{PlannedStack, plan_stacked};
 use crate::tokens::{TokenPlan, check_alone, plan_tokens};
 use fancy_regex::Regex;
 use lora_core::{LoraSpec, ParameterCount, Principal};
-use lora_format::{AdapterConfig, InitLoraWeights, TargetModules};
+use lora_format::{AdapterConfig, InitLoraWeights, TargetModules, TokenIndices};
 
 /// One adapter to be made.
 #[derive(Clone, Debug, PartialEq)]
@@ -144,6 +144,11 @@ pub fn plan_injection(model: &ModelConfig, config: &AdapterConfig) -> Result<Inj
     check_patterns("rank_pattern", config.rank_pattern.iter().map(|(k, _)| k), &adapters, &stacked)?;
     check_patterns("alpha_pattern", config.alpha_pattern.iter().map(|(k, _)| k), &adapters, &stacked)?;
     config.target_modules = Some(targets);
+    // Tokens alone are saved with the path of the table, as PEFT saves them: its name differs from family to family.
+    if let (true, Some(TokenIndices::Embedding(ids))) = (config.is_tokens_alone(), &config.trainable_token_indices) {
+        let named = vec![(model.layout.embed_tokens.to_string(), ids.clone())];
+        config.trainable_token_indices = Some(TokenIndices::ByModule(named));
+    }
     // PEFT's flag is that of the last linear layer it wraps.
     let linear = adapters.iter().rev().find(|a| a.module.kind == ModuleKind::Linear);
     config.fan_in_fan_out = linear.is_some_and(|a| a.module.transposed);
