@@ -217,10 +217,9 @@ impl Decoder {
     /// What an operation reports.
     pub(crate) fn loss_with_tokens(&self, hidden: &Tensor, targets: &Tensor, rows: &TokenRows) -> Result<Tensor> {
         let wide = if hidden.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+        let learns = hidden.requires_grad() || rows.rows.requires_grad();
         // A leaf says that it requires a gradient where none is recorded, too; what is made of it does not.
-        let recorded = |t: &Tensor| -> Result<bool> { Ok(t.f_narrow(0, 0, 0)?.requires_grad()) };
-        let (to_hidden, to_rows) = (recorded(hidden)?, recorded(&rows.rows)?);
-        let learns = to_hidden || to_rows;
+        let mut recorded = false;
         let leaf = |t: &Tensor| -> Result<Tensor> { Ok(t.f_detach()?.f_set_requires_grad(learns)?) };
         let (h, own) = (leaf(hidden)?, leaf(&rows.rows)?);
         let mut held = rows.shared();
@@ -232,16 +231,16 @@ impl Decoder {
             let logits = self.logits_with(&h.f_narrow(0, first, count)?, Some(&held))?;
             let chosen = targets.f_narrow(0, first, count)?.f_unsqueeze(1)?;
             let loss = logits.f_log_softmax(-1, wide)?.f_gather(1, &chosen, false)?.f_sum(wide)?.f_neg()?;
-            if learns {
+            if loss.requires_grad() {
+                recorded = true;
                 backward(&[&loss], &[&loss.f_ones_like()?])?;
             }
             sum = sum.f_add(&loss.f_detach()?)?;
         }
-        if !learns || n == 0 {
+        if !recorded {
             return Ok(sum);
         }
-        let ways = [(hidden, &h, to_hidden), (&rows.rows, &own, to_rows)];
-        for (through, copy, _) in ways.into_iter().filter(|(.., recorded)| *recorded) {
+        for (through, copy) in [(hidden, &h), (&rows.rows, &own)].into_iter().filter(|(t, _)| t.requires_grad()) {
             // Zero, with the gradient that was computed.
             let zero = through.f_sub(&through.f_detach()?)?;
             sum = sum.f_add(&zero.f_mul(&copy.f_grad()?)?.f_sum(wide)?)?;
