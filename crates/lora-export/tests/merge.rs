@@ -81,7 +81,9 @@ fn every_fixture_merges_as_peft_merges_it() {
             }
             let agreement = verify(&base, std::slice::from_ref(&adapter), &out).expect(&label);
             assert_eq!((agreement.tensors, agreement.changed), (report.tensors, report.changed.len()));
-            assert!(agreement.max_ratio > 0.0, "{label}: {agreement:?}");
+            // Rows of tokens are taken as they are.
+            let exact = label.ends_with("/tokens_alone");
+            assert_eq!(agreement.max_ratio > 0.0, !exact, "{label}: {agreement:?}");
         }
     }
     assert!(compared > 120, "{compared}");

@@ -39,6 +39,8 @@ fn count_tensors(folder: &AdapterFolder) -> usize {
         AdapterModule::Vera(vera) => 2 + usize::from(vera.base_weight.is_some()),
         AdapterModule::AdaLora(triplets) => 3 + usize::from(triplets.base_weight.is_some()),
         AdapterModule::Saved { tensors } => tensors.len(),
+        AdapterModule::Tokens(_) => 1,
+        AdapterModule::Stacked(_) => 2,
     };
     let shared = folder.modules.values().any(|m| matches!(m, AdapterModule::Vera(v) if v.projection.is_some()));
     folder.modules.values().map(count).sum::<usize>() + if shared { 2 } else { 0 }
