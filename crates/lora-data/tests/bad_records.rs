@@ -20,7 +20,7 @@ const MIXED: &[&str] = &[
     r#"{"messages": []}"#,
     r#"{"messages": 5}"#,
     r#"{"messages": [{"role": "tool", "content": "a"}]}"#,
-    r#"{"messages": [{"role": "user", "content": "a", "train": true}]}"#,
+    r#"{"messages": [{"role": "user", "content": "a", "train": "yes"}]}"#,
 ];
 
 #[test]

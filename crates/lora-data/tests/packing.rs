@@ -120,7 +120,8 @@ fn no_rows_give_no_batch() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
-    /// Grouping by length loses nothing, repeats nothing, resumes anywhere, and pads less than chance does.
+    /// Grouping by length loses nothing, repeats nothing, resumes anywhere, and pads no more than chance does: sorted
+    /// batches cost least, but for the one that is not full, which chance may fill with the longest rows.
     #[test]
     fn grouped_orders_are_permutations(lengths in prop::collection::vec(1..2000_usize, 0..500), batch in 1..17_usize, seed: u64, epoch in 0..u64::MAX) {
         let order = grouped_order(&lengths, batch, seed, epoch);
@@ -131,7 +132,8 @@ proptest! {
         let padded = |order: &[usize]| -> usize {
             order.chunks(batch).map(|rows| rows.len() * rows.iter().map(|&r| lengths[r]).max().unwrap()).sum()
         };
-        prop_assert!(padded(&order) <= padded(&epoch_order(lengths.len(), seed, epoch)));
+        let one_batch = batch * lengths.iter().max().copied().unwrap_or(0);
+        prop_assert!(padded(&order) <= padded(&epoch_order(lengths.len(), seed, epoch)) + one_batch);
         if lengths.len() >= batch && lengths.len() <= 50 * batch {
             let longest = *lengths.iter().max().unwrap();
             prop_assert!(order[..batch].iter().any(|&row| lengths[row] == longest));

@@ -10,7 +10,8 @@ use std::path::Path;
 
 use common::{chain, tokenizer};
 use lora_data::{
-    BadRecords, DataOptions, Format, Mixing, PreferenceUse, ReadOptions, Source, Tags, TextBy, build_dataset, mix_order,
+    BadRecords, DataOptions, Format, KnownLabels, Mixing, PreferenceUse, ReadOptions, Source, Tags, TextBy,
+    build_dataset, build_labelled, mix_order,
 };
 use serde::Deserialize;
 
@@ -162,7 +163,12 @@ fn every_example_does_what_the_page_says() {
             template: Some(template.clone()),
             ..DataOptions::default()
         };
-        let built = build_dataset(&[source], &tokenizer, &options, &mut |_, _| {});
+        let labelled = source.format == Some(Format::Classification);
+        let built = match labelled {
+            true => build_labelled(&[source], &tokenizer, &options, &KnownLabels::default(), &mut |_, _| {})
+                .map(|set| set.report),
+            false => build_dataset(&[source], &tokenizer, &options, &mut |_, _| {}).map(|set| set.report),
+        };
         ran += 1;
         if let Some(wanted) = says.strip_prefix("Is refused: `") {
             let wanted = wanted.trim_end_matches("`.");
@@ -170,7 +176,7 @@ fn every_example_does_what_the_page_says() {
             continue;
         }
         let report = match built {
-            Ok(set) => set.report,
+            Ok(report) => report,
             Err(error) => panic!("{}: {}", example.path, chain(&error)),
         };
         let (count, rest) = says.strip_prefix("Reads ").and_then(|rest| rest.split_once(' ')).unwrap();

@@ -227,7 +227,7 @@ fn built_in_templates_train_the_answers() {
                 chain(&error)
             ),
         }
-        let tool = json!({"messages": [{"role": "user", "content": "a"}, {"role": "tool", "content": "b"}, {"role": "assistant", "content": "c"}]});
+        let tool = json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}]}, {"role": "tool", "content": "b"}, {"role": "assistant", "content": "c"}]});
         let error = build(&tool.to_string(), &t, &options).unwrap_err();
         assert!(chain(&error).contains("no role tool"), "{name}: {}", chain(&error));
     }

@@ -55,15 +55,18 @@ fn every_fixture_reads_whole_and_writes_back_as_peft_wrote_it() {
         let folder = read_adapter(&dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
         read += 1;
         let theirs = TensorFile::open(&dir.join(ADAPTER_WEIGHTS)).unwrap();
-        assert_eq!(count_tensors(&folder), theirs.names().count(), "{}", dir.display());
+        // With `bias = "all"` PEFT writes the biases of a module of modules_to_save again, under the names of its wrapper.
+        let again = [".modules_to_save.bias", ".original_module.bias"];
+        let names: Vec<&str> = theirs.names().filter(|name| !again.iter().any(|end| name.ends_with(end))).collect();
+        assert_eq!(count_tensors(&folder), names.len(), "{}", dir.display());
 
         let temp = tempfile::tempdir().unwrap();
         let out = temp.path().join("new/adapter");
         write_adapter(&out, &folder.config, &folder.modules).unwrap();
         let ours = TensorFile::open(&out.join(ADAPTER_WEIGHTS)).unwrap();
-        assert_eq!(ours.names().collect::<Vec<_>>(), theirs.names().collect::<Vec<_>>());
+        assert_eq!(ours.names().collect::<Vec<_>>(), names);
         assert_eq!(ours.metadata(), theirs.metadata());
-        for name in theirs.names() {
+        for name in names {
             assert_eq!(ours.info(name).unwrap().shape, theirs.info(name).unwrap().shape);
             assert_eq!(ours.bytes(name).unwrap(), theirs.bytes(name).unwrap(), "{name}");
         }

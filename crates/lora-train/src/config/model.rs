@@ -58,6 +58,15 @@ impl Weights {
 /// The names of `problem_type` in a model's `config.json`.
 const PROBLEMS: &[&str] = &["single_label_classification", "multi_label_classification", "regression"];
 
+// Left out of a saved configuration, so that those of earlier versions stay equal to it.
+fn is_unpacked(of: &Quantization) -> bool {
+    *of == Quantization::None
+}
+
+fn is_converted(of: &Weights) -> bool {
+    *of == Weights::Converted
+}
+
 section! {
     /// The base model.
     ModelConfig {
@@ -68,9 +77,11 @@ section! {
         dtype: DType = DType::Auto, Kind::Choice(DType::NAMES);
         /// Packs the frozen linear layers of the blocks: `nf4` (4 bits a weight, QLoRA), `nf4-double`, `int8`, or `none`. The
         /// base is read block by block, so memory never holds more than what is kept.
+        #[serde(skip_serializing_if = "is_unpacked")]
         quantization: Quantization = Quantization::None, Kind::Choice(Quantization::NAMES);
         /// Where the matrices of the frozen base lie: `converted` to the dtype that is computed in (the fastest), `stored` in
         /// that of the checkpoint, or `mapped` from its file (the leanest, for a base larger than memory).
+        #[serde(skip_serializing_if = "is_converted")]
         weights: Weights = Weights::Converted, Kind::Choice(Weights::NAMES);
         /// Where to compute. `auto` takes the first CUDA device, or the CPU where there is none.
         device: String = "auto".into(), Kind::Device;

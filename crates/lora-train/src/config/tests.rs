@@ -25,7 +25,12 @@ fn full() -> RunConfig {
         path: "a.jsonl".into(),
         format: Some("alpaca".into()),
         columns: vec![("prompt".into(), "q".into())],
+        tags: vec![("role_tag".into(), "who".into())],
+        text_by: TextBy::Paragraph,
+        separator: Some("||".into()),
+        split: Some("test".into()),
         max_samples: Some(5),
+        weight: Some(0.5),
     };
     RunConfig {
         output_dir: "runs/x".into(),
@@ -33,6 +38,8 @@ fn full() -> RunConfig {
         model: ModelConfig {
             path: "base".into(),
             dtype: DType::BFloat16,
+            quantization: Quantization::Nf4Double,
+            weights: Weights::Stored,
             device: "cuda:1".into(),
             labels: vec!["bad".into(), "good".into()],
             problem_type: Some("single_label_classification".into()),
@@ -65,6 +72,12 @@ fn full() -> RunConfig {
             train: vec![source.clone()],
             eval: vec![source],
             eval_split: 0.0,
+            hub_cache: Some("cache".into()),
+            mixing: Mixing::InterleaveUnder,
+            dedup: true,
+            bad_records: BadRecords::Skip,
+            max_bad_share: 0.25,
+            preference: Preference::Chosen,
             max_length: 512,
             packing: true,
             truncation: Truncation::Drop,
@@ -125,7 +138,8 @@ fn yaml_reads_into_the_same_configuration() {
 output_dir: runs/x
 seed: 7
 model:
-  {path: base, dtype: bfloat16, device: 'cuda:1', labels: [bad, good], problem_type: single_label_classification, threads: 3}
+  {path: base, dtype: bfloat16, quantization: nf4-double, weights: stored, device: 'cuda:1', labels: [bad, good],
+   problem_type: single_label_classification, threads: 3}
 lora:
   r: 16
   lora_alpha: 32.5
@@ -145,8 +159,14 @@ lora:
   task_type: CAUSAL_LM
   init_adapter: old
 data:
-  train: {path: a.jsonl, format: alpaca, columns: {prompt: q}, max_samples: 5}
-  eval: [{path: a.jsonl, format: alpaca, columns: {prompt: q}, max_samples: 5}]
+  train: {path: a.jsonl, format: alpaca, columns: {prompt: q}, tags: {role_tag: who}, text_by: paragraph, separator: '||', split: test, max_samples: 5, weight: 0.5}
+  eval: [{path: a.jsonl, format: alpaca, columns: {prompt: q}, tags: {role_tag: who}, text_by: paragraph, separator: '||', split: test, max_samples: 5, weight: 0.5}]
+  hub_cache: cache
+  mixing: interleave_under
+  dedup: true
+  bad_records: skip
+  max_bad_share: 0.25
+  preference: chosen
   max_length: 512
   packing: true
   truncation: drop
@@ -198,7 +218,6 @@ fn short_forms_of_the_data() {
     assert_eq!(layers.lora.layers_to_transform, Some(vec![3]));
 }
 
-/// Every fault of one file in one message, each with its line.
 /// With the keys of every type of adapters, which exclude each other in a run.
 fn with_every_type() -> RunConfig {
     let mut config = full();
