@@ -179,7 +179,7 @@ impl AdapterConfig {
             modules_to_save: f.strings("modules_to_save")?,
             trainable_token_indices: tokens::read(f)?,
             ensure_weight_tying: f.bool("ensure_weight_tying")?.unwrap_or(false),
-            target_parameters: f.strings("target_parameters")?.filter(|names| !names.is_empty()),
+            target_parameters: f.strings("target_parameters")?,
             other: changed_others(map),
         };
         f.bool("inference_mode")?;
@@ -240,7 +240,7 @@ impl AdapterConfig {
         if let Some(wanted) = self.trainable_token_indices.as_ref().and_then(tokens::fault) {
             return wrong("trainable_token_indices", &wanted);
         }
-        if self.target_parameters.is_some() {
+        if self.has_target_parameters() {
             // As PEFT: an adapter of a bare parameter is a change of it, and sees neither inputs nor outputs.
             let without = "absent or at its default where target_parameters is given, which cannot be combined with it";
             let excluded = [
@@ -279,6 +279,11 @@ impl AdapterConfig {
             Some(r) => Ok(r),
             None => Ok(*first_match(&self.rank_pattern, module_path)?.unwrap_or(&self.r)),
         }
+    }
+
+    /// Whether parameters have adapters of their own; PEFT writes an empty list where it looked for such and found none.
+    pub fn has_target_parameters(&self) -> bool {
+        self.target_parameters.as_ref().is_some_and(|names| !names.is_empty())
     }
 
     /// The alpha of a module: the first key of `alpha_pattern` that matches its path to the end, else `lora_alpha`.

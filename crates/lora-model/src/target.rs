@@ -269,7 +269,7 @@ fn check_method(config: &AdapterConfig) -> Result<()> {
         }
         for (field, given) in [
             ("trainable_token_indices", config.trainable_token_indices.is_some()),
-            ("target_parameters", config.target_parameters.is_some()),
+            ("target_parameters", config.has_target_parameters()),
         ] {
             if given {
                 return refuse(field, "given".into(), "is not combined with it; train it as a LORA adapter");

@@ -10,7 +10,8 @@ use lora_format::{
     write_adapter,
 };
 use lora_model::{
-    AdapterSet, Decoder, Error, Head, InjectionPlan, Mode, ModelConfig, TokenBatch, check_adapter, plan_injection, stacks,
+    AdapterSet, Decoder, Error, Head, InjectionPlan, Mode, ModelConfig, TokenBatch, check_adapter, plan_injection,
+    stacks,
 };
 use std::path::PathBuf;
 use tch::{Device, Kind, Tensor};

@@ -248,7 +248,7 @@ fn what_is_trained(config: &RunConfig, model: &ModelConfig) -> Result<Trained> {
         return Err(lora_model::Error::Adapter { field: "task_type", value, reason }.into());
     }
     check_adapter(model, &folder)?;
-    if config.lora.lora_dropout > 0.0 && folder.config.target_parameters.is_some() {
+    if config.lora.lora_dropout > 0.0 && folder.config.has_target_parameters() {
         let reason =
             "the adapter in lora.init_adapter has target_parameters, which see no inputs to drop; leave it out";
         let (field, value) = ("lora.lora_dropout", config.lora.lora_dropout.to_string());

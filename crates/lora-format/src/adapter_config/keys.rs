@@ -87,7 +87,7 @@ impl AdapterConfig {
         }
         for (key, given) in [
             ("trainable_token_indices", self.trainable_token_indices.is_some()),
-            ("target_parameters", self.target_parameters.is_some()),
+            ("target_parameters", self.has_target_parameters()),
         ] {
             if given && self.method != Method::Lora {
                 let reason = "it is implemented for peft_type LORA only; train it as an adapter of its own";

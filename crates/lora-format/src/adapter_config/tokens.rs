@@ -114,7 +114,7 @@ impl AdapterConfig {
         let saved = self.modules_to_save.as_ref().is_some_and(|names| !names.is_empty());
         self.trainable_token_indices.is_some()
             && none(&self.target_modules)
-            && self.target_parameters.is_none()
+            && !self.has_target_parameters()
             && !saved
             && self.bias == "none"
     }

@@ -106,7 +106,7 @@ pub(super) fn find(path: &Path) -> Result<Found> {
         modules_to_save: config.modules_to_save.clone().unwrap_or_default(),
         task_type: config.task_type.clone(),
         labels: labels.map(|l| l.names),
-        target_parameters: config.target_parameters.clone(),
+        target_parameters: config.target_parameters.clone().filter(|names| !names.is_empty()),
         trained_tokens: config
             .trainable_token_indices
             .as_ref()
@@ -145,7 +145,7 @@ fn loaders(config: &AdapterConfig, ranks: &BTreeSet<i64>, ours: Option<String>) 
     if config.trainable_token_indices.is_some() {
         common.push("trainable_token_indices");
     }
-    if config.target_parameters.is_some() {
+    if config.has_target_parameters() {
         common.push("target_parameters");
     }
     if !config.alpha_pattern.is_empty() {
