@@ -156,6 +156,9 @@ lora:
   layers_to_transform: [1, 0]
   layers_pattern: layers
   modules_to_save: lm_head
+  trainable_token_indices: {embed_tokens: [5, 3]}
+  ensure_weight_tying: true
+  target_parameters: experts.down_proj
   task_type: CAUSAL_LM
   init_adapter: old
 data:
