@@ -18,7 +18,7 @@ fn examples(vocab: u32) -> Vec<Example> {
         let length = 2 + (i * 7) % 19;
         let input_ids: Vec<u32> = (0..length).map(|t| (i * 31 + t * t * 5 + 3) % vocab).collect();
         // The first token of an example is never a target; the last of the one before must not become its context.
-        let trained = (0..length).map(|t| t > 0 && (t + i) % 3 != 0 || t + 1 == length).collect();
+        let trained = (0..length).map(|t| t > 0 && !(t + i).is_multiple_of(3) || t + 1 == length).collect();
         Example { input_ids, trained, origin: Origin { file: Path::new("x").into(), record: 1, line: 1 } }
     };
     (0..17).map(example).collect()

@@ -34,7 +34,7 @@ fn reviews(count: usize, mut seed: u64) -> Vec<(String, &'static str)> {
     while list.len() < count {
         let (mut text, mut sum) = (String::new(), 0i32);
         for i in 0..1 + draw(&mut seed) % 3 {
-            let (good, denied) = (draw(&mut seed) % 2 == 0, draw(&mut seed) % 5 == 0);
+            let (good, denied) = (draw(&mut seed).is_multiple_of(2), draw(&mut seed).is_multiple_of(5));
             let words = if good { GOOD } else { BAD };
             let (subject, word) = (SUBJECTS[draw(&mut seed) % SUBJECTS.len()], words[draw(&mut seed) % words.len()]);
             let not = if denied { "not " } else { "" };

@@ -3,7 +3,7 @@
 
 mod allocator;
 
-pub use allocator::{Allocation, BudgetSchedule, RankAllocator, Triplets};
+pub use allocator::{Allocation, BudgetSchedule, KeptTriplets, RankAllocator, Triplets};
 
 use crate::Lora;
 use crate::error::{Error, Result};

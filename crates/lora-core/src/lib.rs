@@ -36,7 +36,7 @@ mod stacked;
 mod tokens;
 mod vera;
 
-pub use adalora::{AdaLora, Allocation, BudgetSchedule, RankAllocator, Triplets, orthogonality};
+pub use adalora::{AdaLora, Allocation, BudgetSchedule, KeptTriplets, RankAllocator, Triplets, orthogonality};
 pub use adapter::Adapter;
 pub use count::ParameterCount;
 pub use dora::row_norms;

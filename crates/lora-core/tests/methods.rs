@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a test that cannot go on has failed
 
 use lora_core::{
-    AdaLora, Adapter, BudgetSchedule, LinearLayer, RankAllocator, Triplets, Vera, VeraProjection, forward_many,
-    orthogonality,
+    AdaLora, Adapter, BudgetSchedule, KeptTriplets, LinearLayer, RankAllocator, Triplets, Vera, VeraProjection,
+    forward_many, orthogonality,
 };
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -204,7 +204,7 @@ fn triplets() -> Vec<Triplets> {
 }
 
 /// Runs an allocation to its end, through a state after one of its steps, and returns what is left and what became of E.
-fn allocate(stop: Option<i64>) -> (Vec<(String, Vec<bool>)>, Vec<Tensor>, Vec<(String, Tensor)>) {
+fn allocate(stop: Option<i64>) -> (KeptTriplets, Vec<Tensor>, Vec<(String, Tensor)>) {
     let leaves: Vec<Tensor> = triplets().into_iter().flat_map(|t| [t.a, t.b, t.e]).collect();
     let triplets = || {
         let of = |(l, module): (&[Tensor], &str)| Triplets {

@@ -126,7 +126,7 @@ pub fn build_labelled(
     for source in sources {
         let source = Source { format: Some(labelled_format(source)?), ..source.clone() };
         let mut records = Documents::open(&source, options.reading)?;
-        while let Some(document) = records.next() {
+        for document in records.by_ref() {
             documents.push(document?);
         }
         records.check_bad()?;

@@ -183,7 +183,7 @@ impl Entry<'_> {
     /// The names of roles. The trap: one that is not listed is not known.
     fn tags(&self, entry: &Map<String, Value>, source: &mut Source) -> Result<()> {
         let Some(table) = self.table(entry, "tags")? else { return Ok(()) };
-        for key in table.keys().filter(|key| !Tags::KEYS.contains(&key.as_str())) {
+        if let Some(key) = table.keys().find(|key| !Tags::KEYS.contains(&key.as_str())) {
             return Err(
                 self.fault(&format!("tags.{key}"), format!("is not known; known are {}", Tags::KEYS.join(", ")))
             );
@@ -231,7 +231,7 @@ impl<'a> Columns<'a> {
         let keys = || defaults.iter().map(|(key, _)| *key).chain(UNLISTED.iter().copied());
         let mut of = Vec::new();
         if let Some(table) = table {
-            for key in table.keys().filter(|key| !keys().any(|known| known == key.as_str())) {
+            if let Some(key) = table.keys().find(|key| !keys().any(|known| known == key.as_str())) {
                 let known = keys().collect::<Vec<_>>().join(", ");
                 return Err(entry_of.fault(&format!("columns.{key}"), format!("is not known; known are {known}")));
             }

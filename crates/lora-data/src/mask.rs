@@ -206,7 +206,7 @@ impl Turns<'_> {
         let row = |&k: &usize| {
             let text = self.text(k + 1, false)?;
             match self.start_in(&text, k)?.filter(|&start| start < text.len()) {
-                Some(start) => Ok(MaskedText { spans: vec![start..text.len()], text }),
+                Some(start) => Ok(MaskedText { spans: std::iter::once(start..text.len()).collect(), text }),
                 None if self.role(k) != ASSISTANT => Err(self.not_trainable(k)),
                 None => {
                     let template = self.renderer.template.name().to_owned();

@@ -75,7 +75,7 @@ pub fn data_page(title: &str, report: &DataReport, figures: &DataFigures, rows: 
         shown += 1;
         room -= row_of(&mut page, row, room.min(MAX_ROW_TOKENS));
     }
-    let _ = write!(page, "<p class=dim>{shown} of {of} rows.</p></body></html>\n");
+    let _ = writeln!(page, "<p class=dim>{shown} of {of} rows.</p></body></html>");
     page
 }
 

@@ -77,7 +77,12 @@ fn what_the_template_refuses_counts_as_bad() {
     let (_folder, source) = write(format!("{good}\n{}\n{good}\n", good.replace("\"a\"", "\"x\"")), "jsonl");
     let options = DataOptions { template: Some(path), ..DataOptions::default() };
     let build = |reading| {
-        build_dataset(&[source.clone()], &tokenizer(), &DataOptions { reading, ..options.clone() }, &mut |_, _| {})
+        build_dataset(
+            std::slice::from_ref(&source),
+            &tokenizer(),
+            &DataOptions { reading, ..options.clone() },
+            &mut |_, _| {},
+        )
     };
     assert!(chain(&build(ReadOptions::default()).unwrap_err()).contains("no x"));
     let set = build(skip(0.4)).unwrap();

@@ -50,7 +50,8 @@ fn same(path: &Path, family: &str, variant: &str) -> bool {
 
 #[test]
 fn what_was_done_to_all_names_is_undone() {
-    let ways: [(&str, fn(&str) -> String); 8] = [
+    type Way = (&'static str, fn(&str) -> String);
+    let ways: [Way; 8] = [
         ("put in front", |n| n.replacen("base_model.model.", "", 1)),
         ("once instead", |n| format!("base_model.model.{n}")),
         ("`default`", |n| n.replace("lora_A.", "lora_A.default.").replace("lora_B.", "lora_B.default.")),

@@ -96,7 +96,7 @@ impl GgufType {
 
     /// Whether a row of so many elements can be stored so.
     pub fn fits(self, columns: i64) -> bool {
-        columns.unsigned_abs() % self.block() == 0
+        columns.unsigned_abs().is_multiple_of(self.block())
     }
 
     /// The bytes of so many elements; of a blocked type a multiple of [`block`](Self::block).

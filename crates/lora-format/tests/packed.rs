@@ -81,7 +81,8 @@ fn damaged_forms_are_named() {
     let read = |name: &str| checkpoint.read(name).unwrap();
     let parts = ["", ".absmax", ".quant_map", ".quant_state.bitsandbytes__nf4"];
     let all = || parts.map(|part| (format!("w.weight{part}"), read(&format!("whole.plain.weight{part}"))));
-    let fault = |change: &dyn Fn(&mut Vec<(String, Tensor)>)| {
+    type Tensors = Vec<(String, Tensor)>;
+    let fault = |change: &dyn Fn(&mut Tensors)| {
         let mut tensors = Vec::from(all());
         change(&mut tensors);
         let dir = tempfile::tempdir().unwrap();

@@ -11,7 +11,6 @@ use tch::{Device, Kind, Reduction, Tensor};
 
 /// What reads the hidden states.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "a model has one")]
 pub enum Head {
     /// `[vocab, hidden]`; shares the token table's weight when tied.
     Language(LinearLayer),

@@ -200,6 +200,7 @@ pub(crate) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     take("swiglu", |out| unsafe { lt_swiglu(gate.as_ptr(), up.as_ptr(), out) })
 }
 
+#[expect(clippy::too_many_arguments, reason = "those of the shim's function")]
 pub(crate) fn attention(
     q: &Tensor,
     k: &Tensor,

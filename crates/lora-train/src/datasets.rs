@@ -97,14 +97,19 @@ pub fn data_tokenizer(model_dir: &Path, c: &DataConfig) -> Result<Tokenizer> {
     Ok(Tokenizer::load(model_dir)?.with_clock(clock))
 }
 
+/// What is trained and what is evaluated, and what became of their records.
+pub(crate) struct RunData {
+    pub(crate) train: Vec<Example>,
+    pub(crate) report: DataReport,
+    pub(crate) eval: Vec<Example>,
+    /// Of evaluation data with files of its own.
+    pub(crate) eval_report: Option<DataReport>,
+}
+
 /// What is trained, what became of its records, and what is evaluated.
 ///
 /// Examples are held out before datasets are mixed, so that none of them is trained however often a dataset is taken.
-pub(crate) fn datasets(
-    config: &RunConfig,
-    tokenizer: &Tokenizer,
-    sink: &mut dyn EventSink,
-) -> Result<(Vec<Example>, DataReport, Vec<Example>, Option<DataReport>)> {
+pub(crate) fn datasets(config: &RunConfig, tokenizer: &Tokenizer, sink: &mut dyn EventSink) -> Result<RunData> {
     let options = data_options(&config.data);
     let mut build = |list: &[SourceConfig]| -> Result<Dataset> {
         let mut progress = |done, of| sink.event(Event::Tokenising { done, of });
@@ -124,7 +129,12 @@ pub(crate) fn datasets(
     if !config.data.eval.is_empty() {
         let eval = build(&config.data.eval)?;
         let lengths = lengths(&set.source_ends, &[]);
-        return Ok((mixed(config, set.examples, &lengths), set.report, eval.examples, Some(eval.report)));
+        return Ok(RunData {
+            train: mixed(config, set.examples, &lengths),
+            report: set.report,
+            eval: eval.examples,
+            eval_report: Some(eval.report),
+        });
     }
     let (split, examples) = (config.data.eval_split, set.examples.len());
     let held = hold_out(examples, split, config.seed);
@@ -137,7 +147,7 @@ pub(crate) fn datasets(
     for (index, example) in set.examples.into_iter().enumerate() {
         if next.next_if(|held| **held == index).is_some() { eval.push(example) } else { train.push(example) }
     }
-    Ok((mixed(config, train, &lengths), set.report, eval, None))
+    Ok(RunData { train: mixed(config, train, &lengths), report: set.report, eval, eval_report: None })
 }
 
 /// Takes `data.eval_split` out of the training data.

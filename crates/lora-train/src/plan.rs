@@ -101,8 +101,8 @@ impl RunPlan {
 
         let (train, train_report, eval, eval_report, classes) = match known {
             None => {
-                let (train, report, eval, eval_report) = datasets(&config, &tokenizer, sink)?;
-                (train, report, eval, eval_report, None)
+                let data = datasets(&config, &tokenizer, sink)?;
+                (data.train, data.report, data.eval, data.eval_report, None)
             }
             Some(known) => {
                 let data = known.datasets(&config, &model, &tokenizer, sink)?;

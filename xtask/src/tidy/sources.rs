@@ -78,7 +78,7 @@ fn unsafe_code(path: &str, text: &str, code: &str) -> Vec<Finding> {
     for (i, line) in code.lines().enumerate().filter(|(_, line)| has_word(line, "unsafe")) {
         let here = lines[i..lines.len().min(i + 3)].join(" ");
         let above = lines[i.saturating_sub(6)..i].join(" ");
-        let maps = here.contains("Mmap") || here.contains(".map(");
+        let maps = here.contains("Mmap") || here.contains(".map(") || here.contains("memmap2::");
         if !MAY_MAP.iter().any(|folder| path.starts_with(folder)) || !maps || line.contains("unsafe fn") {
             findings.push(Finding::new(path, i + 1, "unsafe code belongs into lora-torch (mapping a file excepted)"));
         } else if !above.contains("SAFETY:") {

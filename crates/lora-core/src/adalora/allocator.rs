@@ -137,6 +137,9 @@ pub struct Allocation {
     pub pruned: bool,
 }
 
+/// Of each module by name, which triplets are left.
+pub type KeptTriplets = Vec<(String, Vec<bool>)>;
+
 /// Follows the importance of all triplets and prunes them to the budget.
 #[derive(Debug)]
 pub struct RankAllocator {
@@ -230,7 +233,7 @@ impl RankAllocator {
     ///
     /// # Errors
     /// What libtorch reports.
-    pub fn rank_pattern(&self) -> Result<Option<Vec<(String, Vec<bool>)>>> {
+    pub fn rank_pattern(&self) -> Result<Option<KeptTriplets>> {
         let of = |m: &Module| -> Result<Option<(String, Vec<bool>)>> {
             let Some(kept) = &m.kept else { return Ok(None) };
             Ok(Some((m.path.clone(), Vec::<bool>::try_from(kept)?)))

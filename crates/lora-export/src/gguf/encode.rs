@@ -179,7 +179,8 @@ mod tests {
 
     #[test]
     fn zeros_stay_zeros() {
-        let blocks: [(fn(&[f32], &mut Vec<u8>), usize, usize); 7] = [
+        type Block = (fn(&[f32], &mut Vec<u8>), usize, usize);
+        let blocks: [Block; 7] = [
             (q8_0, 32, 0),
             (q4_0, 32, 0),
             (q5_0, 32, 0),

@@ -236,8 +236,10 @@ impl Method {
     }
 }
 
+type KeptTriplets = Vec<(String, Vec<bool>)>;
+
 /// AdaLoRA's `rank_pattern`: which triplets are left, by module.
-fn kept_triplets(f: Fields<'_>) -> Result<Option<Vec<(String, Vec<bool>)>>> {
+fn kept_triplets(f: Fields<'_>) -> Result<Option<KeptTriplets>> {
     let wanted = "a list of truth values, one for each triplet";
     let kept = |v: &Value| v.as_array()?.iter().map(Value::as_bool).collect::<Option<Vec<bool>>>();
     let list = f.table("rank_pattern", wanted, kept)?;
