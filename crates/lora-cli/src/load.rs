@@ -6,8 +6,8 @@ use crate::progress::ByteBar;
 use crate::serve::Served;
 use anyhow::{Context, Result};
 use lora_data::Tokenizer;
-use lora_format::{AdaLoraTensors, AdapterFolder, AdapterModule, Labels, LoraTensors, VeraTensors, read_adapter};
-use lora_model::{ModelConfig, absent_head, modules};
+use lora_format::{AdapterFolder, Labels, read_adapter};
+use lora_model::{ModelConfig, absent_head, check_adapter};
 use std::path::{Path, PathBuf};
 
 /// What a verb needs the model for.
@@ -170,33 +170,4 @@ pub(crate) fn check_model_folder(dir: &Path) -> Result<()> {
         "model {shown}: {what}; give the folder of a downloaded Hugging Face checkpoint, with config.json, safetensors files \
          and tokenizer.json"
     )))
-}
-
-/// Whether the adapter's modules are the model's, and of its shapes.
-fn check_adapter(config: &ModelConfig, folder: &AdapterFolder) -> Result<()> {
-    let known = modules(config);
-    for (path, module) in &folder.modules {
-        let wrong = |reason: String| lora_model::Error::Module { module: path.clone(), reason };
-        let Some(spec) = known.iter().find(|m| m.path == *path) else {
-            return Err(wrong("is not in the base model; the adapter belongs to another one".into()).into());
-        };
-        let given = match module {
-            AdapterModule::Linear(LoraTensors { a, b, .. }) | AdapterModule::Embedding(LoraTensors { a, b, .. }) => {
-                [a.size()[1], b.size()[0]]
-            }
-            AdapterModule::AdaLora(AdaLoraTensors { a, b, .. }) => [a.size()[1], b.size()[0]],
-            // Its files do not say how wide the input is.
-            AdapterModule::Vera(VeraTensors { lambda_b, .. }) => [spec.in_features, lambda_b.size()[0]],
-            AdapterModule::Saved { .. } => continue,
-        };
-        let wanted = [spec.in_features, spec.out_features];
-        if given != wanted {
-            let [i, o] = given;
-            let [wi, wo] = wanted;
-            return Err(
-                wrong(format!("goes from {i} to {o} in the adapter and from {wi} to {wo} in the base model")).into()
-            );
-        }
-    }
-    Ok(())
 }

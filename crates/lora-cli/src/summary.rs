@@ -85,7 +85,8 @@ impl PlanSummary {
         let (base, trained) = (plan.base_parameters(), plan.trained_parameters());
         let what = match &plan.trained {
             Trained::Fresh(p) => {
-                let (modules, alpha) = (p.adapters.len() + p.saved.len(), config.lora.lora_alpha);
+                let modules = p.adapters.len() + p.saved.len() + p.stacked.len() + usize::from(p.tokens.is_some());
+                let alpha = config.lora.lora_alpha;
                 match &p.config.method {
                     Method::Lora => format!("r = {}, lora_alpha = {alpha}, {modules} modules", config.lora.r),
                     Method::Vera(_) => format!("VeRA, r = {}, {modules} modules", p.config.r),

@@ -123,9 +123,14 @@ fn every_method_trains_resumes_and_is_used() {
         ("pissa", "init_lora_weights = \"pissa\""),
         ("fast", "init_lora_weights = \"pissa_niter_4\"\nuse_rslora = true"),
         ("olora", "init_lora_weights = \"olora\"\nrank_pattern = { up_proj = 2 }"),
+        ("tokens", "trainable_token_indices = [3, 4]"),
+        ("tokens apart", "trainable_token_indices = { embed_tokens = [3, 4], lm_head = [4, 9] }"),
+        ("tokens alone", "trainable_token_indices = [3, 4]\ntarget_modules = []"),
+        ("experts", "target_parameters = [\"experts.gate_up_proj\", \"experts.down_proj\"]\nuse_rslora = true"),
+        ("experts alone", "target_parameters = [\"experts.down_proj\"]\ntarget_modules = []"),
     ] {
         let place = Place::new();
-        let model = fixture("qwen2");
+        let model = fixture(if name.starts_with("experts") { "mixtral" } else { "qwen2" });
         let train = "max_steps = 6\nlearning_rate = 1e-2\nsave_steps = 3\nlogging_steps = 1";
         let config = place.config("c.toml", &model, "train.jsonl", lora, train);
         let done = place.lora("train c.toml --set data.eval_split=8 --json").exits(0).json();
@@ -226,11 +231,48 @@ fn methods_that_exclude_each_other_are_refused_before_anything_is_loaded() {
         ("use_dora = true\ninit_lora_weights = \"pissa\"", "use_dora"),
         ("init_lora_weights = \"corda\"", "pissa"),
         ("target_modules = \"peft-default\"", "phi3"),
+        ("trainable_token_indices = [4, 320]", "320"),
+        ("trainable_token_indices = [4, 4]", "token 4 is there twice"),
+        ("trainable_token_indices = [4]\nmodules_to_save = [\"embed_tokens\"]", "model.embed_tokens"),
+        ("target_parameters = [\"experts.down_proj\"]", "no stacked experts"),
+        ("target_parameters = [\"experts.down_proj\"]\nlora_dropout = 0.1", "lora_dropout"),
+        ("layer_replication = [[0, 2], [1, 2]]", "repeats layers"),
     ] {
-        let model = if part == "phi3" { fixture("phi3") } else { fixture("llama") };
+        let family = match part {
+            "phi3" => "phi3",
+            // Of a family without stacked experts it would be the experts that are missing.
+            "lora_dropout" => "mixtral",
+            _ => "llama",
+        };
+        let model = fixture(family);
         place.config("c.toml", &model, "train.jsonl", lora, "max_steps = 1");
         let done = place.lora("train c.toml").exits(2);
         assert!(done.stderr.contains(part), "{lora}: {done:#?}");
         assert!(!place.path("run").exists(), "{lora}");
     }
+}
+
+#[test]
+fn inspect_tells_tokens_and_experts_and_replicated_layers_are_refused() {
+    let place = Place::new();
+    let inspect = |path: &std::path::Path| place.lora(&format!("inspect {} --json", path.display())).exits(0).json();
+    let tokens = inspect(&fixture("qwen2").join("adapters/tokens_apart"));
+    assert_eq!((tokens["trained_tokens"].as_u64(), tokens["loads_in"][0]["loads"].as_bool()), (Some(5), Some(true)));
+    assert_eq!(tokens["loads_in"][2]["loads"].as_bool(), Some(false));
+    let experts = inspect(&fixture("mixtral").join("adapters/experts"));
+    assert_eq!(experts["ranks"], serde_json::json!([2, 4]));
+    assert_eq!(experts["target_parameters"].as_array().map(Vec::len), Some(2));
+
+    let source = fixture("llama").join("adapters/lora");
+    for file in ["adapter_config.json", "adapter_model.safetensors"] {
+        std::fs::create_dir_all(place.path("replicated")).unwrap();
+        std::fs::copy(source.join(file), place.path("replicated").join(file)).unwrap();
+    }
+    let text = std::fs::read_to_string(source.join("adapter_config.json")).unwrap();
+    let text = text.replace("\"layer_replication\": null", "\"layer_replication\": [[0, 2], [1, 2]]");
+    place.write("replicated/adapter_config.json", &text);
+    let model = fixture("llama").display().to_string();
+    let done = place.lora(&format!("merge --model {model} --adapter replicated --output merged"));
+    assert!(done.stderr.contains("layer_replication") && done.stderr.contains("share the weights"), "{done:#?}");
+    assert!(!place.path("merged").exists());
 }

@@ -32,6 +32,8 @@ mod merge;
 mod mix;
 mod principal;
 mod spec;
+mod stacked;
+mod tokens;
 mod vera;
 
 pub use adalora::{AdaLora, Allocation, BudgetSchedule, KeptTriplets, RankAllocator, Triplets, orthogonality};
@@ -46,6 +48,8 @@ pub use merge::{delta, merge_embedding, merge_into, merge_lora, unmerge_from};
 pub use mix::{Combination, MajoritySign, MixOptions, MixPart, cut_dense, error_of_mix, mix, padded};
 pub use principal::{Principal, residual};
 pub use spec::LoraSpec;
+pub use stacked::StackedLora;
+pub use tokens::TokenRows;
 pub use vera::{Vera, VeraProjection};
 
 use tch::Tensor;

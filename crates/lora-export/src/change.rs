@@ -1,6 +1,7 @@
 //! How one merged tensor comes about, in blocks of rows.
 
 use crate::error::{Error, Result};
+use lora_core::StackedLora;
 use lora_format::Checkpoint;
 use tch::{Kind, TchError, Tensor};
 
@@ -28,6 +29,47 @@ pub(crate) enum Step {
     },
     /// Each output is given the length that DoRA trained.
     Magnitude(Magnitude),
+    /// Rows take the place of others.
+    Rows(Rows),
+    /// Each matrix of a stack `[E, out, in]` has a low-rank term of its own added.
+    Stacked(StackedLora),
+}
+
+/// Rows of trained tokens.
+pub(crate) struct Rows {
+    pub(crate) ids: Vec<i64>,
+    /// `[ids, columns]`.
+    pub(crate) rows: Tensor,
+}
+
+impl Rows {
+    /// A block of rows, beginning with `first`, with those that are replaced.
+    pub(crate) fn put(&self, block: &Tensor, first: i64) -> std::result::Result<Tensor, TchError> {
+        let last = first + block.size()[0];
+        let here = self.ids.iter().enumerate().filter(|(_, id)| (first..last).contains(*id));
+        let (slots, places): (Vec<i64>, Vec<i64>) = here.map(|(slot, id)| (slot as i64, id - first)).unzip();
+        if slots.is_empty() {
+            return Ok(block.shallow_clone());
+        }
+        let own = self.rows.f_index_select(0, &Tensor::f_from_slice(&slots)?)?.f_to_kind(block.kind())?;
+        block.f_index_copy(0, &Tensor::f_from_slice(&places)?, &own)
+    }
+}
+
+/// `scale · B A` of some matrices of a stack, `[count, out, in]`, in `kind`; of absolute values where these are asked for.
+pub(crate) fn stacked_term(
+    lora: &StackedLora,
+    (first, count): (i64, i64),
+    kind: Kind,
+    absolute: bool,
+) -> lora_core::Result<Tensor> {
+    let (a, b) = lora.views()?;
+    let of = |t: &Tensor| -> lora_core::Result<Tensor> {
+        let t = t.f_narrow(0, first, count)?.f_to_kind(kind)?;
+        Ok(if absolute { t.f_abs()? } else { t })
+    };
+    let scale = if absolute { lora.scale.abs() } else { lora.scale };
+    Ok(of(&b)?.f_matmul(&of(&a)?)?.f_mul_scalar(scale)?)
 }
 
 /// DoRA's lengths: `m / n` on each output, where `n` is the norm of its weights as they are by then.
@@ -149,6 +191,12 @@ impl Change {
                     .ratio(&rows, first)
                     .and_then(|ratio| rows.f_mul(&ratio))
                     .map_err(|e| Error::merge(name, e))?,
+                Step::Rows(own) => own.put(&rows, first).map_err(|e| Error::merge(name, e))?,
+                Step::Stacked(lora) => {
+                    let term =
+                        stacked_term(lora, (first, count), rows.kind(), false).map_err(|e| Error::merge(name, e))?;
+                    rows.f_add(&term).map_err(|e| Error::merge(name, e))?
+                }
             };
             rows = taken;
         }

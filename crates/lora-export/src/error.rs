@@ -74,6 +74,21 @@ pub enum Error {
         /// The shape in the base.
         wanted: Vec<i64>,
     },
+    /// A trained token is not in the base's vocabulary.
+    #[error(
+        "{}: trainable_token_indices has token {id}, and `{tensor}` of the base has {rows} rows; resize the base's embedding as it was for training",
+        adapter.display()
+    )]
+    TokenOutside {
+        /// The adapter's folder.
+        adapter: PathBuf,
+        /// The table or head.
+        tensor: String,
+        /// The token.
+        id: i64,
+        /// How many there are.
+        rows: i64,
+    },
     /// A tensor of the base is not a floating-point one.
     #[error("{}: tensor `{tensor}` is {got}, and only floating-point weights can be merged; give the original, unquantised checkpoint", base.display())]
     NotFloat {

@@ -18,6 +18,7 @@
 mod change;
 mod companions;
 mod error;
+mod experts;
 mod extract;
 mod gguf;
 mod merge;

@@ -134,6 +134,16 @@ impl Mixed {
                         "is saved in full by one adapter and low-rank in another",
                     ));
                 }
+                AdapterModule::Tokens(_) => {
+                    let why = "has rows of tokens (trainable_token_indices), which take the place of others and have no sum; \
+                               merge the adapters into the base one by one instead";
+                    return Err(refuse(&weighted.adapter, name, why));
+                }
+                AdapterModule::Stacked(_) => {
+                    let why = "is a stacked parameter (target_parameters), whose adapters have no common form to be mixed \
+                               in; merge the adapters into the base one by one instead";
+                    return Err(refuse(&weighted.adapter, name, why));
+                }
             };
             if lora.base_bias.is_some() {
                 return Err(refuse(

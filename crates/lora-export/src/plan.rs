@@ -7,8 +7,8 @@ use crate::plain::{input_of, plain};
 use crate::tied::{TiedPair, tied_pair};
 use lora_core::{Lora, LoraSpec, Principal};
 use lora_format::{
-    AdapterConfig, AdapterModule, Checkpoint, InitLoraWeights, LabelSettings, Labels, LoraTensors, names_classifier,
-    read_adapter,
+    AdapterConfig, AdapterFolder, AdapterModule, Checkpoint, InitLoraWeights, LabelSettings, Labels, LoraTensors,
+    names_classifier, read_adapter,
 };
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -44,8 +44,16 @@ impl Plan {
             if let Some(labels) = Labels::of_adapter(dir, &folder, planner.labels.as_ref())? {
                 planner.labels = Some(labels);
             }
-            planner.begin_adapter(dir, &folder.modules)?;
+            planner.begin_adapter(dir, &folder)?;
+            // A classifier has no language head that could share the embedding's weight.
+            let tied = tied_pair(base, config).filter(|_| planner.labels.is_none());
+            let follows = tied.filter(|pair| !has_own_rows(&folder.modules, pair.head));
             for (module, content) in folder.modules {
+                if let AdapterModule::Tokens(rows) = &content {
+                    let follows = follows.filter(|pair| pair.embedding == format!("{module}.weight"));
+                    planner.add_tokens(dir, &folder.config, &module, rows, follows)?;
+                    continue;
+                }
                 planner.add(dir, &folder.config, &module, content)?;
             }
             named_bases.push(folder.config.base_model_name_or_path);
@@ -94,8 +102,14 @@ impl Plan {
     }
 }
 
-struct Planner<'a> {
-    base: &'a Checkpoint,
+/// Whether an adapter has rows of tokens for a head by itself.
+fn has_own_rows(modules: &BTreeMap<String, AdapterModule>, head: &str) -> bool {
+    let module = head.strip_suffix(".weight").and_then(|module| modules.get(module));
+    matches!(module, Some(AdapterModule::Tokens(_)))
+}
+
+pub(crate) struct Planner<'a> {
+    pub(crate) base: &'a Checkpoint,
     orientation: Orientation,
     changes: BTreeMap<String, Change>,
     labels: Option<Labels>,
@@ -112,16 +126,28 @@ fn own_labels(base: &Checkpoint, config: &Map<String, Value>) -> Result<Option<L
 }
 
 impl Planner<'_> {
-    /// An adapter that saved a module in full has no common starting point with another that changes it.
-    fn begin_adapter(&self, adapter: &Path, modules: &BTreeMap<String, AdapterModule>) -> Result<()> {
-        for (module, content) in modules {
+    /// An adapter that saved a module in full has no common starting point with another that changes it, and neither have
+    /// rows of tokens with another change of the same rows.
+    fn begin_adapter(&self, adapter: &Path, folder: &AdapterFolder) -> Result<()> {
+        for (module, content) in &folder.modules {
             let names: Vec<String> = match content {
                 AdapterModule::Saved { tensors } => tensors.keys().map(|name| format!("{module}.{name}")).collect(),
+                AdapterModule::Stacked(_) => self.stacked_tensors(adapter, module)?,
                 _ => vec![format!("{module}.weight")],
             };
+            let ids = match content {
+                AdapterModule::Tokens(_) => folder.config.trainable_token_indices.as_ref().and_then(|t| t.of(module)),
+                _ => None,
+            };
             for tensor in names {
+                let Some(before) = self.changes.get(&tensor) else { continue };
                 let saves = matches!(content, AdapterModule::Saved { .. });
-                if self.changes.get(&tensor).is_some_and(|before| before.trained || saves) {
+                let meets = |step: &Step| match (step, ids) {
+                    (Step::Rows(rows), Some(ids)) => ids.iter().any(|id| rows.ids.contains(id)),
+                    (Step::Rows(_), None) | (_, Some(_)) => true,
+                    _ => false,
+                };
+                if before.trained || saves || before.steps.iter().any(meets) {
                     return Err(Error::Conflict { adapter: adapter.into(), tensor });
                 }
             }
@@ -150,6 +176,8 @@ impl Planner<'_> {
             AdapterModule::Embedding(lora) => (lora, true),
             // `plain` has made LoRA of them.
             AdapterModule::Vera(_) | AdapterModule::AdaLora(_) => return Ok(()),
+            AdapterModule::Stacked(lora) => return self.add_stacked(adapter, config, module, &lora),
+            AdapterModule::Tokens(rows) => return self.add_tokens(adapter, config, module, &rows, None),
         };
         let LoraTensors { a, b, bias, magnitude, base_weight, base_bias } = lora;
         // As the tensor is stored: rows are outputs, or inputs where it is transposed.
@@ -258,16 +286,16 @@ impl Planner<'_> {
         sum.unwrap_or_else(|| Tensor::from(1.0)).f_sqrt().map_err(|e| Error::merge(name, e))
     }
 
-    fn source(&self, name: &str) -> String {
+    pub(crate) fn source(&self, name: &str) -> String {
         self.orientation.source(name)
     }
 
-    fn change(&mut self, name: &str) -> &mut Change {
+    pub(crate) fn change(&mut self, name: &str) -> &mut Change {
         let source = self.source(name);
         self.changes.entry(name.into()).or_insert_with(|| Change::of(&source))
     }
 
-    fn check(&self, adapter: &Path, name: &str, got: Vec<i64>) -> Result<()> {
+    pub(crate) fn check(&self, adapter: &Path, name: &str, got: Vec<i64>) -> Result<()> {
         let source = self.source(name);
         if !self.base.contains(&source) {
             return Err(self.missing(adapter, name));

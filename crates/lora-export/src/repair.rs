@@ -5,9 +5,9 @@ use crate::merge::{check_output, make_parent};
 use crate::plan::Plan;
 use crate::tied::tied_pair;
 use lora_format::{
-    ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig, Checkpoint, KeyRule, RepairedKey, TargetModules, TensorFile,
-    TensorWriter, adapter_key, create_staging_dir, read_adapter, read_json_object, rehome, repair_key, sync_dir,
-    write_atomic,
+    ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig, Checkpoint, KeyRule, RepairedKey, STACKED, TargetModules,
+    TensorFile, TensorWriter, adapter_key, create_staging_dir, read_adapter, read_json_object, rehome, repair_key,
+    sync_dir, write_atomic,
 };
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -68,7 +68,7 @@ pub fn repair_adapter(adapter: &Path, model: Option<&Path>, out: Option<&Path>) 
     }
     let file = TensorFile::open(&weights)?;
     let model = model.map(Model::open).transpose()?;
-    let names = Names::plan(adapter, &file, model.as_ref())?;
+    let names = Names::plan(adapter, &file, &config, model.as_ref())?;
     names.check_alphas(adapter, &file, &config)?;
     let targets = names.targets(&config, model.as_ref())?;
     let renamed = |(to, (from, rules)): (&String, &(String, Vec<KeyRule>))| {
@@ -115,10 +115,10 @@ struct Names {
 }
 
 impl Names {
-    fn plan(adapter: &Path, file: &TensorFile, model: Option<&Model>) -> Result<Self> {
+    fn plan(adapter: &Path, file: &TensorFile, config: &AdapterConfig, model: Option<&Model>) -> Result<Self> {
         let refuse = |why: String| Error::Repair { adapter: adapter.into(), why };
         let mut names = Names { tensors: BTreeMap::new(), updated: BTreeSet::new(), alphas: Vec::new() };
-        let mut owners = BTreeSet::new();
+        let (mut owners, mut has_tokens) = (BTreeSet::new(), false);
         for name in file.names() {
             let Some((key, mut rules)) = repair_key(name) else {
                 let why = format!("no known history explains the name of tensor `{name}`; rename it by hand");
@@ -134,6 +134,8 @@ impl Names {
             };
             let module = match model {
                 None => module,
+                // The whole result is compared with the model before it appears.
+                Some(_) if of_experts(config, &module) => module,
                 Some(model) => at_home(&module, model, &mut rules).map_err(|why| refuse(format!("`{name}`: {why}")))?,
             };
             let Some(end) = end else {
@@ -141,6 +143,7 @@ impl Names {
                 continue;
             };
             let to = adapter_key(&module, &end);
+            has_tokens |= end.contains("trainable_tokens_delta");
             if end.contains("lora_") {
                 names.updated.insert(module);
             }
@@ -154,7 +157,7 @@ impl Names {
             let owners = owners.into_iter().collect::<Vec<_>>().join(", ");
             return Err(refuse(format!("the file holds tensors of several adapters ({owners}); save each on its own")));
         }
-        if names.updated.is_empty() {
+        if names.updated.is_empty() && !has_tokens {
             return Err(refuse("the file holds no tensor of a LoRA adapter".into()));
         }
         Ok(names)
@@ -185,8 +188,10 @@ impl Names {
         let Some(targets) = config.target_modules.as_ref().filter(|targets| !targets.is_all_linear()) else {
             return Ok(None);
         };
+        // Stacked experts are named in target_parameters.
+        let updated: Vec<&String> = self.updated.iter().filter(|module| !of_experts(config, module)).collect();
         let mut named = true;
-        for module in &self.updated {
+        for module in &updated {
             named &= targets.matches(module)?;
         }
         if named {
@@ -194,7 +199,7 @@ impl Names {
         }
         let leaf = |path: &str| path.rsplit('.').next().unwrap_or(path).to_string();
         let mut counts: BTreeMap<String, usize> = BTreeMap::new();
-        self.updated.iter().for_each(|module| *counts.entry(leaf(module)).or_default() += 1);
+        updated.iter().for_each(|module| *counts.entry(leaf(module)).or_default() += 1);
         // A short name means every module of that name: where others have none, only whole paths are right.
         let everywhere = match model {
             Some(model) => counts.iter().all(|(name, n)| {
@@ -203,8 +208,15 @@ impl Names {
             }),
             None => counts.values().collect::<BTreeSet<_>>().len() == 1,
         };
-        Ok(Some(if everywhere { counts.into_keys().collect() } else { self.updated.iter().cloned().collect() }))
+        Ok(Some(if everywhere { counts.into_keys().collect() } else { updated.into_iter().cloned().collect() }))
     }
+}
+
+/// Whether tensors at `module` are of a parameter of `target_parameters`, which PEFT names by what it wraps around it.
+fn of_experts(config: &AdapterConfig, module: &str) -> bool {
+    let module = module.strip_suffix(".base_layer").unwrap_or(module);
+    let list = TargetModules::List(config.target_parameters.clone().unwrap_or_default());
+    STACKED.iter().any(|parameter| list.matches(&format!("{module}.{parameter}")).unwrap_or(false))
 }
 
 /// The path of a module in the model.

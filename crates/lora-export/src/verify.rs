@@ -1,6 +1,6 @@
 //! A merged model checked against base and adapters, weight by weight, in float64.
 
-use crate::change::{Change, Step, blocks};
+use crate::change::{Change, Step, blocks, stacked_term};
 use crate::error::{Disagreement, Error, Result};
 use crate::plan::Plan;
 use crate::tied::{TIE_KEY, tied_pair};
@@ -147,6 +147,15 @@ fn compare_rows(
                 let ratio = magnitude.ratio(&exact, first)?;
                 (exact, size) = (exact.f_mul(&ratio)?, size.f_mul(&ratio.f_abs()?)?);
                 terms += magnitude.terms(&exact) as f64 + 2.0;
+            }
+            Step::Rows(own) => (exact, size) = (own.put(&exact, first)?, own.put(&size, first)?.f_abs()?),
+            Step::Stacked(lora) => {
+                let term = |absolute| {
+                    let term = stacked_term(lora, (first, start.size()[0]), Kind::Double, absolute);
+                    term.map_err(|e| TchError::Torch(e.to_string()))
+                };
+                (exact, size) = (exact.f_add(&term(false)?)?, size.f_add(&term(true)?)?);
+                terms += lora.r() as f64 + 2.0;
             }
         }
     }

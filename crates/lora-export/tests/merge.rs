@@ -29,6 +29,15 @@ const BF16_UNIT: f64 = 1.0 / 128.0;
 /// Sums of order one in fp32, for entries near zero.
 const F32_SUM_TOLERANCE: f64 = 1e-5;
 
+/// The tokens whose rows of the head are its own in `qwen2/adapters/tokens_apart`.
+const HEAD_ROWS: [i64; 2] = [85, 7];
+
+/// A table with some rows of another.
+fn with_rows(table: &Tensor, other: &Tensor, ids: [i64; 2]) -> Tensor {
+    let index = Tensor::from_slice(&ids);
+    table.index_copy(0, &index, &other.index_select(0, &index))
+}
+
 #[test]
 fn every_fixture_merges_as_peft_merges_it() {
     let mut compared = 0;
@@ -55,6 +64,15 @@ fn every_fixture_merges_as_peft_merges_it() {
             assert!(before.shards().iter().map(names).eq(after.shards().iter().map(names)), "{label}");
 
             let golden: Vec<&str> = reference.names().filter_map(|n| n.strip_prefix("merged.")).collect();
+            // PEFT writes the rows of a tied head that has its own into the one weight, and those of the table, too, so that its
+            // merged model is no longer the adapted one. Here the two become two.
+            let apart = label.ends_with("qwen2/adapters/tokens_apart");
+            if apart {
+                let name = "model.embed_tokens.weight";
+                let (was, both) = (before.read(name).unwrap(), reference.read(&format!("merged.{name}")).unwrap());
+                let head = with_rows(&was, &both, HEAD_ROWS);
+                assert!(after.read("lm_head.weight").unwrap().equal(&head) && !head.equal(&was), "{label}");
+            }
             // An adapter that is still the part of the base that it began as adds up to the base again.
             let unconverted = label.ends_with("/pissa") || label.ends_with("/olora");
             assert_eq!(golden.is_empty(), unconverted, "{label}");
@@ -64,7 +82,10 @@ fn every_fixture_merges_as_peft_merges_it() {
                 assert!(error <= GOLDEN_TOLERANCE, "{label} {name}: {error:e}");
             }
             for name in &golden {
-                let want = reference.read(&format!("merged.{name}")).unwrap();
+                let mut want = reference.read(&format!("merged.{name}")).unwrap();
+                if apart && *name == "model.embed_tokens.weight" {
+                    want = with_rows(&want, &before.read(name).unwrap(), HEAD_ROWS);
+                }
                 let got = after.read(name).unwrap_or_else(|e| panic!("{label}: {e}"));
                 let error = (&got - &want).abs().max().double_value(&[]) / want.abs().max().double_value(&[]);
                 assert!(error <= GOLDEN_TOLERANCE, "{label} {name}: {error:e}");
@@ -81,7 +102,9 @@ fn every_fixture_merges_as_peft_merges_it() {
             }
             let agreement = verify(&base, std::slice::from_ref(&adapter), &out).expect(&label);
             assert_eq!((agreement.tensors, agreement.changed), (report.tensors, report.changed.len()));
-            assert!(agreement.max_ratio > 0.0, "{label}: {agreement:?}");
+            // Rows of tokens are taken as they are.
+            let exact = label.ends_with("/tokens_alone");
+            assert_eq!(agreement.max_ratio > 0.0, !exact, "{label}: {agreement:?}");
         }
     }
     assert!(compared > 120, "{compared}");

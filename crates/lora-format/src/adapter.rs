@@ -7,6 +7,7 @@ pub use methods::{AdaLoraTensors, VeraPair, VeraTensors};
 use crate::adapter_config::AdapterConfig;
 use crate::error::{Error, Result, TensorFault};
 use crate::repair::{KeyRule, RepairedKey, adapter_key, repair_key};
+use crate::stacked::{Wrapped, is_target, is_turned, stacked_key, turn_stacked, wrapped};
 use crate::tensor_file::TensorFile;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -44,6 +45,28 @@ pub enum AdapterModule {
         /// `weight`, `bias`.
         tensors: BTreeMap<String, Tensor>,
     },
+    /// Rows `[tokens, dim]` that take the place of those of `trainable_token_indices`, in an embedding or a head.
+    Tokens(Tensor),
+    /// A low-rank update of stacked matrices `[E, out, in]`, under the path of the parameter (`..experts.down_proj`):
+    /// `W[e] + scale * B[e] A[e]`, where `a` is `[E * r, in]`, taken as `[E, r, in]`, and `b` is `[out, r * E]`, taken as
+    /// `[out, r, E]`. Files of PEFT before 0.19 have been brought to this form.
+    Stacked(LoraTensors),
+}
+
+impl AdapterModule {
+    /// How many numbers are trained.
+    pub fn trained(&self) -> i64 {
+        match self {
+            AdapterModule::Linear(lora) | AdapterModule::Embedding(lora) | AdapterModule::Stacked(lora) => {
+                lora.trained()
+            }
+            // The shared pair is frozen.
+            AdapterModule::Vera(v) => (v.lambda_b.numel() + v.lambda_d.numel()) as i64,
+            AdapterModule::AdaLora(l) => (l.a.numel() + l.b.numel() + l.e.numel()) as i64,
+            AdapterModule::Saved { tensors } => tensors.values().map(|t| t.numel() as i64).sum(),
+            AdapterModule::Tokens(rows) => rows.numel() as i64,
+        }
+    }
 }
 
 /// The tensors of a low-rank update.
@@ -120,6 +143,7 @@ pub fn read_adapter(dir: &Path) -> Result<AdapterFolder> {
             Part::Magnitude => parts.magnitude = Some(tensor),
             Part::BaseWeight => parts.base_weight = Some(tensor),
             Part::BaseBias => parts.base_bias = Some(tensor),
+            Part::Tokens => parts.tokens = Some(tensor),
             Part::Saved(name) => {
                 parts.saved.insert(name.to_string(), tensor);
             }
@@ -128,13 +152,41 @@ pub fn read_adapter(dir: &Path) -> Result<AdapterFolder> {
     if parts.is_empty() {
         return Err(Error::EmptyAdapter { path });
     }
+    follow_embedding(&config, &mut parts);
+    let wrappers: Vec<&str> = parts.keys().copied().collect();
     let mut modules = BTreeMap::new();
     for (module, parts) in parts {
-        let read = parts.join(module, &config, &path)?;
-        check_module(&path, &config, module, &read)?;
-        modules.insert(module.to_string(), read);
+        let inner = wrappers.contains(&format!("{module}.base_layer").as_str());
+        let is = wrapped(&config, module, inner)?;
+        let (module, read) = match is.map_err(|why| unexpected(&path, &format!("{PREFIX}{module}{LORA_A}"), why))? {
+            Wrapped::Stacked(parameter) => {
+                let read = parts.stacked(module, &parameter, &config, &path)?;
+                (parameter, read)
+            }
+            // The patterns are matched against the path of the parameter.
+            Wrapped::Weight if config.rank_of(&format!("{module}.weight"))? != config.rank_of(module)? => {
+                let why = "rank_pattern says one thing of the module and another of its weight";
+                return Err(unexpected(&path, &format!("{PREFIX}{module}{LORA_A}"), why));
+            }
+            is => (module.to_string(), parts.join(module, matches!(is, Wrapped::Weight), &config, &path)?),
+        };
+        check_module(&path, &config, &module, &read)?;
+        modules.insert(module, read);
     }
     Ok(AdapterFolder { config, modules })
+}
+
+/// A tied head follows its embedding. PEFT's method of tokens alone saves it twice all the same; a copy under a name that
+/// the configuration does not say is dropped.
+fn follow_embedding(config: &AdapterConfig, parts: &mut BTreeMap<&str, Parts>) {
+    let Some(indices) = config.trainable_token_indices.as_ref().filter(|_| config.is_tokens_alone()) else { return };
+    let named = |module: &str| indices.of(module).is_some();
+    let own: Vec<Tensor> =
+        parts.iter().filter(|(m, _)| named(m)).filter_map(|(_, p)| Some(p.tokens.as_ref()?.shallow_clone())).collect();
+    parts.retain(|module, p| {
+        let copy = |t: &Tensor| own.iter().any(|o| o.f_equal(t).unwrap_or(false));
+        named(module) || !p.tokens.as_ref().is_some_and(copy)
+    });
 }
 
 /// What a tensor is to its module.
@@ -147,6 +199,7 @@ enum Part<'a> {
     Magnitude,
     BaseWeight,
     BaseBias,
+    Tokens,
     Saved(&'a str),
 }
 
@@ -159,6 +212,9 @@ pub(crate) const LORA_B_BIAS: &str = ".lora_B.bias";
 pub(crate) const MAGNITUDE: &str = ".lora_magnitude_vector";
 pub(crate) const BASE_WEIGHT: &str = ".base_layer.weight";
 pub(crate) const BASE_BIAS: &str = ".base_layer.bias";
+pub(crate) const TOKEN_ROWS: &str = ".token_adapter.trainable_tokens_delta";
+/// The same in PEFT's method of tokens alone.
+pub(crate) const TOKEN_ROWS_ALONE: &str = ".trainable_tokens_delta";
 
 fn split_name<'a>(name: &'a str, config: &AdapterConfig) -> std::result::Result<(&'a str, Part<'a>), &'static str> {
     let path = name.strip_prefix(PREFIX).ok_or("the name does not begin with `base_model.model.`")?;
@@ -173,6 +229,8 @@ fn split_name<'a>(name: &'a str, config: &AdapterConfig) -> std::result::Result<
         // As PEFT 0.10 and before wrote it.
         (".lora_magnitude_vector.weight", Part::Magnitude),
         (BASE_BIAS, Part::BaseBias),
+        (TOKEN_ROWS, Part::Tokens),
+        (TOKEN_ROWS_ALONE, Part::Tokens),
     ];
     for (suffix, part) in suffixes {
         if let Some(module) = path.strip_suffix(suffix) {
@@ -213,14 +271,40 @@ struct Parts {
     magnitude: Option<Tensor>,
     base_weight: Option<Tensor>,
     base_bias: Option<Tensor>,
+    tokens: Option<Tensor>,
     saved: BTreeMap<String, Tensor>,
 }
 
 impl Parts {
-    fn join(self, module: &str, config: &AdapterConfig, path: &Path) -> Result<AdapterModule> {
+    /// The pair of a stacked parameter, in the layout of today's PEFT.
+    fn stacked(self, wrapper: &str, parameter: &str, config: &AdapterConfig, path: &Path) -> Result<AdapterModule> {
+        let name = |suffix: &str| format!("{PREFIX}{wrapper}{suffix}");
+        let (a, b) = match (self.a, self.b) {
+            (Some(a), Some(b)) => (a, b),
+            (None, _) => return Err(Error::tensor(path, name(LORA_A), TensorFault::Missing)),
+            (_, None) => return Err(Error::tensor(path, name(LORA_B), TensorFault::Missing)),
+        };
+        let lora = LoraTensors::new(a, b);
+        check_stacked(path, wrapper, config.rank_of(parameter)?, &lora)?;
+        if !is_turned(config.peft_version.as_deref()) {
+            return Ok(AdapterModule::Stacked(lora));
+        }
+        let turned = turn_stacked(&lora.a, &lora.b, config.rank_of(parameter)?);
+        let (a, b) = turned.map_err(|e| Error::tch(path, e))?;
+        Ok(AdapterModule::Stacked(LoraTensors::new(a, b)))
+    }
+
+    fn join(self, module: &str, by_weight: bool, config: &AdapterConfig, path: &Path) -> Result<AdapterModule> {
         let missing =
             |suffix: &str| Err(Error::tensor(path, format!("{PREFIX}{module}{suffix}"), TensorFault::Missing));
         let extra = |suffix: &str, why| Err(unexpected(path, &format!("{PREFIX}{module}{suffix}"), why));
+        if let Some(rows) = self.tokens {
+            let others = [&self.a, &self.b, &self.embedding_a, &self.embedding_b].into_iter().any(Option::is_some);
+            return match others || !self.saved.is_empty() {
+                true => extra(TOKEN_ROWS, "the module has other tensors, too"),
+                false => Ok(AdapterModule::Tokens(rows)),
+            };
+        }
         let has_embedding = self.embedding_a.is_some() || self.embedding_b.is_some();
         let others = [&self.bias, &self.magnitude, &self.base_weight, &self.base_bias];
         let has_linear = self.a.is_some() || self.b.is_some() || (others.iter().any(|t| t.is_some()) && !has_embedding);
@@ -238,7 +322,7 @@ impl Parts {
             Some(targets) if !targets.is_all_linear() => targets.matches(module)?,
             _ => true,
         };
-        if !targeted {
+        if !targeted && !by_weight {
             return extra(first, "the module is not among target_modules; `lora repair` writes them anew");
         }
         for (suffix, given, asked) in [
@@ -286,6 +370,15 @@ pub(crate) fn check_module(path: &Path, config: &AdapterConfig, module: &str, co
             }
             return Ok(());
         }
+        AdapterModule::Tokens(rows) => return check_tokens(path, config, module, rows),
+        AdapterModule::Stacked(lora) => {
+            let wrapper = stacked_key(module, |_| false);
+            if !is_target(config, module) {
+                let why = "the parameter is not among target_parameters";
+                return Err(unexpected(path, &format!("{PREFIX}{wrapper}{LORA_A}"), why));
+            }
+            return check_stacked(path, &wrapper, config.rank_of(module)?, lora);
+        }
     };
     let name = |suffix: &str| format!("{PREFIX}{module}{suffix}");
     let r = config.rank_of(module)?;
@@ -317,6 +410,34 @@ pub(crate) fn check_module(path: &Path, config: &AdapterConfig, module: &str, co
         check_finite(path, &name(BASE_WEIGHT), base)?;
     }
     Ok(())
+}
+
+/// Rows for the ids that the configuration names.
+fn check_tokens(path: &Path, config: &AdapterConfig, module: &str, rows: &Tensor) -> Result<()> {
+    let name = format!("{PREFIX}{module}{TOKEN_ROWS}");
+    let Some(ids) = config.trainable_token_indices.as_ref().and_then(|indices| indices.of(module)) else {
+        return Err(unexpected(path, &name, "trainable_token_indices does not name this module"));
+    };
+    let size = rows.size();
+    if size.len() != 2 || size[0] != ids.len() as i64 || size[1] < 1 {
+        let wanted = format!("[{}, dim] for the ids of trainable_token_indices", ids.len());
+        return Err(wrong_shape(path, name, size, wanted));
+    }
+    check_finite(path, &name, rows)
+}
+
+/// A and B of all experts, in either layout.
+fn check_stacked(path: &Path, wrapper: &str, r: i64, lora: &LoraTensors) -> Result<()> {
+    let name = |suffix: &str| format!("{PREFIX}{wrapper}{suffix}");
+    let (a, b) = (lora.a.size(), lora.b.size());
+    if a.len() != 2 || a[0] < r || a[0] % r != 0 || a[1] < 1 {
+        return Err(wrong_shape(path, name(LORA_A), a, format!("[experts * {r}, inputs] for the rank in the config")));
+    }
+    if b.len() != 2 || b[1] != a[0] || b[0] < 1 {
+        return Err(wrong_shape(path, name(LORA_B), b, format!("[outputs, {}], as A says", a[0])));
+    }
+    check_finite(path, &name(LORA_A), &lora.a)?;
+    check_finite(path, &name(LORA_B), &lora.b)
 }
 
 fn check_finite(path: &Path, name: &str, tensor: &Tensor) -> Result<()> {

@@ -2,6 +2,7 @@
 
 mod keys;
 mod method;
+mod tokens;
 
 pub use method::{AdaLoraConfig, Method, VeraConfig};
 
@@ -13,6 +14,9 @@ use crate::target::TargetModules;
 use keys::{OTHER, changed_others, refuse_unknown, unsupported};
 use serde_json::{Map, Value, json};
 use std::path::Path;
+use tokens::TOKENS_ALONE;
+
+pub use tokens::TokenIndices;
 
 /// No matrix of a model is wider, so no rank is larger.
 const MAX_RANK: i64 = 65_536;
@@ -79,6 +83,12 @@ pub struct AdapterConfig {
     pub layers_pattern: Option<Vec<String>>,
     /// Modules trained and saved in full.
     pub modules_to_save: Option<Vec<String>>,
+    /// Tokens whose rows of the embedding alone are trained.
+    pub trainable_token_indices: Option<TokenIndices>,
+    /// Whether tied layers must stay tied where `trainable_token_indices` names both.
+    pub ensure_weight_tying: bool,
+    /// Parameters that are no module's `weight`, such as the stacked matrices of experts, with adapters of their own.
+    pub target_parameters: Option<Vec<String>>,
     /// The other known keys that are not at their default, as they were written.
     pub other: Map<String, Value>,
 }
@@ -106,6 +116,9 @@ impl Default for AdapterConfig {
             layers_to_transform: None,
             layers_pattern: None,
             modules_to_save: None,
+            trainable_token_indices: None,
+            ensure_weight_tying: false,
+            target_parameters: None,
             other: Map::new(),
         }
     }
@@ -124,8 +137,13 @@ impl AdapterConfig {
     pub(crate) fn from_json(path: &Path, map: &Map<String, Value>) -> Result<Self> {
         let f = Fields::new(path, "", map);
         let peft_type = f.string("peft_type")?.ok_or_else(|| f.wrong("peft_type", "\"LORA\""))?;
+        if peft_type == TOKENS_ALONE {
+            let config = tokens::from_alone(f, map)?;
+            config.check(path)?;
+            return Ok(config);
+        }
         let Some(method) = Method::read(f, &peft_type)? else {
-            let reason = "only LORA, VERA and ADALORA adapters are read";
+            let reason = "only LORA, VERA, ADALORA and TRAINABLE_TOKENS adapters are read";
             return Err(unsupported(path, "peft_type", &map["peft_type"], reason));
         };
         refuse_unknown(path, map, &method)?;
@@ -159,6 +177,9 @@ impl AdapterConfig {
             layers_to_transform: f.ints("layers_to_transform", 0, i32::MAX.into())?,
             layers_pattern: f.strings("layers_pattern")?,
             modules_to_save: f.strings("modules_to_save")?,
+            trainable_token_indices: tokens::read(f)?,
+            ensure_weight_tying: f.bool("ensure_weight_tying")?.unwrap_or(false),
+            target_parameters: f.strings("target_parameters")?,
             other: changed_others(map),
         };
         f.bool("inference_mode")?;
@@ -216,6 +237,23 @@ impl AdapterConfig {
         if self.layers_pattern.as_ref().is_some_and(|p| !p.is_empty()) && self.layers_to_transform.is_none() {
             return wrong("layers_to_transform", "given when layers_pattern is");
         }
+        if let Some(wanted) = self.trainable_token_indices.as_ref().and_then(tokens::fault) {
+            return wrong("trainable_token_indices", &wanted);
+        }
+        if self.has_target_parameters() {
+            // As PEFT: an adapter of a bare parameter is a change of it, and sees neither inputs nor outputs.
+            let without = "absent or at its default where target_parameters is given, which cannot be combined with it";
+            let excluded = [
+                ("lora_dropout", self.lora_dropout > 0.0),
+                ("lora_bias", self.lora_bias),
+                ("use_dora", self.use_dora),
+                ("fan_in_fan_out", self.fan_in_fan_out),
+                ("init_lora_weights", matches!(&self.init_lora_weights, InitLoraWeights::Named(n) if n != "gaussian")),
+            ];
+            if let Some((field, _)) = excluded.into_iter().find(|(_, is)| *is) {
+                return wrong(field, without);
+            }
+        }
         let keys = self.rank_pattern.iter().map(|(key, _)| ("rank_pattern", key));
         for (field, key) in keys.chain(self.alpha_pattern.iter().map(|(key, _)| ("alpha_pattern", key))) {
             if let Err(Error::Pattern { source, .. }) = ending(key) {
@@ -243,6 +281,11 @@ impl AdapterConfig {
         }
     }
 
+    /// Whether parameters have adapters of their own; PEFT writes an empty list where it looked for such and found none.
+    pub fn has_target_parameters(&self) -> bool {
+        self.target_parameters.as_ref().is_some_and(|names| !names.is_empty())
+    }
+
     /// The alpha of a module: the first key of `alpha_pattern` that matches its path to the end, else `lora_alpha`.
     ///
     /// # Errors
@@ -252,7 +295,12 @@ impl AdapterConfig {
     }
 
     /// The file's content as PEFT writes it: every key, sorted, `inference_mode` true.
+    ///
+    /// Tokens alone are written as PEFT's method of that name, for its LoRA needs a target.
     pub fn to_json(&self) -> Map<String, Value> {
+        if let Some(map) = self.alone_json() {
+            return map;
+        }
         let mut map = Map::new();
         for (key, default, _) in OTHER {
             let default = serde_json::from_str(default).unwrap_or_default();
@@ -262,6 +310,7 @@ impl AdapterConfig {
             ("alpha_pattern", Value::Object(self.alpha_pattern.iter().map(|(k, v)| (k.clone(), number(*v))).collect())),
             ("base_model_name_or_path", json!(self.base_model_name_or_path)),
             ("bias", json!(self.bias)),
+            ("ensure_weight_tying", json!(self.ensure_weight_tying)),
             ("exclude_modules", json!(self.exclude_modules.as_ref().map(TargetModules::to_json))),
             ("fan_in_fan_out", json!(self.fan_in_fan_out)),
             ("inference_mode", json!(true)),
@@ -284,7 +333,9 @@ impl AdapterConfig {
             // The order of the patterns decides which one counts, so it is kept and not sorted.
             ("rank_pattern", Value::Object(self.rank_pattern.iter().map(|(k, v)| (k.clone(), json!(v))).collect())),
             ("target_modules", json!(self.target_modules.as_ref().map(TargetModules::to_json))),
+            ("target_parameters", json!(self.target_parameters)),
             ("task_type", json!(self.task_type)),
+            ("trainable_token_indices", json!(self.trainable_token_indices.as_ref().map(TokenIndices::to_json))),
             ("use_dora", json!(self.use_dora)),
             ("use_rslora", json!(self.use_rslora)),
         ];

@@ -3,11 +3,12 @@
 use crate::adapter::methods::pair_to_write;
 use crate::adapter::{
     ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterModule, BASE_BIAS, BASE_WEIGHT, LORA_A, LORA_B, LORA_B_BIAS,
-    LORA_EMBEDDING_A, LORA_EMBEDDING_B, MAGNITUDE, PREFIX, check_module,
+    LORA_EMBEDDING_A, LORA_EMBEDDING_B, MAGNITUDE, PREFIX, TOKEN_ROWS, TOKEN_ROWS_ALONE, check_module,
 };
 use crate::adapter_config::AdapterConfig;
 use crate::atomic::{create_staging_dir, parent, sync_dir, write_atomic};
 use crate::error::{Error, Result};
+use crate::stacked::stacked_key;
 use crate::writer::write_tensors;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -29,13 +30,17 @@ pub fn write_adapter(dir: &Path, config: &AdapterConfig, modules: &BTreeMap<Stri
     let mut tensors = Vec::new();
     for (module, content) in modules {
         check_module(&path, config, module, content)?;
+        let wrapper = match content {
+            AdapterModule::Stacked(_) => stacked_key(module, |other| modules.contains_key(other)),
+            _ => module.clone(),
+        };
         let mut add = |suffix: &str, tensor: &Tensor| -> Result<()> {
             let tensor = tensor.f_detach().and_then(|t| t.f_to_kind(Kind::Float)).map_err(|e| Error::tch(&path, e))?;
-            tensors.push((format!("{PREFIX}{module}{suffix}"), tensor));
+            tensors.push((format!("{PREFIX}{wrapper}{suffix}"), tensor));
             Ok(())
         };
         let (lora, suffix_a, suffix_b) = match content {
-            AdapterModule::Linear(lora) => (lora, LORA_A, LORA_B),
+            AdapterModule::Linear(lora) | AdapterModule::Stacked(lora) => (lora, LORA_A, LORA_B),
             AdapterModule::Embedding(lora) => (lora, LORA_EMBEDDING_A, LORA_EMBEDDING_B),
             AdapterModule::Vera(vera) => {
                 vera.named().into_iter().try_for_each(|(suffix, tensor)| add(suffix, tensor))?;
@@ -47,6 +52,10 @@ pub fn write_adapter(dir: &Path, config: &AdapterConfig, modules: &BTreeMap<Stri
             }
             AdapterModule::Saved { tensors } => {
                 tensors.iter().try_for_each(|(name, tensor)| add(&format!(".{name}"), tensor))?;
+                continue;
+            }
+            AdapterModule::Tokens(rows) => {
+                add(if config.is_tokens_alone() { TOKEN_ROWS_ALONE } else { TOKEN_ROWS }, rows)?;
                 continue;
             }
         };

@@ -38,6 +38,7 @@ mod pattern;
 mod pickle;
 mod repair;
 mod rope;
+mod stacked;
 mod target;
 mod tensor_file;
 mod write_behind;
@@ -47,7 +48,7 @@ pub use adapter::{
     ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdaLoraTensors, AdapterFolder, AdapterModule, LoraTensors, VeraPair, VeraTensors,
     read_adapter,
 };
-pub use adapter_config::{AdaLoraConfig, AdapterConfig, InitLoraWeights, Method, VeraConfig};
+pub use adapter_config::{AdaLoraConfig, AdapterConfig, InitLoraWeights, Method, TokenIndices, VeraConfig};
 pub use adapter_write::write_adapter;
 pub use atomic::{create_staging_dir, sync_dir, write_atomic};
 pub use bnb::{is_packed, is_part, nf4_tensors, packed_shape, quantization_config, read_nf4};
@@ -61,6 +62,7 @@ pub use json::read_json_object;
 pub use labels::{CLASSIFIER_TASK, LABELS_FILE, LabelSettings, Labels, ProblemType, names_classifier, numbered_labels};
 pub use repair::{KeyRule, RepairedKey, adapter_key, rehome, repair_key};
 pub use rope::RopeParameters;
+pub use stacked::{STACKED, stacked_key, turn_stacked};
 pub use target::TargetModules;
 pub use tensor_file::TensorFile;
 pub use writer::{TensorWriter, write_tensors};

@@ -5,6 +5,7 @@
 
 use crate::adapter::{
     BASE_BIAS, BASE_WEIGHT, LORA_A, LORA_B, LORA_B_BIAS, LORA_EMBEDDING_A, LORA_EMBEDDING_B, MAGNITUDE, PREFIX,
+    TOKEN_ROWS, TOKEN_ROWS_ALONE,
 };
 use std::fmt;
 
@@ -89,8 +90,18 @@ const OUTER: &str = "module";
 /// Modules that hold a whole PEFT model.
 const HOLDERS: [&str; 2] = ["model.", "model.model."];
 /// PEFT's ends of names, but for plain `weight` and `bias` of modules saved in full.
-const ENDS: [&str; 8] =
-    [LORA_A, LORA_B, LORA_EMBEDDING_A, LORA_EMBEDDING_B, LORA_B_BIAS, MAGNITUDE, BASE_WEIGHT, BASE_BIAS];
+const ENDS: [&str; 10] = [
+    LORA_A,
+    LORA_B,
+    LORA_EMBEDDING_A,
+    LORA_EMBEDDING_B,
+    LORA_B_BIAS,
+    MAGNITUDE,
+    BASE_WEIGHT,
+    BASE_BIAS,
+    TOKEN_ROWS,
+    TOKEN_ROWS_ALONE,
+];
 
 /// The name as PEFT writes it, and the rules that led there; none for a name that is right already. `None` where no rule
 /// explains the name.
@@ -187,6 +198,8 @@ fn repair_end(path: &str, rules: &mut Vec<KeyRule>) -> Option<String> {
         (".lora_embedding_B.", "", LORA_EMBEDDING_B),
         (".lora_magnitude_vector.", ".weight", MAGNITUDE),
         (".lora_magnitude_vector.", "", MAGNITUDE),
+        (".token_adapter.trainable_tokens_delta.", "", TOKEN_ROWS),
+        (".trainable_tokens_delta.", "", TOKEN_ROWS_ALONE),
         (".modules_to_save.", ".weight", ".weight"),
         (".modules_to_save.", ".bias", ".bias"),
     ] {

@@ -39,6 +39,8 @@ fn count_tensors(folder: &AdapterFolder) -> usize {
         AdapterModule::Vera(vera) => 2 + usize::from(vera.base_weight.is_some()),
         AdapterModule::AdaLora(triplets) => 3 + usize::from(triplets.base_weight.is_some()),
         AdapterModule::Saved { tensors } => tensors.len(),
+        AdapterModule::Tokens(_) => 1,
+        AdapterModule::Stacked(_) => 2,
     };
     let shared = folder.modules.values().any(|m| matches!(m, AdapterModule::Vera(v) if v.projection.is_some()));
     folder.modules.values().map(count).sum::<usize>() + if shared { 2 } else { 0 }
@@ -52,10 +54,19 @@ fn every_fixture_reads_whole_and_writes_back_as_peft_wrote_it() {
     for dir in folders {
         let folder = read_adapter(&dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
         read += 1;
+        // What was read in the layout of PEFT before 0.19 is written in today's.
+        let dir = PathBuf::from(dir.to_string_lossy().replace("experts_before_0_19", "experts"));
         let theirs = TensorFile::open(&dir.join(ADAPTER_WEIGHTS)).unwrap();
         // With `bias = "all"` PEFT writes the biases of a module of modules_to_save again, under the names of its wrapper.
         let again = [".modules_to_save.bias", ".original_module.bias"];
-        let names: Vec<&str> = theirs.names().filter(|name| !again.iter().any(|end| name.ends_with(end))).collect();
+        // Of tokens alone PEFT writes those of a tied head again, which follows its embedding.
+        let table = "base_model.model.model.embed_tokens.trainable_tokens_delta";
+        let follows = |name: &str| {
+            let is = folder.config.is_tokens_alone() && name == "base_model.model.lm_head.trainable_tokens_delta";
+            is && theirs.bytes(name).unwrap() == theirs.bytes(table).unwrap()
+        };
+        let is_again = |name: &str| again.iter().any(|end| name.ends_with(end)) || follows(name);
+        let names: Vec<&str> = theirs.names().filter(|name| !is_again(name)).collect();
         assert_eq!(count_tensors(&folder), names.len(), "{}", dir.display());
 
         let temp = tempfile::tempdir().unwrap();

@@ -5,7 +5,9 @@ use crate::decoder::{Decoder, ModuleMut};
 use crate::error::{Error, Result};
 use crate::inject::Start;
 use crate::methods::{file_projection, from_file};
-use lora_core::{Adapter, Lora, LoraSpec};
+use crate::stacked::stacks;
+use crate::tokens::TokenAdapters;
+use lora_core::{Adapter, Lora, LoraSpec, StackedLora};
 use lora_format::{AdapterFolder, AdapterModule};
 use lora_torch::Segments;
 use lora_torch::Weight;
@@ -29,6 +31,10 @@ struct Loaded {
     low_rank: BTreeMap<String, Adapter>,
     /// Modules that it has in full, and biases of the base.
     whole: BTreeMap<String, BTreeMap<String, Tensor>>,
+    /// Adapters of all experts of a block together.
+    stacked: BTreeMap<String, StackedLora>,
+    /// Rows of table and head.
+    tokens: TokenAdapters,
 }
 
 impl AdapterSet {
@@ -43,11 +49,21 @@ impl AdapterSet {
         let (config, device) = (&folder.config, model.device());
         let start = Start::of(config).ok();
         let place = |t: &Tensor| -> Result<Tensor> { Ok(t.f_detach()?.f_to_device(device)?.f_to_kind(Kind::Float)?) };
-        let mut loaded = Loaded { low_rank: BTreeMap::new(), whole: BTreeMap::new() };
         let projection = file_projection(folder, model)?;
+        let tokens = model.tokens_of(folder, place)?;
+        let mut stacked = BTreeMap::new();
+        for (path, content) in &folder.modules {
+            if let AdapterModule::Stacked(lora) = content {
+                stacked.insert(path.clone(), model.placed_stack(path, lora, config, |t, _| place(t))?.1);
+            }
+        }
+        let mut loaded = Loaded { low_rank: BTreeMap::new(), whole: BTreeMap::new(), stacked, tokens };
         let mut modules: BTreeMap<String, ModuleMut<'_>> = model.modules_mut().into_iter().collect();
         for (path, content) in &folder.modules {
             let fault = |reason: String| Error::Module { module: path.clone(), reason };
+            if matches!(content, AdapterModule::Stacked(_) | AdapterModule::Tokens(_)) {
+                continue;
+            }
             let Some(module) = modules.get_mut(path) else { return Err(fault("is not in this model".into())) };
             if let ModuleMut::Linear(l) = module
                 && let Some((other, base)) = from_file(path, content, config, l, projection.as_ref(), &place)?
@@ -127,7 +143,8 @@ impl AdapterSet {
     ///
     /// # Errors
     /// [`Error::Adapter`] for a name that is not loaded, or adapters that cannot be weighted: those with DoRA, modules
-    /// saved in full or biases of the base are active alone, with a weight of 1.
+    /// saved in full or biases of the base are active alone, with a weight of 1; those with rows of tokens have a weight of
+    /// 1 and no row in common.
     pub fn activate(&mut self, model: &mut Decoder, mix: AdapterMix<'_>) -> Result<()> {
         let alone = matches!(mix, [(_, weight)] if *weight == 1.0);
         if alone {
@@ -135,6 +152,9 @@ impl AdapterSet {
         } else {
             self.check_weightable(mix)?;
         }
+        let tokens: Vec<&TokenAdapters> =
+            mix.iter().filter_map(|(name, _)| Some(&self.loaded.get(*name)?.tokens)).collect();
+        let tokens = TokenAdapters::together(&tokens, model.config.vocab_size)?;
         restore(&mut self.replaced, model);
         let active: Vec<(&Loaded, f64)> = mix.iter().map(|(name, weight)| (&self.loaded[*name], *weight)).collect();
         for (path, module) in model.modules_mut() {
@@ -142,6 +162,13 @@ impl AdapterSet {
                 active.iter().filter_map(|(l, weight)| Some((l.low_rank.get(&path)?, *weight))).collect();
             set_adapter(module, if here.is_empty() { None } else { Some(combined(&here)?) });
         }
+        for stack in stacks(&model.config) {
+            let here: Vec<(&StackedLora, f64)> =
+                active.iter().filter_map(|(l, weight)| Some((l.stacked.get(&stack.path)?, *weight))).collect();
+            let lora = if here.is_empty() { None } else { Some(StackedLora::combined(&here)?) };
+            model.set_stacked(&stack, lora)?;
+        }
+        model.tokens = tokens;
         // Only an adapter that is alone has modules in full.
         for (path, module) in model.modules_mut() {
             if let Some(tensors) = active.iter().find_map(|(l, _)| l.whole.get(&path)) {
@@ -171,8 +198,20 @@ impl AdapterSet {
                     "it has biases of B (lora_bias), which cannot be given by row; use it for a whole batch".into();
                 return Err(Error::Adapter { field: "adapter", value: name.into(), reason });
             }
+            let whole = |l: &Loaded| !l.stacked.is_empty() || !l.tokens.is_empty();
+            if let Some((name, ..)) = self.parts(mix)?.into_iter().find(|(_, l, _)| whole(l)) {
+                let reason =
+                    "it has stacked experts (target_parameters) or rows of tokens (trainable_token_indices), which \
+                              cannot be given by row; use it for a whole batch"
+                        .into();
+                return Err(Error::Adapter { field: "adapter", value: name.into(), reason });
+            }
         }
         restore(&mut self.replaced, model);
+        model.tokens = TokenAdapters::default();
+        for stack in stacks(&model.config) {
+            model.set_stacked(&stack, None)?;
+        }
         let names: BTreeSet<&str> = mixes.iter().flat_map(|mix| mix.iter().map(|(name, _)| *name)).collect();
         let names: Vec<&str> = names.into_iter().collect();
         // [tokens, adapters]: what each adapter counts for at each token.
@@ -238,6 +277,9 @@ impl AdapterSet {
             }
             if !loaded.whole.is_empty() {
                 return fault("it has modules or biases in full, which cannot be weighted");
+            }
+            if !loaded.tokens.is_empty() && weight != 1.0 {
+                return fault("it has rows of tokens, which cannot be weighted");
             }
             if loaded.low_rank.values().filter_map(Adapter::as_lora).any(|l| l.magnitude.is_some()) {
                 return fault("DoRA cannot be weighted beside the base");

@@ -71,18 +71,22 @@ impl Decoder {
         let trains = |t: &Tensor| t.requires_grad();
         let mut tables = std::iter::once(&self.embed_tokens).chain(&self.embed_positions).chain(&self.embed_types);
         let norm = self.embed_norm.as_ref().is_some_and(|n| trains(&n.weight) || n.bias.as_ref().is_some_and(trains));
-        if norm || tables.any(|t| trains(&t.weight) || t.lora.is_some()) {
+        if norm || self.tokens.embedding.is_some() || tables.any(|t| trains(&t.weight) || t.lora.is_some()) {
             return 0;
         }
         let of_block = |i: usize| {
             let prefix = self.config.in_block(i, "");
-            self.modules().iter().filter(|(path, _)| path.starts_with(&prefix)).any(|(_, m)| match m {
-                ModuleRef::Linear(l) => {
-                    l.adapter.is_some() || l.weight.plain().is_some_and(trains) || l.bias.as_ref().is_some_and(trains)
-                }
-                ModuleRef::Norm(n) => trains(&n.weight) || n.bias.as_ref().is_some_and(trains),
-                ModuleRef::Embedding(_) => false,
-            })
+            let stacked = self.stacked().iter().any(|(path, _)| path.starts_with(&prefix));
+            stacked
+                || self.modules().iter().filter(|(path, _)| path.starts_with(&prefix)).any(|(_, m)| match m {
+                    ModuleRef::Linear(l) => {
+                        l.adapter.is_some()
+                            || l.weight.plain().is_some_and(trains)
+                            || l.bias.as_ref().is_some_and(trains)
+                    }
+                    ModuleRef::Norm(n) => trains(&n.weight) || n.bias.as_ref().is_some_and(trains),
+                    ModuleRef::Embedding(_) => false,
+                })
         };
         (0..self.blocks.len()).find(|&i| of_block(i)).unwrap_or(self.blocks.len())
     }

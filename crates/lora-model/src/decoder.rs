@@ -11,7 +11,8 @@ use crate::layout::{MlpLayout, QkvLayout};
 use crate::mlp::{Gated, Mlp};
 use crate::norm::NormLayer;
 use crate::rope::RotaryTables;
-use lora_core::{EmbeddingLayer, LinearLayer};
+use crate::tokens::TokenAdapters;
+use lora_core::{EmbeddingLayer, LinearLayer, TokenRows};
 use lora_torch::{HeadPart, cross_entropy, manual_seed, mix_seed};
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
@@ -56,6 +57,8 @@ pub struct Decoder {
     pub lora_dropout: f64,
     /// The file behind a base that is mapped.
     pub(crate) mapped: Option<Arc<MappedBase>>,
+    /// Rows of table and head that an adapter has in the place of the base's.
+    pub tokens: TokenAdapters,
 }
 
 /// A module, to be looked at.
@@ -138,7 +141,7 @@ macro_rules! list_modules {
                     add(names[0], $Kind::Linear(up));
                     add(names[1], $Kind::Linear(down));
                 }
-                (_, Mlp::Experts { router, experts }) => {
+                (_, Mlp::Experts { router, experts, .. }) => {
                     if let Some(names) = layout.experts {
                         add(names.router, $Kind::Linear(router));
                         for (e, Gated { gate, up, down }) in experts.$iter().enumerate() {
@@ -223,7 +226,12 @@ impl Decoder {
 
     /// Tokens, and learned positions where the family has them, of texts of up to `longest` tokens: `[tokens, hidden]`.
     fn embed(&self, ids: &Tensor, positions: &Tensor, longest: i64) -> Result<Tensor> {
-        let x = scaled(self.embed_tokens.forward(ids)?, self.config.embedding_scale)?;
+        let looked_up = self.embed_tokens.forward(ids)?;
+        let rows = match &self.tokens.embedding {
+            Some(tokens) => tokens.in_embedding(&looked_up, ids)?,
+            None => looked_up,
+        };
+        let x = scaled(rows, self.config.embedding_scale)?;
         let Some(table) = &self.embed_positions else { return Ok(x) };
         let most = self.config.max_position_embeddings;
         if longest > most {
@@ -271,7 +279,16 @@ impl Decoder {
     /// # Errors
     /// [`Error::Classifier`] for a model without a language head, or what an operation reports.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        self.logits_with(hidden, self.tokens.head.as_ref())
+    }
+
+    /// Logits of a head with these rows in the place of the base's.
+    pub(crate) fn logits_with(&self, hidden: &Tensor, tokens: Option<&TokenRows>) -> Result<Tensor> {
         let logits = self.language_head()?.forward(hidden, 0.0)?;
+        let logits = match tokens {
+            Some(tokens) => tokens.in_logits(hidden, &logits)?,
+            None => logits,
+        };
         Ok(match self.config.logits_softcap {
             Some(cap) => logits.f_div_scalar(cap)?.f_tanh()?.f_mul_scalar(cap)?,
             None => logits,
@@ -279,7 +296,7 @@ impl Decoder {
     }
 
     /// The head of a language model.
-    fn language_head(&self) -> Result<&LinearLayer> {
+    pub(crate) fn language_head(&self) -> Result<&LinearLayer> {
         match &self.head {
             Head::Language(layer) => Ok(layer),
             Head::Classes(_) => Err(self
@@ -304,6 +321,11 @@ impl Decoder {
 
     /// The summed loss of hidden states of the trained rows.
     pub(crate) fn loss_of(&self, hidden: &Tensor, batch: &TokenBatch) -> Result<Tensor> {
+        if let Some(tokens) = &self.tokens.head {
+            let loss = self.loss_with_tokens(hidden, &batch.targets, tokens)?;
+            self.release_head()?;
+            return Ok(loss);
+        }
         let softcap = self.config.logits_softcap;
         let lm_head = match &self.head {
             Head::Language(layer) => layer,

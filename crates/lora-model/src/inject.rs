@@ -4,10 +4,12 @@ use crate::classify::Head;
 use crate::decoder::{Decoder, ModuleMut, ModuleRef};
 use crate::error::{Error, Result};
 use crate::methods::{file_projection, fresh, from_file, planned_projection, to_file};
+use crate::stacked::PlannedStack;
 use crate::target::InjectionPlan;
 use crate::weights::path_seed;
 use lora_core::{
-    Adapter, Init, LinearLayer, Lora, LoraSpec, Principal, init_embedding, init_linear, residual, row_norms,
+    Adapter, Init, LinearLayer, Lora, LoraSpec, Principal, StackedLora, init_embedding, init_linear, residual,
+    row_norms,
 };
 use lora_format::{AdapterConfig, AdapterFolder, AdapterModule, InitLoraWeights, LoraTensors, TargetModules};
 use lora_torch::{Weight, mix_seed};
@@ -73,6 +75,16 @@ impl Decoder {
         for module in &plan.saved {
             self.train_module(&module.path, None)?;
         }
+        for PlannedStack { stack, spec } in &plan.stacked {
+            // `OutOf` was refused with the configuration.
+            let init = if let Start::Beside(init) = start { init } else { Init::Kaiming };
+            let sizes = (stack.experts, stack.in_features, stack.out_features);
+            let own = mix_seed(&[seed, path_seed(&stack.path)]);
+            self.set_stacked(stack, Some(StackedLora::fresh(sizes, *spec, init, own, device)?))?;
+        }
+        if let Some(tokens) = &plan.tokens {
+            self.inject_tokens(tokens)?;
+        }
         self.train_biases(&config.bias)
     }
 
@@ -87,6 +99,7 @@ impl Decoder {
         let (device, kind, config) = (self.device(), self.kind(), &folder.config);
         let start = Start::of(config).unwrap_or(Start::Beside(Init::Kaiming));
         let projection = file_projection(folder, self)?;
+        self.tokens = self.tokens_of(folder, |t| leaf(t, device))?;
         for (path, content) in &folder.modules {
             let fault = |reason: String| Error::Module { module: path.clone(), reason };
             let mut modules = self.modules_mut().into_iter();
@@ -104,6 +117,12 @@ impl Decoder {
             let lora = match content {
                 AdapterModule::Saved { tensors } => {
                     self.train_module(path, Some(tensors))?;
+                    continue;
+                }
+                AdapterModule::Tokens(_) => continue,
+                AdapterModule::Stacked(lora) => {
+                    let (stack, lora) = self.placed_stack(path, lora, config, leaf)?;
+                    self.set_stacked(&stack, Some(lora))?;
                     continue;
                 }
                 AdapterModule::Linear(lora) | AdapterModule::Embedding(lora) => lora,
@@ -256,7 +275,7 @@ impl Decoder {
         Ok(())
     }
 
-    /// Every trained leaf once, in the order of the forward pass.
+    /// Every trained leaf once: those of modules in the order of the forward pass, then of stacked experts and tokens.
     pub fn parameters(&self) -> Vec<Parameter> {
         let table = self.embed_tokens.weight.data_ptr();
         let tied = match &self.head {
@@ -288,6 +307,8 @@ impl Decoder {
                 add("lora_magnitude_vector", lora.magnitude.as_ref());
             }
         }
+        list.extend(self.stacked_parameters());
+        list.extend(self.token_parameters());
         list
     }
 
@@ -334,6 +355,8 @@ impl Decoder {
             let content = if embedding { AdapterModule::Embedding(tensors) } else { AdapterModule::Linear(tensors) };
             list.insert(path, content);
         }
+        self.stacked_modules(&mut list);
+        self.token_modules(&mut list);
         Ok(list)
     }
 }

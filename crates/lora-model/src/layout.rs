@@ -54,6 +54,8 @@ pub struct ExpertsLayout {
     pub experts: &'static str,
     /// Gate, up and down of an expert.
     pub parts: [&'static str; 3],
+    /// The module in which transformers holds the matrices of all experts, `gate_up_proj` and `down_proj`.
+    pub stacked: &'static str,
 }
 
 /// Names of the layers of a classification head.
@@ -156,6 +158,7 @@ pub(crate) static QWEN3_MOE: Layout = Layout {
         router: "mlp.gate",
         experts: "mlp.experts",
         parts: ["gate_proj", "up_proj", "down_proj"],
+        stacked: "mlp.experts",
     }),
     peft_targets: None,
     ..LLAMA_LIKE
@@ -167,6 +170,7 @@ pub(crate) static MIXTRAL: Layout = Layout {
         router: "block_sparse_moe.gate",
         experts: "block_sparse_moe.experts",
         parts: ["w1", "w3", "w2"],
+        stacked: "mlp.experts",
     }),
     ..LLAMA_LIKE
 };

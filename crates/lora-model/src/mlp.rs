@@ -2,6 +2,7 @@
 
 use crate::config::{Activation, ExpertsConfig, ModelConfig};
 use crate::error::Result;
+use crate::stacked::StackedAdapters;
 use lora_core::{LinearLayer, forward_many};
 use lora_torch::swiglu;
 use tch::{Kind, Tensor};
@@ -31,6 +32,8 @@ pub enum Mlp {
         router: LinearLayer,
         /// The experts.
         experts: Vec<Gated>,
+        /// Adapters of all experts together.
+        stacked: StackedAdapters,
     },
 }
 
@@ -58,8 +61,8 @@ impl Mlp {
                 Ok(down.forward(&glu(c.activation, &parts[0], &parts[1])?, dropout)?)
             }
             Mlp::Plain { up, down } => Ok(down.forward(&activate(c.activation, &up.forward(x, dropout)?)?, dropout)?),
-            Mlp::Experts { router, experts } => match &c.experts {
-                Some(settings) => sparse(c.activation, settings, router, experts, x, dropout),
+            Mlp::Experts { router, experts, stacked } => match &c.experts {
+                Some(settings) => sparse(c.activation, settings, router, (experts, stacked), x, dropout),
                 None => Ok(x.f_zeros_like()?),
             },
         }
@@ -95,7 +98,7 @@ fn sparse(
     activation: Activation,
     settings: &ExpertsConfig,
     router: &LinearLayer,
-    experts: &[Gated],
+    (experts, stacked): (&[Gated], &StackedAdapters),
     x: &Tensor,
     dropout: f64,
 ) -> Result<Tensor> {
@@ -113,11 +116,16 @@ fn sparse(
         of_expert[expert as usize].push(pair as i64);
     }
     let mut sum = x.f_zeros_like()?;
-    for (expert, pairs) in experts.iter().zip(&of_expert).filter(|(_, pairs)| !pairs.is_empty()) {
+    let stacked = stacked.parts()?;
+    for (e, (expert, pairs)) in experts.iter().zip(&of_expert).enumerate().filter(|(_, (_, pairs))| !pairs.is_empty()) {
         let tokens: Vec<i64> = pairs.iter().map(|pair| pair / settings.per_token).collect();
         let place = |v: &[i64]| Tensor::f_from_slice(v)?.f_to_device(x.device());
         let (pairs, tokens) = (place(pairs)?, place(&tokens)?);
-        let y = expert.forward(activation, &x.f_index_select(0, &tokens)?, dropout)?;
+        let x = x.f_index_select(0, &tokens)?;
+        let y = match stacked.of(e, expert)? {
+            Some(adapted) => adapted.forward(activation, &x, dropout)?,
+            None => expert.forward(activation, &x, dropout)?,
+        };
         let y = y.f_mul(&weights.f_index_select(0, &pairs)?.f_unsqueeze(1)?)?;
         sum = sum.f_index_add(0, &tokens, &y)?;
     }

@@ -4,9 +4,11 @@ use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::inject::Start;
 use crate::names::{ModuleKind, ModuleSpec, modules};
+use crate::stacked::{PlannedStack, plan_stacked};
+use crate::tokens::{TokenPlan, check_alone, plan_tokens};
 use fancy_regex::Regex;
 use lora_core::{LoraSpec, ParameterCount, Principal};
-use lora_format::{AdapterConfig, CLASSIFIER_TASK, InitLoraWeights, Method, TargetModules};
+use lora_format::{AdapterConfig, CLASSIFIER_TASK, InitLoraWeights, Method, TargetModules, TokenIndices};
 
 /// One adapter to be made.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,6 +28,10 @@ pub struct InjectionPlan {
     pub saved: Vec<ModuleSpec>,
     /// Numbers in biases of the base that are trained (`bias`).
     pub biases: i64,
+    /// Adapters of stacked experts (`target_parameters`).
+    pub stacked: Vec<PlannedStack>,
+    /// Rows of single tokens (`trainable_token_indices`).
+    pub tokens: Option<TokenPlan>,
     /// The configuration with which training starts; `all-linear` has become names.
     pub config: AdapterConfig,
 }
@@ -42,7 +48,11 @@ impl InjectionPlan {
                 Method::AdaLora(_) => ParameterCount { trained: plain.trained + r, ..plain },
             }
         };
-        self.adapters.iter().map(of).sum()
+        let stacked = |p: &PlannedStack| {
+            let one = ParameterCount::of_linear(p.stack.in_features, p.stack.out_features, p.spec.r());
+            ParameterCount { trained: p.stack.experts * one.trained, full: p.stack.experts * one.full }
+        };
+        self.adapters.iter().map(of).chain(self.stacked.iter().map(stacked)).sum()
     }
 
     /// All trained parameters, modules that are saved in full included.
@@ -52,7 +62,8 @@ impl InjectionPlan {
             let biased = self.config.lora_bias && a.module.kind == ModuleKind::Linear;
             a.module.out_features * (i64::from(self.config.use_dora) + i64::from(biased))
         };
-        self.count().trained + full + self.biases + self.adapters.iter().map(vectors).sum::<i64>()
+        let tokens = self.tokens.as_ref().map_or(0, TokenPlan::trained);
+        self.count().trained + full + tokens + self.biases + self.adapters.iter().map(vectors).sum::<i64>()
     }
 }
 
@@ -100,7 +111,12 @@ pub fn plan_injection(model: &ModelConfig, config: &AdapterConfig) -> Result<Inj
     check_task(model, &mut config)?;
     let saved = saved_modules(&all, config.modules_to_save.as_deref().unwrap_or_default())?;
     let targets = expand(model, &all, config.target_modules.as_ref())?;
-    check_names("target_modules", &all, &targets)?;
+    let (stacked, tokens) = (plan_stacked(model, &config)?, plan_tokens(model, &config)?);
+    // Experts or tokens can be all that is trained.
+    let no_module = matches!(&targets, TargetModules::List(names) if names.is_empty());
+    if !no_module || (stacked.is_empty() && tokens.is_none()) {
+        check_names("target_modules", &all, &targets)?;
+    }
     if let Some(exclude) = &config.exclude_modules {
         check_names("exclude_modules", &all, exclude)?;
     }
@@ -135,19 +151,25 @@ pub fn plan_injection(model: &ModelConfig, config: &AdapterConfig) -> Result<Inj
         }
         adapters.push(PlannedAdapter { module: module.clone(), spec: LoraSpec::new(r, alpha, config.use_rslora)? });
     }
-    if adapters.is_empty() {
+    if adapters.is_empty() && !no_module {
         let value = format!("{targets:?}");
         let reason = "no module is left after exclude_modules, modules_to_save and layers_to_transform".to_string();
         return Err(Error::Adapter { field: "target_modules", value, reason });
     }
-    check_patterns("rank_pattern", config.rank_pattern.iter().map(|(k, _)| k), &adapters)?;
-    check_patterns("alpha_pattern", config.alpha_pattern.iter().map(|(k, _)| k), &adapters)?;
+    check_combined(model, &config, &adapters, &saved, (&stacked, tokens.as_ref()))?;
+    check_patterns("rank_pattern", config.rank_pattern.iter().map(|(k, _)| k), &adapters, &stacked)?;
+    check_patterns("alpha_pattern", config.alpha_pattern.iter().map(|(k, _)| k), &adapters, &stacked)?;
     config.target_modules = Some(targets);
+    // Tokens alone are saved with the path of the table, as PEFT saves them: its name differs from family to family.
+    if let (true, Some(TokenIndices::Embedding(ids))) = (config.is_tokens_alone(), &config.trainable_token_indices) {
+        let named = vec![(model.layout.embed_tokens.to_string(), ids.clone())];
+        config.trainable_token_indices = Some(TokenIndices::ByModule(named));
+    }
     // PEFT's flag is that of the last linear layer it wraps.
     let linear = adapters.iter().rev().find(|a| a.module.kind == ModuleKind::Linear);
     config.fan_in_fan_out = linear.is_some_and(|a| a.module.transposed);
     let biases = trained_biases(&all, &adapters, &saved, &config.bias);
-    Ok(InjectionPlan { adapters, saved, biases, config })
+    Ok(InjectionPlan { adapters, saved, biases, stacked, tokens, config })
 }
 
 /// `all-linear`, which is also the default, as names: every linear layer but the output head and, in families with
@@ -245,6 +267,14 @@ fn check_method(config: &AdapterConfig) -> Result<()> {
                 return refuse(field, "true".into(), "cannot be combined with it; choose one of them");
             }
         }
+        for (field, given) in [
+            ("trainable_token_indices", config.trainable_token_indices.is_some()),
+            ("target_parameters", config.has_target_parameters()),
+        ] {
+            if given {
+                return refuse(field, "given".into(), "is not combined with it; train it as a LORA adapter");
+            }
+        }
         if !config.rank_pattern.is_empty() || !config.alpha_pattern.is_empty() {
             let field = if config.rank_pattern.is_empty() { "alpha_pattern" } else { "rank_pattern" };
             return refuse(field, "a table".into(), "has one rank and one scale for all modules; remove it");
@@ -299,6 +329,55 @@ fn check_task(model: &ModelConfig, config: &mut AdapterConfig) -> Result<()> {
     }
 }
 
+/// What cannot stand beside stacked experts and trained tokens.
+fn check_combined(
+    model: &ModelConfig,
+    config: &AdapterConfig,
+    adapters: &[PlannedAdapter],
+    saved: &[ModuleSpec],
+    (stacked, tokens): (&[PlannedStack], Option<&TokenPlan>),
+) -> Result<()> {
+    let refuse = |field, value: String, reason: &str| Err(Error::Adapter { field, value, reason: reason.into() });
+    if !stacked.is_empty() {
+        let by_inputs =
+            "target_parameters changes a bare parameter, which sees no inputs; leave it out, or target modules";
+        if config.lora_dropout > 0.0 {
+            return refuse("lora_dropout", config.lora_dropout.to_string(), by_inputs);
+        }
+        let excluded = [("use_dora", config.use_dora), ("lora_bias", config.lora_bias)];
+        if let Some((field, _)) = excluded.into_iter().find(|(_, is)| *is) {
+            return refuse(
+                field,
+                "true".into(),
+                "PEFT knows it not for target_parameters; leave it out, or target modules",
+            );
+        }
+        if let InitLoraWeights::Named(name) = &config.init_lora_weights
+            && name != "gaussian"
+        {
+            let reason = "target_parameters begins beside the base only: true, false or \"gaussian\"";
+            return refuse("init_lora_weights", name.clone(), reason);
+        }
+        let experts = model.layout.experts.map(|e| format!(".{}.", e.experts)).unwrap_or_default();
+        let single = |m: &&ModuleSpec| m.path.contains(&experts);
+        if let Some(m) = adapters.iter().map(|a| &a.module).chain(saved).find(single) {
+            let reason = "single experts and target_parameters exclude each other; keep one of them";
+            return refuse("target_parameters", m.path.clone(), reason);
+        }
+    }
+    let Some(tokens) = tokens else { return Ok(()) };
+    if config.is_tokens_alone() && tokens.head.is_some() && tokens.embedding.as_ref() != tokens.head.as_ref() {
+        let alone = tokens.embedding.is_none();
+        if !alone {
+            let reason =
+                "PEFT keeps tokens without a target only where they are the same in all modules; name a target";
+            return refuse("trainable_token_indices", format!("{:?}", config.trainable_token_indices), reason);
+        }
+    }
+    let has = |path: &str| adapters.iter().map(|a| &a.module).chain(saved).any(|m| m.path == path);
+    check_alone(tokens, model, has)
+}
+
 /// `modules_to_save` matches by the end of the path of a module, or of one that it lies in, and each name must match.
 fn saved_modules(all: &[ModuleSpec], names: &[String]) -> Result<Vec<ModuleSpec>> {
     let found = |m: &ModuleSpec, name: &str| {
@@ -323,12 +402,16 @@ fn check_patterns<'a>(
     field: &'static str,
     keys: impl Iterator<Item = &'a String>,
     adapters: &[PlannedAdapter],
+    stacked: &[PlannedStack],
 ) -> Result<()> {
     for key in keys {
         let table = AdapterConfig { rank_pattern: vec![(key.clone(), -1)], ..AdapterConfig::default() };
         let mut hit = false;
         for a in adapters {
             hit |= table.rank_of(&a.module.path)? == -1;
+        }
+        for s in stacked {
+            hit |= table.rank_of(&s.stack.path)? == -1;
         }
         if !hit {
             let specs: Vec<_> = adapters.iter().map(|a| a.module.clone()).collect();

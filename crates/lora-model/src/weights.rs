@@ -10,6 +10,8 @@ use crate::layout::{MlpLayout, NormKind, QkvLayout};
 use crate::mlp::{Gated, Mlp};
 use crate::names::{ModuleKind, ModuleSpec, checkpoint_tensors, head_modules, modules};
 use crate::norm::NormLayer;
+use crate::stacked::StackedAdapters;
+use crate::tokens::TokenAdapters;
 use lora_core::{EmbeddingLayer, LinearLayer};
 use lora_format::{Checkpoint, is_packed, is_part, packed_shape, read_nf4, write_tensors};
 use lora_torch::{AttentionRule, Weight, mix_seed};
@@ -139,6 +141,7 @@ impl Decoder {
             norm,
             head,
             lora_dropout,
+            tokens: TokenAdapters::default(),
             config,
             mapped,
         })
@@ -260,7 +263,7 @@ impl Parts<'_> {
             let router = self.linear(&at(names.router))?;
             let paths = |expert: i64| names.parts.map(|part| c.in_expert(i, names.experts, expert as usize, part));
             let experts = (0..e.count).map(|expert| self.gated(paths(expert))).collect::<Result<_>>()?;
-            return Ok(Mlp::Experts { router, experts });
+            return Ok(Mlp::Experts { router, experts, stacked: StackedAdapters::default() });
         }
         Ok(match layout.mlp {
             MlpLayout::Gated(names) => Mlp::Gated(self.gated(names.map(at))?),

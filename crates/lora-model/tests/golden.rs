@@ -95,6 +95,22 @@ fn adapter_cases() -> Vec<(String, String)> {
         ("qwen2", "lora_bias"),
         ("qwen2", "bias_all"),
         ("qwen2", "bias_lora_only"),
+        // Rows of tokens: with a head of its own, with one that is tied, and untied by other tokens.
+        ("llama", "tokens"),
+        ("llama", "tokens_apart"),
+        ("llama", "tokens_alone"),
+        ("qwen2", "tokens"),
+        ("qwen2", "tokens_apart"),
+        ("qwen2", "tokens_alone"),
+        // Stacked experts, in both layouts, and as PEFT makes them of names of single experts.
+        ("mixtral", "experts"),
+        ("mixtral", "experts_down"),
+        ("mixtral", "experts_legacy"),
+        ("mixtral", "experts_before_0_19"),
+        ("qwen3_moe", "experts"),
+        ("qwen3_moe", "experts_down"),
+        ("qwen3_moe", "experts_legacy"),
+        ("qwen3_moe", "experts_before_0_19"),
     ];
     llama.into_iter().chain(others).chain(more.map(|(f, a)| (f.to_string(), a.to_string()))).collect()
 }
@@ -120,6 +136,11 @@ fn reference_name(name: &str, reference: &TensorFile) -> Option<String> {
         if let Some(module) = name.strip_suffix(&format!(".{part}")) {
             return Some(format!("grad.base_model.model.{module}.{part}.default"));
         }
+    }
+    if let Some(module) = name.strip_suffix(".token_adapter.trainable_tokens_delta") {
+        let names = [".token_adapter", ""];
+        let names = names.map(|a| format!("grad.base_model.model.{module}{a}.trainable_tokens_delta.default"));
+        return names.into_iter().find(|n| reference.contains(n));
     }
     let module = name.strip_suffix(".weight")?;
     Some(format!("grad.base_model.model.{module}.modules_to_save.default.weight"))

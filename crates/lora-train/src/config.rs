@@ -16,7 +16,7 @@ mod unknown;
 pub use data::{BadRecords, DataConfig, Mixing, Preference, SourceConfig, TextBy, Truncation};
 pub use faults::{ConfigErrors, Fault, FaultKind, Place};
 pub(crate) use keys::choice;
-pub use lora::{Bias, InitLoraWeights, LoraConfig, Modules, PeftType, TaskType};
+pub use lora::{Bias, InitLoraWeights, LoraConfig, Modules, PeftType, TaskType, Tokens};
 pub use model::{DType, ModelConfig, Quantization, Weights};
 pub use train::{FinetuningType, Length, TrainConfig};
 

@@ -3,7 +3,7 @@
 
 use crate::classes::{ClassPlan, KnownClasses, check_head};
 use crate::config::{
-    DType, FinetuningType, InitLoraWeights, Length, LoraConfig, Modules, RunConfig, TaskType, Weights,
+    DType, FinetuningType, InitLoraWeights, Length, LoraConfig, Modules, RunConfig, TaskType, Tokens, Weights,
 };
 use crate::datasets::{data_tokenizer, datasets};
 use crate::digest;
@@ -11,8 +11,13 @@ use crate::error::{Error, Result};
 use crate::events::{Event, EventSink};
 use crate::schedule::Schedule;
 use lora_data::{DataReport, Example, Tokenizer, pack};
-use lora_format::{AdapterConfig, AdapterFolder, InitLoraWeights as PeftInit, Method, TargetModules, read_adapter};
-use lora_model::{InjectionPlan, ModelConfig, Packing, Storage, check_weights, modules, plan_injection, saved_form};
+use lora_format::{
+    AdapterConfig, AdapterFolder, AdapterModule, InitLoraWeights as PeftInit, Method, TargetModules, TokenIndices,
+    read_adapter,
+};
+use lora_model::{
+    InjectionPlan, ModelConfig, Packing, Storage, check_adapter, check_weights, plan_injection, saved_form,
+};
 use lora_torch::{DeviceChoice, resolve_device};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -183,7 +188,7 @@ impl RunPlan {
     pub fn trained_parameters(&self) -> i64 {
         match &self.trained {
             Trained::Fresh(plan) => plan.trained(),
-            Trained::Existing(folder) => folder.modules.values().map(parameters_of).sum(),
+            Trained::Existing(folder) => folder.modules.values().map(AdapterModule::trained).sum(),
             Trained::Everything => self.base_parameters(),
         }
     }
@@ -214,16 +219,6 @@ pub(crate) fn keeping(c: &crate::config::ModelConfig) -> (Storage, Option<Packin
     (if packing.is_some() { Storage::Mapped } else { c.weights.storage() }, packing)
 }
 
-fn parameters_of(module: &lora_format::AdapterModule) -> i64 {
-    use lora_format::AdapterModule::{AdaLora, Embedding, Linear, Saved, Vera};
-    match module {
-        Linear(lora) | Embedding(lora) => lora.trained(),
-        Vera(v) => (v.lambda_b.numel() + v.lambda_d.numel()) as i64,
-        AdaLora(l) => (l.a.numel() + l.b.numel() + l.e.numel()) as i64,
-        Saved { tensors } => tensors.values().map(|t| t.numel() as i64).sum(),
-    }
-}
-
 /// fp32 on the CPU, where half precision has no fast products; on a GPU what the checkpoint says, unless asked otherwise.
 fn compute_kind(config: &RunConfig, model: &ModelConfig, device: Device) -> Kind {
     match (config.model.dtype, device) {
@@ -252,10 +247,12 @@ fn what_is_trained(config: &RunConfig, model: &ModelConfig) -> Result<Trained> {
         let reason = format!("{} was trained for another task than lora.task_type = \"{task}\"", dir.display());
         return Err(lora_model::Error::Adapter { field: "task_type", value, reason }.into());
     }
-    let known = modules(model);
-    if let Some(path) = folder.modules.keys().find(|path| !known.iter().any(|m| m.path == **path)) {
-        let reason = format!("is in {} and not in the base model", dir.display());
-        return Err(lora_model::Error::Module { module: path.clone(), reason }.into());
+    check_adapter(model, &folder)?;
+    if config.lora.lora_dropout > 0.0 && folder.config.has_target_parameters() {
+        let reason =
+            "the adapter in lora.init_adapter has target_parameters, which see no inputs to drop; leave it out";
+        let (field, value) = ("lora.lora_dropout", config.lora.lora_dropout.to_string());
+        return Err(lora_model::Error::Adapter { field, value, reason: reason.into() }.into());
     }
     Ok(Trained::Existing(Box::new(folder)))
 }
@@ -311,6 +308,14 @@ fn peft_config(c: &LoraConfig) -> AdapterConfig {
         layers_to_transform: c.layers_to_transform.as_ref().map(|l| l.iter().map(|i| i64::from(*i)).collect()),
         layers_pattern: c.layers_pattern.clone(),
         modules_to_save: (!c.modules_to_save.is_empty()).then(|| c.modules_to_save.clone()),
+        trainable_token_indices: c.trainable_token_indices.as_ref().map(|tokens| match tokens {
+            Tokens::Embedding(ids) => TokenIndices::Embedding(ids.iter().map(|id| i64::from(*id)).collect()),
+            Tokens::ByModule(map) => TokenIndices::ByModule(
+                map.iter().map(|(k, ids)| (k.clone(), ids.iter().map(|id| i64::from(*id)).collect())).collect(),
+            ),
+        }),
+        ensure_weight_tying: c.ensure_weight_tying,
+        target_parameters: (!c.target_parameters.is_empty()).then(|| c.target_parameters.clone()),
         task_type: Some(c.task_type.name().into()),
         ..AdapterConfig::default()
     }

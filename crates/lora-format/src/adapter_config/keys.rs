@@ -8,10 +8,11 @@ use serde_json::{Map, Value, json};
 use std::path::Path;
 
 /// Keys with a field of their own in [`AdapterConfig`].
-const TYPED: [&str; 21] = [
+const TYPED: [&str; 24] = [
     "alpha_pattern",
     "base_model_name_or_path",
     "bias",
+    "ensure_weight_tying",
     "exclude_modules",
     "fan_in_fan_out",
     "inference_mode",
@@ -27,22 +28,29 @@ const TYPED: [&str; 21] = [
     "r",
     "rank_pattern",
     "target_modules",
+    "target_parameters",
     "task_type",
+    "trainable_token_indices",
     "use_dora",
     "use_rslora",
 ];
 
 /// Every other key of `LoraConfig`, its default as JSON, and why a value that differs cannot be honoured.
 /// No reason: the key has no effect on a saved adapter.
-pub(super) const OTHER: [(&str, &str, Option<&str>); 20] = [
+pub(super) const OTHER: [(&str, &str, Option<&str>); 17] = [
     ("alora_invocation_tokens", "null", Some("activated LoRA is not implemented; use a plain LoRA adapter")),
     ("arrow_config", "null", Some("Arrow routing is not implemented; use a plain LoRA adapter")),
     ("auto_mapping", "null", None),
     ("corda_config", "null", None),
-    ("ensure_weight_tying", "false", Some("tied adapters are not implemented; save embedding and head apart")),
     ("eva_config", "null", None),
     ("kasa_config", "null", Some("KaSA is not implemented; use a plain LoRA adapter")),
-    ("layer_replication", "null", Some("replicated layers are not implemented; save the expanded model as the base")),
+    (
+        "layer_replication",
+        "null",
+        Some(
+            "replicated layers (several that share the weights of one) are not implemented; save the expanded model as the base",
+        ),
+    ),
     ("loftq_config", "{}", None),
     ("lora_ga_config", "null", None),
     ("megatron_config", "null", Some("Megatron layers are not implemented; use a plain LoRA adapter")),
@@ -50,8 +58,6 @@ pub(super) const OTHER: [(&str, &str, Option<&str>); 20] = [
     ("monteclora_config", "null", Some("MonteCLoRA is not implemented; use a plain LoRA adapter")),
     ("qalora_group_size", "16", None),
     ("revision", "null", None),
-    ("target_parameters", "null", Some("adapters of bare parameters are not implemented; target modules")),
-    ("trainable_token_indices", "null", Some("single trainable tokens are not implemented; save embed_tokens in full")),
     ("use_bdlora", "null", Some("block-diagonal LoRA is not implemented; use a plain LoRA adapter")),
     ("use_qalora", "false", Some("QA-LoRA is not implemented; use a plain LoRA adapter")),
     ("velora_config", "null", Some("VeLoRA is not implemented; use a plain LoRA adapter")),
@@ -73,6 +79,20 @@ impl AdapterConfig {
             let reason = "this initialisation changed the base weights, so the adapter is valid only with the changed base; \
                           save it again in PEFT with path_initial_model_for_weight_conversion";
             return refuse("init_lora_weights", json!(name), reason);
+        }
+        if self.ensure_weight_tying && self.trainable_token_indices.is_none() {
+            let reason =
+                "tied adapters are implemented for trainable_token_indices only; save embedding and head apart";
+            return refuse("ensure_weight_tying", json!(true), reason);
+        }
+        for (key, given) in [
+            ("trainable_token_indices", self.trainable_token_indices.is_some()),
+            ("target_parameters", self.has_target_parameters()),
+        ] {
+            if given && self.method != Method::Lora {
+                let reason = "it is implemented for peft_type LORA only; train it as an adapter of its own";
+                return refuse(key, json!(self.method.peft_type()), reason);
+            }
         }
         for (key, _, reason) in OTHER {
             if let (Some(value), Some(reason)) = (self.other.get(key), reason)

@@ -32,7 +32,7 @@ fn every_value_survives_writing_and_reading() {
         "base_model_name_or_path": "../../etc/passwd", "target_modules": ["v_proj", "q_proj"], "exclude_modules": ".*7.*",
         "rank_pattern": {"z": 2, "a": 3}, "alpha_pattern": {"z": 1.5}, "layers_to_transform": [0, 2],
         "layers_pattern": "layers", "modules_to_save": ["lm_head"], "revision": "main",
-        "target_parameters": ["experts.w"], "trainable_token_indices": {"embed_tokens": [1]},
+        "trainable_token_indices": {"embed_tokens": [1]}, "ensure_weight_tying": true,
         "megatron_config": {"a": 1}
     });
     let config = read(full.clone()).unwrap();
@@ -62,6 +62,12 @@ fn impossible_values_are_refused_by_field() {
         ("alpha_pattern", vec![json!({"q": "8"}), json!({"(": 2})]),
         ("layers_to_transform", vec![json!(-1), json!("0"), json!([0.5])]),
         ("modules_to_save", vec![json!({"a": 1})]),
+        ("target_parameters", vec![json!({"a": 1}), json!([1])]),
+        (
+            "trainable_token_indices",
+            vec![json!([]), json!({}), json!([1, 1]), json!([-1]), json!({"e": [2, 5, 2]}), json!("5")],
+        ),
+        ("ensure_weight_tying", vec![json!("yes")]),
         ("peft_type", vec![Value::Null, json!(3)]),
     ];
     for (field, values) in cases {
@@ -113,8 +119,6 @@ fn what_is_not_implemented_is_refused_by_field() {
     let cases = [
         ("init_lora_weights", json!("pissa_niter_16")),
         ("init_lora_weights", json!("corda")),
-        ("target_parameters", json!(["a.b"])),
-        ("trainable_token_indices", json!([1, 2])),
         ("layer_replication", json!([[0, 4]])),
         ("megatron_config", json!({"x": 1})),
         ("alora_invocation_tokens", json!([1])),
@@ -149,4 +153,47 @@ fn patterns_match_from_a_component_to_the_end_and_the_first_counts() {
     assert_eq!((rank("model.layers.0.k"), rank("model.layers.0.kk"), rank("lm_head")), (5, 4, 4));
     assert_eq!(config.alpha_of("model.layers.0.self_attn.v_proj").unwrap(), 32.0);
     assert_eq!(config.alpha_of("model.layers.0.self_attn.q_proj").unwrap(), 8.0);
+}
+
+#[test]
+fn parameters_and_tokens_are_read_with_what_peft_allows_beside_them() {
+    let config = read(json!({"target_parameters": ["experts.down_proj"], "use_rslora": true})).unwrap();
+    assert_eq!(config.target_parameters.as_deref(), Some(&["experts.down_proj".to_string()][..]));
+    config.check_supported(Path::new("x")).unwrap();
+    for (field, value) in [
+        ("lora_dropout", json!(0.1)),
+        ("lora_bias", json!(true)),
+        ("use_dora", json!(true)),
+        ("fan_in_fan_out", json!(true)),
+        ("init_lora_weights", json!("pissa")),
+    ] {
+        let text = message(json!({"target_parameters": ["experts.down_proj"], field: value}));
+        assert!(text.contains(&format!("`{field}`")) && text.contains("target_parameters"), "{text}");
+    }
+    let tokens =
+        json!({"trainable_token_indices": {"embed_tokens": [7, 3], "lm_head": [5]}, "ensure_weight_tying": true});
+    let config = read(tokens).unwrap();
+    config.check_supported(Path::new("x")).unwrap();
+    let indices = config.trainable_token_indices.unwrap();
+    assert_eq!(indices.of("model.embed_tokens"), Some(&[7, 3][..]));
+    assert_eq!((indices.of("lm_head"), indices.of("model.norm")), (Some(&[5][..]), None));
+}
+
+#[test]
+fn tokens_alone_are_peft_s_method_of_that_name() {
+    let alone = AdapterConfig {
+        target_modules: Some(TargetModules::List(Vec::new())),
+        trainable_token_indices: Some(TokenIndices::ByModule(vec![("embed_tokens".into(), vec![7, 3])])),
+        task_type: Some("CAUSAL_LM".into()),
+        ..AdapterConfig::default()
+    };
+    let written = alone.to_json();
+    assert_eq!((&written["peft_type"], &written["token_indices"]), (&json!("TRAINABLE_TOKENS"), &json!([7, 3])));
+    assert_eq!(AdapterConfig::from_json(Path::new("x"), &written).unwrap(), alone);
+    let unknown = json!({"peft_type": "TRAINABLE_TOKENS", "token_indices": [1], "rows": 4});
+    let text = AdapterConfig::from_json(Path::new("x"), unknown.as_object().unwrap()).unwrap_err().to_string();
+    assert!(text.contains("`rows`"), "{text}");
+    // With a target they are a part of LoRA.
+    let beside = AdapterConfig { target_modules: Some(TargetModules::List(vec!["q_proj".into()])), ..alone };
+    assert_eq!(beside.to_json()["peft_type"], json!("LORA"));
 }

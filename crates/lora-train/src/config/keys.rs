@@ -28,6 +28,8 @@ pub(crate) enum Kind {
     Texts,
     /// A list of indices; one integer is taken for a list of one.
     Indices,
+    /// A list of indices, or a table from texts to such lists.
+    IndicesOrMap,
     /// A list of names, or a text.
     Modules,
     /// `true`, `false` or one of these texts.
@@ -82,6 +84,12 @@ impl Kind {
             }),
             Kind::Texts => all(&|v| Kind::Text.accepts(v)),
             Kind::Indices => all(&|v| INDEX.accepts(v)),
+            Kind::IndicesOrMap => match value.as_table() {
+                Some(table) => {
+                    table.iter().all(|(k, v)| !k.trim().is_empty() && v.is_array() && Kind::Indices.accepts(v))
+                }
+                None => Kind::Indices.accepts(value),
+            },
             // "q_proj,v_proj" is how other tools write a list; as a regular expression it can match no module.
             Kind::Modules => text
                 .map_or(Kind::Texts.accepts(value), |s| !s.trim().is_empty() && !s.contains(", ") && !is_comma_list(s)),
@@ -118,6 +126,9 @@ impl Kind {
             Kind::Device => "one of \"auto\", \"cpu\", \"cuda\", \"cuda:N\"".into(),
             Kind::Texts => "a text or a list of texts".into(),
             Kind::Indices => "an integer of at least 0 or a list of them".into(),
+            Kind::IndicesOrMap => {
+                "a list of integers of at least 0, or a table of such lists as { embed_tokens = [3, 5] }".into()
+            }
             Kind::Modules => {
                 "a list of names as [\"q_proj\", \"v_proj\"], a regular expression, or \"all-linear\" where targets are meant".into()
             }
@@ -140,7 +151,7 @@ impl Kind {
     pub(crate) fn normalise(&self, value: &mut Value) {
         let is_single = match self {
             Kind::Texts => value.is_str(),
-            Kind::Indices => value.is_integer(),
+            Kind::Indices | Kind::IndicesOrMap => value.is_integer(),
             Kind::Tables(_) => value.is_str() || value.is_table(),
             _ => false,
         };

@@ -94,6 +94,16 @@ impl Modules {
     }
 }
 
+/// Tokens whose rows are trained: of the embedding, or by the name of embedding and head.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Tokens {
+    /// Ids of the embedding, which a tied head follows.
+    Embedding(Vec<u32>),
+    /// Ids by module.
+    ByModule(std::collections::BTreeMap<String, Vec<u32>>),
+}
+
 section! {
     /// The adapters.
     LoraConfig {
@@ -141,6 +151,16 @@ section! {
         /// Modules that are trained in full and saved beside the adapters, as `lm_head`.
         #[serde(skip_serializing_if = "Vec::is_empty")]
         modules_to_save: Vec<String> = Vec::new(), Kind::Texts;
+        /// Ids of tokens whose rows of the embedding are trained, and no others; a tied head follows. A list, or a table from
+        /// `embed_tokens` and `lm_head` to lists. New rows must be in the checkpoint already.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        trainable_token_indices: Option<Tokens> = None, Kind::IndicesOrMap;
+        /// Refuse other tokens for a tied head than for its embedding, instead of untying the two.
+        ensure_weight_tying: bool = false, Kind::Bool;
+        /// Stacked matrices of experts that get adapters, as `experts.gate_up_proj` and `experts.down_proj`. With
+        /// `target_modules = []` they are all that is trained.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        target_parameters: Vec<String> = Vec::new(), Kind::Texts;
         /// What the adapted model is for; written to `adapter_config.json`. `SEQ_CLS` trains a classifier: its head is trained
         /// and saved in full, and `data` has texts with labels.
         task_type: TaskType = TaskType::CausalLm, Kind::Choice(TaskType::NAMES);

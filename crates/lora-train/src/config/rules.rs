@@ -95,7 +95,8 @@ fn targets(config: &RunConfig, rules: &mut Rules<'_>) {
         rules.required(missing, "lora.layers_to_transform", "layers_pattern needs the indices of the layers");
     }
     let empty_list = matches!(&lora.target_modules, Modules::Names(names) if names.is_empty());
-    if config.train.finetuning_type == FinetuningType::Lora && empty_list {
+    let other_targets = lora.trainable_token_indices.is_some() || !lora.target_parameters.is_empty();
+    if config.train.finetuning_type == FinetuningType::Lora && empty_list && !other_targets {
         rules.required(true, "lora.target_modules", "name the modules, or use \"all-linear\"");
     }
 }

@@ -61,6 +61,9 @@ fn full() -> RunConfig {
             layers_to_transform: Some(vec![1, 0]),
             layers_pattern: Some(vec!["layers".into()]),
             modules_to_save: vec!["lm_head".into()],
+            trainable_token_indices: Some(Tokens::ByModule([("embed_tokens".to_string(), vec![5, 3])].into())),
+            ensure_weight_tying: true,
+            target_parameters: vec!["experts.down_proj".into()],
             task_type: TaskType::CausalLm,
             init_adapter: Some("old".into()),
             ..LoraConfig::default()
@@ -153,6 +156,9 @@ lora:
   layers_to_transform: [1, 0]
   layers_pattern: layers
   modules_to_save: lm_head
+  trainable_token_indices: {embed_tokens: [5, 3]}
+  ensure_weight_tying: true
+  target_parameters: experts.down_proj
   task_type: CAUSAL_LM
   init_adapter: old
 data:
@@ -342,4 +348,20 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn tokens_are_a_list_or_a_table_and_can_be_all_that_is_trained() {
+    let with = |lora: &str| format!("{MINIMAL}[lora]\n{lora}\n");
+    let tokens = |lora: &str| load_text(&with(lora), "toml", &[]).unwrap().lora.trainable_token_indices.unwrap();
+    assert_eq!(tokens("trainable_token_indices = [5, 3]"), Tokens::Embedding(vec![5, 3]));
+    assert_eq!(tokens("trainable_token_indices = 5"), Tokens::Embedding(vec![5]));
+    let table = tokens("trainable_token_indices = { lm_head = [1] }\ntarget_modules = []");
+    assert_eq!(table, Tokens::ByModule([("lm_head".to_string(), vec![1])].into()));
+    load_text(&with("target_modules = []\ntarget_parameters = [\"experts.down_proj\"]"), "toml", &[]).unwrap();
+    let faults = toml_faults(&with("trainable_token_indices = { lm_head = [-1] }"), &[]);
+    assert!(faults.contains("trainable_token_indices") && faults.contains("embed_tokens = [3, 5]"), "{faults}");
+    assert!(toml_faults(&with("target_modules = []"), &[]).contains("target_modules"));
+    let replicated = toml_faults(&with("layer_replication = [[0, 1]]"), &[]);
+    assert!(replicated.contains("layer_replication"), "{replicated}");
 }

@@ -23,10 +23,11 @@ const NOT_YET: &str = "is not supported yet; remove it";
 const FIXED: &str = "is not a choice here; remove it";
 
 const FOREIGN: &[Foreign] = &[
-    foreign("target_parameters", &[], NOT_YET),
-    foreign("trainable_token_indices", &[], NOT_YET),
-    foreign("layer_replication", &[], NOT_YET),
-    foreign("ensure_weight_tying", &[], NOT_YET),
+    foreign(
+        "layer_replication",
+        &[],
+        "repeats layers of the base, which is not supported; save the expanded model and train it",
+    ),
     foreign("use_qalora", &[], NOT_YET),
     foreign("use_bdlora", &[], NOT_YET),
     foreign("alora_invocation_tokens", &[], NOT_YET),

@@ -4,8 +4,8 @@ use crate::failure::usage;
 use crate::out;
 use anyhow::Result;
 use lora_format::{
-    ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig, CLASSIFIER_TASK, InitLoraWeights, Labels, Method, TargetModules,
-    TensorFile, read_adapter,
+    ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig, AdapterModule, CLASSIFIER_TASK, InitLoraWeights, Labels, Method,
+    TargetModules, TensorFile, read_adapter,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -34,6 +34,11 @@ pub(super) struct Found {
     /// What it tells apart, where it was trained to classify.
     #[serde(skip_serializing_if = "Option::is_none")]
     labels: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target_parameters: Option<Vec<String>>,
+    /// Rows of single tokens that are trained, in all modules together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trained_tokens: Option<usize>,
     /// Modules with an adapter.
     modules: usize,
     /// The ranks that the tensors have.
@@ -61,23 +66,31 @@ pub(super) fn find(path: &Path) -> Result<Found> {
     let weights = path.join(ADAPTER_WEIGHTS);
     let read = read_adapter(path);
     let labels = read.as_ref().ok().map(|folder| Labels::of_adapter(path, folder, None)).transpose()?.flatten();
-    let read = read.map(drop);
     if !weights.is_file() {
         // The reader knows a pickle when it sees one.
         read?;
         return Err(usage(format!("{}: there is no such file", weights.display())));
     }
-    let ours = read.err().map(|e| e.to_string());
+    let (known, ours) = match read {
+        Ok(folder) => (Some(folder.modules), None),
+        Err(e) => (None, Some(e.to_string())),
+    };
     let file = TensorFile::open(&weights)?;
     // VeRA's vector over the ranks stands for its A, which all modules share.
     let of_a = [".lora_A.weight", ".lora_embedding_A", ".lora_A", ".vera_lambda_d"];
     let is_a = |name: &str| of_a.iter().any(|suffix| name.ends_with(suffix));
-    let ranks: BTreeSet<i64> =
+    let mut ranks: BTreeSet<i64> =
         file.tensors().filter(|(name, _)| is_a(name)).filter_map(|(_, info)| info.shape.first().copied()).collect();
+    if let Some(modules) = &known {
+        // Of stacked experts the first size is that of all of them together.
+        let low_rank =
+            modules.iter().filter(|(_, m)| !matches!(m, AdapterModule::Saved { .. } | AdapterModule::Tokens(_)));
+        ranks = low_rank.map(|(path, _)| config.rank_of(path)).collect::<Result<_, _>>()?;
+    }
     let loads_in = loaders(&config, &ranks, ours);
     Ok(Found {
         kind: "adapter",
-        peft_type: config.method.peft_type(),
+        peft_type: if config.is_tokens_alone() { "TRAINABLE_TOKENS" } else { config.method.peft_type() },
         path: path.to_path_buf(),
         base_model_name_or_path: config.base_model_name_or_path.clone(),
         r: config.r,
@@ -93,6 +106,11 @@ pub(super) fn find(path: &Path) -> Result<Found> {
         modules_to_save: config.modules_to_save.clone().unwrap_or_default(),
         task_type: config.task_type.clone(),
         labels: labels.map(|l| l.names),
+        target_parameters: config.target_parameters.clone().filter(|names| !names.is_empty()),
+        trained_tokens: config
+            .trainable_token_indices
+            .as_ref()
+            .map(|t| t.lists().iter().map(|(_, ids)| ids.len()).sum()),
         modules: file.names().filter(|name| is_a(name)).count(),
         ranks,
         // VeRA's shared pair is frozen.
@@ -123,6 +141,12 @@ fn loaders(config: &AdapterConfig, ranks: &BTreeSet<i64>, ours: Option<String>) 
     }
     if config.task_type.as_deref() == Some(CLASSIFIER_TASK) {
         common.push("task_type");
+    }
+    if config.trainable_token_indices.is_some() {
+        common.push("trainable_token_indices");
+    }
+    if config.has_target_parameters() {
+        common.push("target_parameters");
     }
     if !config.alpha_pattern.is_empty() {
         common.push("alpha_pattern");
@@ -198,6 +222,12 @@ impl Found {
         }
         if let Some(labels) = &self.labels {
             out::line(format!("classifies  {}", labels.join(", ")))?;
+        }
+        if let Some(parameters) = &self.target_parameters {
+            out::line(format!("parameters of experts  {}", parameters.join(", ")))?;
+        }
+        if let Some(tokens) = self.trained_tokens {
+            out::line(format!("tokens      {tokens} rows"))?;
         }
         out::line(format!("modules     {} of rank {}", self.modules, ranks.join(", ")))?;
         out::line(format!("parameters  {}, {}", out::count(self.parameters), out::bytes(self.bytes)))?;
