@@ -17,9 +17,17 @@ fn main() {
     link_to(&lib, &link);
     println!("cargo:rustc-link-search=native={}", link.display());
 
-    let sources =
-        ["kernels.cpp", "linear.cpp", "pointwise.cpp", "attention.cpp", "loss.cpp", "runtime.cpp", "stored.cpp"]
-            .map(|f| Path::new("shim").join(f));
+    let sources = [
+        "kernels.cpp",
+        "linear.cpp",
+        "pointwise.cpp",
+        "attention.cpp",
+        "loss.cpp",
+        "product.cpp",
+        "runtime.cpp",
+        "stored.cpp",
+    ]
+    .map(|f| Path::new("shim").join(f));
     let mut build = cc::Build::new();
     build
         .cpp(true)
@@ -34,6 +42,14 @@ fn main() {
         .include(root.join("include"))
         .include(root.join("include/torch/csrc/api/include"))
         .files(sources);
+    // The products of our own are written for AVX2; the program asks the CPU before it calls them.
+    let sgemm = env::var("CARGO_CFG_TARGET_ARCH").as_deref() == Ok("x86_64") && !build.get_compiler().is_like_msvc();
+    if sgemm {
+        build.define("LORA_SGEMM", None);
+        let mut kernel = cc::Build::new();
+        kernel.cpp(true).std("c++17").opt_level(3).flag("-mavx2").flag("-mfma").flag("-mf16c");
+        build.objects(kernel.file("shim/sgemm_avx2.cpp").compile_intermediates());
+    }
     build.compile("lora_shim");
     for library in ["torch_cpu", "c10", "gomp"] {
         println!("cargo:rustc-link-lib={library}");

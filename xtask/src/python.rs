@@ -61,8 +61,8 @@ pub struct Packages {
 
 /// PEFT and transformers.
 pub const PEFT: Packages = Packages {
-    names: &["torch==2.11.0", "transformers==5.23.0", "peft==0.21.2", "numpy"],
-    imports: "import torch, transformers, peft, safetensors",
+    names: &["torch==2.11.0", "transformers==5.23.0", "peft==0.21.2", "numpy", "scipy", "bitsandbytes==0.50.2"],
+    imports: "import torch, transformers, peft, safetensors, scipy, bitsandbytes",
     venv: "venv",
     cost: "fetches about 3 GB",
 };

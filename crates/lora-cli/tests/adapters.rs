@@ -122,6 +122,7 @@ fn every_method_trains_resumes_and_is_used() {
         ("bias", "lora_bias = true\nbias = \"all\"\ntarget_modules = [\"q_proj\", \"v_proj\"]"),
         ("pissa", "init_lora_weights = \"pissa\""),
         ("fast", "init_lora_weights = \"pissa_niter_4\"\nuse_rslora = true"),
+        ("loftq", "init_lora_weights = \"loftq\"\nloftq_iter = 2\nuse_rslora = true"),
         ("olora", "init_lora_weights = \"olora\"\nrank_pattern = { up_proj = 2 }"),
         ("tokens", "trainable_token_indices = [3, 4]"),
         ("tokens apart", "trainable_token_indices = { embed_tokens = [3, 4], lm_head = [4, 9] }"),

@@ -64,7 +64,7 @@ impl Principal {
 }
 
 /// `sqrt(S / scale)` into both factors.
-fn split(u: &Tensor, s: &Tensor, vh: &Tensor, scale: f64) -> Result<(Tensor, Tensor)> {
+pub(crate) fn split(u: &Tensor, s: &Tensor, vh: &Tensor, scale: f64) -> Result<(Tensor, Tensor)> {
     let root = s.f_div_scalar(scale)?.f_sqrt()?;
     Ok((root.f_unsqueeze(1)?.f_mul(vh)?, u.f_mul(&root.f_unsqueeze(0)?)?))
 }
@@ -88,7 +88,7 @@ fn orthonormal(t: &Tensor) -> Result<Tensor> {
     Ok(Tensor::f_linalg_qr(t, "reduced")?.0)
 }
 
-fn svd(t: &Tensor) -> Result<(Tensor, Tensor, Tensor)> {
+pub(crate) fn svd(t: &Tensor) -> Result<(Tensor, Tensor, Tensor)> {
     let (u, s, v) = t.f_svd(true, true)?;
     Ok((u, s, v.f_tr()?))
 }

@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use lora_core::StackedLora;
 use lora_format::Checkpoint;
+use lora_torch::Nf4;
 use tch::{Kind, TchError, Tensor};
 
 /// Elements that are merged at once: some MiB, which stay in the cache and are cheap to allocate again and again.
@@ -100,12 +101,31 @@ impl Magnitude {
     }
 }
 
+/// A weight `[out, in]` as LoftQ packs it.
+pub(crate) struct Packed {
+    pub(crate) codes: Nf4,
+    pub(crate) transposed: bool,
+}
+
+impl Packed {
+    /// Some rows of the tensor as it is stored.
+    fn rows(&self, first: i64, count: i64) -> lora_torch::Result<Tensor> {
+        if !self.transposed {
+            return self.codes.dense_rows(first, count);
+        }
+        let [outputs, _] = self.codes.shape();
+        Ok(self.codes.dense_rows(0, outputs)?.f_narrow(1, first, count)?.f_tr()?)
+    }
+}
+
 /// How one tensor comes about.
 pub(crate) struct Change {
     /// The tensor of the base to begin with, unless `replacement` is given.
     pub(crate) source: String,
     /// The value to begin with, from `modules_to_save` or a saved base layer.
     pub(crate) replacement: Option<Tensor>,
+    /// What LoftQ put in the place of the base's value; `transposed` where the tensor is stored as `[in, out]`.
+    pub(crate) packed: Option<Packed>,
     /// Whether the replacement was trained, and is no copy of the base's value.
     pub(crate) trained: bool,
     pub(crate) steps: Vec<Step>,
@@ -113,7 +133,7 @@ pub(crate) struct Change {
 
 impl Change {
     pub(crate) fn of(source: &str) -> Self {
-        Change { source: source.into(), replacement: None, trained: false, steps: Vec::new() }
+        Change { source: source.into(), replacement: None, packed: None, trained: false, steps: Vec::new() }
     }
 
     /// The dtype that sums are taken in: float32, or float64 for a float64 base.
@@ -137,7 +157,14 @@ impl Change {
             Some(tensor) => {
                 tensor.f_atleast_1d().and_then(|t| t.f_narrow(0, first, count)).map_err(|e| Error::merge(name, e))
             }
-            None => Ok(base.read_rows(&self.source, first, count)?),
+            None => match &self.packed {
+                Some(packed) => {
+                    let kind = base.info(&self.source)?.kind;
+                    let rows = packed.rows(first, count).map_err(|e| Error::merge(name, e))?;
+                    rows.f_to_kind(kind).map_err(|e| Error::merge(name, e))
+                }
+                None => Ok(base.read_rows(&self.source, first, count)?),
+            },
         }
     }
 

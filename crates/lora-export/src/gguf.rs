@@ -234,7 +234,7 @@ pub fn export_gguf_lora(base: &Path, adapter: &Path, out: &Path, kind: GgufType)
             _ => None,
         };
         let plain = plain.filter(|l| l.magnitude.is_none() && l.bias.is_none() && l.base_bias.is_none());
-        let unconverted = began_as(config).is_some();
+        let unconverted = began_as(config).is_some() || config.loftq_iterations().is_some();
         let Some(LoraTensors { a, b, .. }) = plain.filter(|_| !unconverted) else {
             return Err(refuse(
                 adapter,

@@ -5,12 +5,13 @@ use crate::orient::Orientation;
 use crate::plain::{input_of, plain};
 use crate::plan::began_as;
 use lora_core::{
-    Combination, Lora, LoraSpec, MixOptions, MixPart, cut_dense, error_of_mix, merge_lora, mix, padded, residual,
+    Combination, LoftQ, Lora, LoraSpec, MixOptions, MixPart, cut_dense, error_of_mix, merge_lora, mix, padded, residual,
 };
 use lora_format::{
     AdapterConfig, AdapterFolder, AdapterModule, Checkpoint, InitLoraWeights, LoraTensors, TargetModules, read_adapter,
     read_json_object, write_adapter,
 };
+use lora_torch::Weight;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use tch::{Kind, Tensor, no_grad};
@@ -216,10 +217,15 @@ impl Pair {
         let config = &folder.config;
         let spec = LoraSpec::new(config.rank_of(name)?, config.alpha_of(name)?, config.use_rslora).map_err(fail)?;
         let began = began_as(config);
-        if lora.magnitude.is_none() && began.is_none() {
+        let loftq = config.loftq_iterations().map(|iterations| LoftQ { iterations });
+        if lora.magnitude.is_none() && began.is_none() && loftq.is_none() {
             return Ok(Self { a: lora.a.shallow_clone(), b: lora.b.shallow_clone(), scale: spec.scale() });
         }
-        let more = if lora.magnitude.is_some() { "a DoRA adapter" } else { "an unconverted PiSSA or OLoRA adapter" };
+        let more = match (&lora.magnitude, loftq) {
+            (Some(_), _) => "a DoRA adapter",
+            (None, Some(_)) => "an adapter that began by LoftQ",
+            (None, None) => "an unconverted PiSSA or OLoRA adapter",
+        };
         if options.combination.needs_one_rank() || options.combination == Combination::Cat {
             let why =
                 format!("is part of {more}, whose change has no low rank; use svd or another type that ends in svd");
@@ -234,7 +240,11 @@ impl Pair {
             let start = began.map(|p| p.start(&weight, spec, 0)).transpose()?;
             let own = Lora::from_parts(lora.a.shallow_clone(), lora.b.shallow_clone(), spec.scale())?;
             let own = own.with_vectors(None, lora.magnitude.as_ref().map(Tensor::shallow_clone))?;
-            let under = start.as_ref().map(|s| residual(&weight, s)).transpose()?;
+            let under = match (&start, loftq) {
+                (Some(start), _) => Some(residual(&weight, start)?),
+                (None, Some(loftq)) => Some(Weight::Nf4(loftq.base(&weight, spec.r())?).dense()?),
+                (None, None) => None,
+            };
             let merged = merge_lora(under.as_ref().unwrap_or(&weight), &own)?;
             Ok(merged.f_sub(&weight)?.f_to_kind(Kind::Float)?)
         })

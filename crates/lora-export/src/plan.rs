@@ -1,11 +1,11 @@
 //! What merging will change, checked against the base before anything is written.
 
-use crate::change::{Change, Delta, Magnitude, Step, blocks};
+use crate::change::{Change, Delta, Magnitude, Packed, Step, blocks};
 use crate::error::{Error, Result};
 use crate::orient::Orientation;
 use crate::plain::{input_of, plain};
 use crate::tied::{TiedPair, tied_pair};
-use lora_core::{Lora, LoraSpec, Principal};
+use lora_core::{LoftQ, Lora, LoraSpec, Principal};
 use lora_format::{
     AdapterConfig, AdapterFolder, AdapterModule, Checkpoint, InitLoraWeights, LabelSettings, Labels, LoraTensors,
     names_classifier, read_adapter,
@@ -191,6 +191,10 @@ impl Planner<'_> {
         let scale = spec.scale();
         self.add_biases(adapter, module, bias, scale, base_bias)?;
         let began = self.start_of(config, &weight, spec, transposed)?;
+        let packed = match config.loftq_iterations() {
+            Some(iterations) => Some(self.packed(LoftQ { iterations }, &weight, spec, transposed)?),
+            None => None,
+        };
         let change = self.change(&weight);
         if let Some(saved) = base_weight {
             match &change.replacement {
@@ -199,6 +203,12 @@ impl Planner<'_> {
                 }
                 _ => change.replacement = Some(saved),
             }
+        }
+        if let Some(packed) = packed {
+            if change.packed.is_some() {
+                return Err(Error::Conflict { adapter: adapter.into(), tensor: weight });
+            }
+            change.packed = Some(packed);
         }
         if let Some(start) = began {
             let (left, right) = as_stored(&start.a, &start.b)?;
@@ -267,6 +277,14 @@ impl Planner<'_> {
         let stored = self.base.read(&self.source(weight))?;
         let oriented = if transposed { turn(weight, &stored)? } else { stored };
         Ok(Some(principal.start(&oriented, spec, 0).map_err(|e| Error::merge(weight, e))?))
+    }
+
+    /// What LoftQ puts in the place of a weight of the base.
+    fn packed(&self, loftq: LoftQ, weight: &str, spec: LoraSpec, transposed: bool) -> Result<Packed> {
+        let stored = self.base.read(&self.source(weight))?;
+        let oriented = if transposed { turn(weight, &stored)? } else { stored };
+        let codes = loftq.base(&oriented, spec.r()).map_err(|e| Error::merge(weight, e))?;
+        Ok(Packed { codes, transposed })
     }
 
     /// The norm of each column of a tensor with the changes so far.

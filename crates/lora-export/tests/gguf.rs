@@ -334,7 +334,7 @@ fn what_llama_cpp_would_compute_otherwise_is_refused_and_nothing_is_left() {
     assert!(refusal(&fixtures().join("gemma3"), None).contains("query_pre_attn_scalar"));
     assert!(refusal(&fixtures().join("llama_longrope"), None).contains("longrope"));
     let llama = fixtures().join("llama");
-    for variant in ["dora", "lora_bias", "head_saved", "pissa", "embedding"] {
+    for variant in ["dora", "lora_bias", "head_saved", "pissa", "loftq", "embedding"] {
         assert!(refusal(&llama, Some(&llama.join("adapters").join(variant))).contains("merge it"), "{variant}");
     }
 }

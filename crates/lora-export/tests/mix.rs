@@ -123,6 +123,7 @@ fn two_halves_are_one_whole_for_every_method() {
         ("llama", "dora", Combination::Svd, Some(32)),
         ("gpt2", "dora", Combination::Svd, Some(32)),
         ("llama", "pissa", Combination::Svd, None),
+        ("llama", "loftq", Combination::Svd, None),
     ] {
         let d = halves_make_a_whole(family, variant, combination, rank);
         assert!(d < MIX_TOLERANCE, "{family}/{variant} {combination:?}: {d:e}");

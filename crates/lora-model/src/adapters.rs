@@ -40,7 +40,8 @@ struct Loaded {
 impl AdapterSet {
     /// Loads an adapter under a name, checked against the model; one of the same name is replaced. It is not yet active.
     ///
-    /// A PiSSA or OLoRA adapter that was not converted becomes a plain one over the unchanged base here.
+    /// A PiSSA or OLoRA adapter that was not converted becomes a plain one over the unchanged base here. What lies under
+    /// one that began by LoftQ is kept dense.
     ///
     /// # Errors
     /// [`Error::Module`] for a module that the model lacks or that has another shape.
@@ -113,6 +114,10 @@ impl AdapterSet {
             }
             check_size(path, "bias", lora.base_bias.as_ref(), sizes(module).1)?;
             // A frozen weight that PEFT saved along is the base's own.
+            if let (Some(Start::Over(loftq)), ModuleMut::Linear(l)) = (start, &*module) {
+                let packed = lora_torch::Weight::Nf4(loftq.base(&l.weight.dense()?, spec.r())?);
+                loaded.whole.insert(path.clone(), BTreeMap::from([("weight".to_string(), place(&packed.dense()?)?)]));
+            }
             let changed = match &lora.base_weight {
                 Some(t) => !same(t, &dense(module)?),
                 None => false,
@@ -125,7 +130,7 @@ impl AdapterSet {
                 .map(|(n, t)| Ok((n, place(t)?)))
                 .collect::<Result<_>>()?;
             if !whole.is_empty() {
-                loaded.whole.insert(path.clone(), whole);
+                loaded.whole.entry(path.clone()).or_default().extend(whole);
             }
             loaded.low_rank.insert(path.clone(), pair.into());
         }

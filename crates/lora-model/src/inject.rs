@@ -8,7 +8,7 @@ use crate::stacked::PlannedStack;
 use crate::target::InjectionPlan;
 use crate::weights::path_seed;
 use lora_core::{
-    Adapter, Init, LinearLayer, Lora, LoraSpec, Principal, StackedLora, init_embedding, init_linear, residual,
+    Adapter, Init, LinearLayer, LoftQ, Lora, LoraSpec, Principal, StackedLora, init_embedding, init_linear, residual,
     row_norms,
 };
 use lora_format::{AdapterConfig, AdapterFolder, AdapterModule, InitLoraWeights, LoraTensors, TargetModules};
@@ -53,6 +53,11 @@ impl Decoder {
                             l.weight = whole(&l.weight, kind, device)?;
                             take_out(l, principal.start(&l.weight.dense()?, planned.spec, own)?)?
                         }
+                        Start::Over(loftq) => {
+                            let (packed, lora) = loftq.start(&l.weight.dense()?, planned.spec)?;
+                            l.weight = Weight::Nf4(packed).to_device(device)?;
+                            Lora::from_parts(leaf(&lora.a, device)?, leaf(&lora.b, device)?, lora.scale)?
+                        }
                     };
                     if config.lora_bias {
                         lora.bias = Some(leaf(&Tensor::f_zeros([m.out_features], (Kind::Float, device))?, device)?);
@@ -76,7 +81,7 @@ impl Decoder {
             self.train_module(&module.path, None)?;
         }
         for PlannedStack { stack, spec } in &plan.stacked {
-            // `OutOf` was refused with the configuration.
+            // Other starts were refused with the configuration.
             let init = if let Start::Beside(init) = start { init } else { Init::Kaiming };
             let sizes = (stack.experts, stack.in_features, stack.out_features);
             let own = mix_seed(&[seed, path_seed(&stack.path)]);
@@ -91,7 +96,7 @@ impl Decoder {
     /// Puts an existing adapter beside the weights; its tensors become the trained leaves.
     ///
     /// An adapter of PEFT's that began as a part of the base (PiSSA, OLoRA) and was not converted takes that part out of
-    /// the base again, as PEFT does when it loads one.
+    /// the base again, and one that began by LoftQ packs the base again, as PEFT does when it loads one.
     ///
     /// # Errors
     /// [`Error::Module`] for a module that this model lacks or that has another shape.
@@ -145,6 +150,9 @@ impl Decoder {
                         l.weight = whole(&l.weight, kind, device)?;
                         let began = take_out(l, principal.start(&l.weight.dense()?, spec, path_seed(path))?)?;
                         pair.initial = began.initial;
+                    }
+                    if let Start::Over(loftq) = start {
+                        l.weight = Weight::Nf4(loftq.base(&l.weight.dense()?, spec.r())?).to_device(device)?;
                     }
                     if let Some(bias) = &lora.base_bias {
                         if l.bias.as_ref().is_none_or(|own| own.size() != bias.size()) {
@@ -378,6 +386,8 @@ pub(crate) enum Start {
     Beside(Init),
     /// As a part of the base, which is taken out of it.
     OutOf(Principal),
+    /// As what the base loses when it is packed.
+    Over(LoftQ),
 }
 
 impl Start {
@@ -391,11 +401,16 @@ impl Start {
         let refuse = |reason: &str| {
             Err(Error::Adapter { field: "init_lora_weights", value: name.clone(), reason: reason.into() })
         };
-        match Principal::named(name) {
-            None => refuse("supported are true, false, \"gaussian\", \"pissa\", \"pissa_niter_N\" and \"olora\""),
-            Some(_) if config.use_dora => refuse("it cannot be combined with use_dora; choose one of them"),
-            Some(principal) => Ok(Self::OutOf(principal)),
-        }
+        let start = match (config.loftq_iterations(), Principal::named(name)) {
+            (Some(iterations), _) => Self::Over(LoftQ { iterations }),
+            (None, Some(principal)) => Self::OutOf(principal),
+            (None, None) => {
+                return refuse(
+                    "supported are true, false, \"gaussian\", \"pissa\", \"pissa_niter_N\", \"olora\" and \"loftq\"",
+                );
+            }
+        };
+        if config.use_dora { refuse("it cannot be combined with use_dora; choose one of them") } else { Ok(start) }
     }
 }
 

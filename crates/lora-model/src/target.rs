@@ -140,6 +140,14 @@ pub fn plan_injection(model: &ModelConfig, config: &AdapterConfig) -> Result<Inj
             );
             return Err(Error::Adapter { field: "target_modules", value: last_part(&module.path).into(), reason });
         }
+        let in_block = module.path.starts_with(&format!("{}.", model.layout.layers));
+        if config.loftq_iterations().is_some() && !(module.kind == ModuleKind::Linear && in_block) {
+            let reason = format!(
+                "`{}` is no linear layer of a block, which alone are packed; name it in modules_to_save to train it whole",
+                module.path
+            );
+            return Err(Error::Adapter { field: "target_modules", value: last_part(&module.path).into(), reason });
+        }
         let (r, alpha) = (config.rank_of(&module.path)?, config.alpha_of(&module.path)?);
         let most = module.in_features.min(module.out_features);
         // What VeRA trains hardly grows with its rank.

@@ -39,7 +39,7 @@ fn reference(file: &str, places: &Tensor) -> Tensor {
     file.read("logits").unwrap().flatten(0, 1).index_select(0, places)
 }
 
-const ALL: [&str; 17] = [
+const ALL: [&str; 18] = [
     "lora",
     "all_linear",
     "rslora",
@@ -52,6 +52,7 @@ const ALL: [&str; 17] = [
     "lora_bias",
     "pissa",
     "olora",
+    "loftq",
     "dora_embedding",
     "vera",
     "vera_key",

@@ -35,7 +35,7 @@ const FAMILIES: [&str; 18] = [
     "gpt2",
     "gpt_neox",
 ];
-const ADAPTERS: [&str; 15] = [
+const ADAPTERS: [&str; 16] = [
     "lora",
     "all_linear",
     "rslora",
@@ -48,6 +48,7 @@ const ADAPTERS: [&str; 15] = [
     "lora_bias",
     "pissa",
     "olora",
+    "loftq",
     "dora_embedding",
     "vera",
     "vera_key",

@@ -1,5 +1,5 @@
 // Several projections of one input, each `x W^T + bias + scale * dropout(x) A^T B^T`, as one autograd node.
-#include "stored.h"
+#include "product.h"
 #include <torch/csrc/autograd/custom_function.h>
 #include <vector>
 
@@ -24,16 +24,30 @@ struct LoraLinear : torch::autograd::Function<LoraLinear> {
     const at::Tensor x = tensors[0].reshape({-1, tensors[0].size(-1)});
     const size_t n = scales.size();
     std::vector<int64_t> out_size = tensors[0].sizes().vec();
-    variable_list ys, saved = tensors;
+    variable_list ys, saved = tensors, as;
+    for (size_t i = 0; i < n; ++i)
+      if (tensors[3 + FIELDS * i].defined()) as.push_back(tensors[3 + FIELDS * i].to(x.scalar_type()));
+    // Without dropout all adapters read the same x: one product makes their low-rank inputs, side by side.
+    at::Tensor shared;
+    if (dropout == 0 && !as.empty()) sum_of_products(shared, false, {}, {{x, Stored(as.size() == 1 ? as[0] : at::cat(as)), true}});
+    int64_t column = 0;
     for (size_t i = 0; i < n; ++i) {
       const at::Tensor *p = &tensors[1 + FIELDS * i], &bias = p[1], &a = p[2], &b = p[3];
-      at::Tensor y = times_transposed(x, weights->list[i], bias);
-      at::Tensor u, mask;
+      std::vector<Term> terms{{x, weights->list[i], true}};
+      at::Tensor u, mask;  // u is scale * dropout(x) A^T
       if (a.defined()) {
-        if (dropout > 0) mask = at::rand(x.sizes(), x.options()).ge_(dropout).to(at::kBool);
-        u = at::mm(dropped(x, mask, dropout), a.to(x.scalar_type()).t());
-        y.addmm_(u, b.to(x.scalar_type()).t(), 1, scales[i]);
+        if (dropout > 0) {
+          mask = at::rand(x.sizes(), x.options()).ge_(dropout).to(at::kBool);
+          sum_of_products(u, false, {}, {{dropped(x, mask, dropout), Stored(a.to(x.scalar_type())), true}});
+        } else {
+          u = shared.narrow(1, column, a.size(0));
+          column += a.size(0);
+        }
+        u.mul_(scales[i]);
+        terms.push_back({u, Stored(b.to(x.scalar_type())), true});
       }
+      at::Tensor y;
+      sum_of_products(y, false, bias, terms);
       out_size.back() = weights->list[i].rows;
       ys.push_back(y.view(out_size));
       saved.push_back(u);
@@ -56,28 +70,58 @@ struct LoraLinear : torch::autograd::Function<LoraLinear> {
     const size_t n = scales.size(), inputs = 1 + FIELDS * n;
     const at::Tensor x = saved[0].reshape({-1, saved[0].size(-1)});
     const auto wanted = [&](size_t i) { return place[i] >= 0 && ctx->needs_input_grad(place[i]); };
-    const bool want_x = wanted(0);
+    const auto adapted = [&](size_t i) { return grads[i].defined() && saved[3 + FIELDS * i].defined(); };
     variable_list result(inputs);
-    at::Tensor gx;
+
+    int64_t ranks = 0;
+    for (size_t i = 0; i < n; ++i)
+      if (adapted(i)) ranks += saved[3 + FIELDS * i].size(0);
+    at::Tensor all_gu = at::empty({x.size(0), ranks}, x.options());  // scale * g B of the adapters, side by side
+    std::vector<Term> into_x;
+    at::Tensor through_masks;
+    int64_t column = 0;
     for (size_t i = 0; i < n; ++i) {
       if (!grads[i].defined()) continue;
       const size_t at = 1 + FIELDS * i;
       const at::Tensor &a = saved[at + 2], &b = saved[at + 3];
       const at::Tensor &u = saved[inputs + 2 * i], &mask = saved[inputs + 2 * i + 1];
       const at::Tensor g = grads[i].reshape({-1, grads[i].size(-1)});
-      if (want_x) add_times(gx, g, weights->list[i]);
+      into_x.push_back({g, weights->list[i], false});
       if (wanted(at)) result[at] = at::mm(g.t(), x).to(saved[at].scalar_type());
       if (wanted(at + 1)) result[at + 1] = g.sum(0);
       if (!a.defined()) continue;
-      const at::Tensor gu = at::mm(g, b.to(g.scalar_type())).mul_(scales[i]);
-      if (wanted(at + 2)) result[at + 2] = at::mm(gu.t(), dropped(x, mask, dropout)).to(a.scalar_type());
-      if (wanted(at + 3)) result[at + 3] = at::mm(g.t(), u).mul_(scales[i]).to(b.scalar_type());
-      if (want_x) {
-        if (mask.defined()) gx.add_(dropped(at::mm(gu, a.to(g.scalar_type())), mask, dropout));
-        else gx.addmm_(gu, a.to(g.scalar_type()));
+      at::Tensor gu = all_gu.narrow(1, column, a.size(0));
+      column += a.size(0);
+      sum_of_products(gu, false, {}, {{g, Stored(b.to(g.scalar_type())), false}});
+      gu.mul_(scales[i]);
+      if (wanted(at + 3)) result[at + 3] = thin_transposed_product(u, g).t().to(b.scalar_type()).contiguous();
+      if (!mask.defined()) {
+        into_x.push_back({gu, Stored(a.to(g.scalar_type())), false});
+        continue;
+      }
+      if (wanted(at + 2)) result[at + 2] = thin_transposed_product(gu, dropped(x, mask, dropout)).to(a.scalar_type());
+      if (!wanted(0)) continue;
+      at::Tensor part;
+      sum_of_products(part, false, {}, {{gu, Stored(a.to(g.scalar_type())), false}});
+      part = dropped(part, mask, dropout);
+      if (through_masks.defined()) through_masks.add_(part);
+      else through_masks = part;
+    }
+    if (dropout == 0 && ranks > 0) {
+      const at::Tensor all_ga = thin_transposed_product(all_gu, x);
+      column = 0;
+      for (size_t i = 0; i < n; ++i) {
+        if (!adapted(i)) continue;
+        const size_t at = 3 + FIELDS * i;
+        if (wanted(at)) result[at] = all_ga.narrow(0, column, saved[at].size(0)).to(saved[at].scalar_type());
+        column += saved[at].size(0);
       }
     }
-    if (gx.defined()) result[0] = gx.view(saved[0].sizes());
+    if (wanted(0) && !into_x.empty()) {
+      at::Tensor gx = through_masks;
+      sum_of_products(gx, gx.defined(), {}, into_x);
+      result[0] = gx.view(saved[0].sizes());
+    }
     variable_list compact;
     for (size_t i = 0; i < inputs; ++i)
       if (place[i] >= 0) compact.push_back(result[i]);

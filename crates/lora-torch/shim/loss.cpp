@@ -1,7 +1,7 @@
 // Cross-entropy straight from hidden states, chunk by chunk of rows; the gradients are made on the way forward, so the
 // logits of no more than one chunk exist at any time.
-#include "stored.h"
 #include "kernels.h"
+#include "product.h"
 #include <ATen/Parallel.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <algorithm>
@@ -54,11 +54,13 @@ struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
     for (int64_t start = 0; start < hidden.size(0); start += chunk) {
       const int64_t rows = std::min(chunk, hidden.size(0) - start);
       const at::Tensor h = hidden.narrow(0, start, rows);
-      at::Tensor logits = times_transposed(h, weight, bias), u;
+      at::Tensor logits, u;  // u is scale * h A^T
+      std::vector<Term> terms{{h, weight, true}};
       if (adapted) {
-        u = at::mm(h, a.t());
-        logits.addmm_(u, b.t(), 1, scale);
+        sum_of_products(u, false, {}, {{h, Stored(a), true}});
+        terms.push_back({u.mul_(scale), Stored(b), true});
       }
+      sum_of_products(logits, false, bias, terms);
       at::Tensor slope;  // of the cap, where there is one
       if (softcap > 0) {
         const at::Tensor t = logits.div(softcap).tanh_();
@@ -68,21 +70,21 @@ struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
       loss.add_(softmax_loss(logits, targets.narrow(0, start, rows), any));
       if (slope.defined()) logits.mul_(slope);
       const at::Tensor& g = logits;  // the gradient of the logits from here on
-      const at::Tensor gu = adapted && any ? at::mm(g, b).mul_(scale) : at::Tensor();
+      at::Tensor gu;  // scale * g B
+      if (adapted && any) {
+        sum_of_products(gu, false, {}, {{g, Stored(b), false}});
+        gu.mul_(scale);
+      }
       if (wanted[0]) {
         at::Tensor gh = grads[0].narrow(0, start, rows);
-        if (weight.ready(g.scalar_type())) {
-          at::mm_out(gh, g, weight.data);
-        } else {
-          gh.zero_();
-          add_times(gh, g, weight);
-        }
-        if (adapted) gh.addmm_(gu, a);
+        std::vector<Term> into_h{{g, weight, false}};
+        if (adapted) into_h.push_back({gu, Stored(a), false});
+        sum_of_products(gh, false, {}, into_h);
       }
       if (wanted[1]) grads[1].add_(at::mm(g.t(), h));
       if (wanted[2]) grads[2].add_(g.sum(0));
-      if (wanted[3]) grads[3].add_(at::mm(gu.t(), h));
-      if (wanted[4]) grads[4].add_(at::mm(g.t(), u), scale);
+      if (wanted[3]) grads[3].add_(thin_transposed_product(gu, h));
+      if (wanted[4]) grads[4].add_(thin_transposed_product(u, g).t());
     }
     ctx->save_for_backward(grads);
     ctx->saved_data["place"] = place;

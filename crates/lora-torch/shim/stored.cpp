@@ -33,7 +33,7 @@ struct Pairs {
 };
 const Pairs PAIRS;
 
-// y[0..n) from codes; `first` is the index of y[0] in the whole weight, a multiple of the (even) block.
+// y[0..n) from codes; y[0] is the first of a block, and blocks are even.
 CLONES void unpack(const uint8_t* codes, const float* scales, float* y, int64_t n, int64_t block) {
   for (int64_t start = 0, b = 0; start < n; start += block, ++b) {
     const float scale = scales[b];
@@ -123,24 +123,12 @@ at::Tensor Stored::dense(at::ScalarType kind) const {
   return out;
 }
 
-at::Tensor times_transposed(const at::Tensor& x, const Stored& w, const at::Tensor& bias) {
-  if (w.ready(x.scalar_type())) return bias.defined() ? at::addmm(bias, x, w.data.t()) : at::mm(x, w.data.t());
-  at::Tensor y = at::empty({x.size(0), w.rows}, x.options());
-  w.tiles(x.scalar_type(), [&](const at::Tensor& tile, int64_t begin) {
-    at::Tensor part = y.narrow(1, begin, tile.size(0));
-    if (bias.defined()) at::addmm_out(part, bias.narrow(0, begin, tile.size(0)), x, tile.t());
-    else at::mm_out(part, x, tile.t());
-  });
-  return y;
+at::Tensor Stored::scales() const {
+  if (form == INT8) return absmax.to(at::kFloat);
+  return scales_of(*this, 0, absmax.numel());
 }
 
-void add_times(at::Tensor& out, const at::Tensor& g, const Stored& w) {
-  w.tiles(g.scalar_type(), [&](const at::Tensor& tile, int64_t begin) {
-    const at::Tensor part = g.narrow(1, begin, tile.size(0));
-    if (out.defined()) out.addmm_(part, tile);
-    else out = at::mm(part, tile);
-  });
-}
+const float* nf4_table() { return QUANTILES; }
 
 extern "C" Message lt_dense(const StoredWeight* w, CTensor* out) {
   return guarded([&] {

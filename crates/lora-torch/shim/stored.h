@@ -15,6 +15,8 @@ struct Stored {
   int64_t rows = 0, cols = 0, block = 0, nested_block = 0;
   int32_t form = PLAIN;
 
+  explicit Stored(const at::Tensor& plain) : data(plain), rows(plain.size(0)), cols(plain.size(1)) {}
+
   explicit Stored(const StoredWeight& w)
       : data(value(w.data)), absmax(value(w.absmax)), nested(value(w.nested)), table(value(w.table)), offset(w.offset),
         rows(w.rows), cols(w.cols), block(w.block), nested_block(w.nested_block), form(w.form) {}
@@ -24,6 +26,9 @@ struct Stored {
 
   // Writes rows [begin, begin + tile.size(0)) into `tile`, which is contiguous.
   void fill(at::Tensor& tile, int64_t begin) const;
+
+  // The scales of NF4 in fp32, one for each block, or those of int8, one for each row.
+  at::Tensor scales() const;
 
   // How many rows a tile has: as many as stay in the caches of a CPU, and beginning where a block begins.
   int64_t tile_rows() const;
@@ -45,8 +50,5 @@ struct Stored {
   }
 };
 
-// out = x W^T + bias, [n, rows].
-at::Tensor times_transposed(const at::Tensor& x, const Stored& w, const at::Tensor& bias);
-
-// out (+)= g W, [n, cols]; adds where `out` is defined.
-void add_times(at::Tensor& out, const at::Tensor& g, const Stored& w);
+// The sixteen numbers that a code of NF4 stands for.
+const float* nf4_table();

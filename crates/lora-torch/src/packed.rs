@@ -64,6 +64,26 @@ impl Nf4 {
         Self { codes, scales, block: NF4_BLOCK, shape: [rows, cols] }.to_device(device)
     }
 
+    /// Some of its rows, dense, `[count, in]` fp32.
+    ///
+    /// # Errors
+    /// What libtorch reports, as for rows that it does not have.
+    pub fn dense_rows(&self, first: i64, count: i64) -> Result<Tensor> {
+        let [_, cols] = self.shape;
+        let (begin, numbers) = (first * cols, count * cols);
+        let whole_blocks = begin % self.block == 0 && begin % 2 == 0;
+        let (true, Scales::Plain(scales)) = (whole_blocks, &self.scales) else {
+            return Ok(ffi::dense(&self.raw())?.f_narrow(0, first, count)?);
+        };
+        let part = Self {
+            codes: self.codes.f_narrow(0, begin / 2, (numbers + 1) / 2)?,
+            scales: Scales::Plain(scales.f_narrow(0, begin / self.block, (numbers + self.block - 1) / self.block)?),
+            block: self.block,
+            shape: [count, cols],
+        };
+        ffi::dense(&part.raw())
+    }
+
     /// Takes the parts as a file holds them.
     ///
     /// # Errors
@@ -242,7 +262,7 @@ impl Int8 {
             return Err(Error::shape(OP, "weight", "[out, in]", weight.size()));
         }
         no_grad(|| {
-            let wide = weight.f_detach()?.f_to_kind(Kind::Float)?;
+            let wide = weight.f_detach()?.f_to_kind(Kind::Float)?.f_contiguous()?;
             let scales = wide.f_abs()?.f_amax([1i64].as_slice(), false)?;
             if !scales.f_sum(Kind::Double)?.f_double_value(&[])?.is_finite() {
                 return Err(Error::shape(OP, "weight", "finite numbers", "a NaN or an infinity"));

@@ -286,7 +286,7 @@ fn peft_config(c: &LoraConfig) -> AdapterConfig {
         Modules::Pattern(p) => TargetModules::Pattern(p.clone()),
         Modules::Names(names) => TargetModules::List(names.clone()),
     };
-    AdapterConfig {
+    let config = AdapterConfig {
         method: c.method(),
         r: c.r.into(),
         lora_alpha: c.lora_alpha,
@@ -298,7 +298,7 @@ fn peft_config(c: &LoraConfig) -> AdapterConfig {
         use_dora: c.use_dora,
         lora_bias: c.lora_bias,
         init_lora_weights: match &c.init_lora_weights {
-            InitLoraWeights::Kaiming => PeftInit::Default,
+            InitLoraWeights::Kaiming | InitLoraWeights::LoftQ => PeftInit::Default,
             InitLoraWeights::Gaussian => PeftInit::Named("gaussian".into()),
             InitLoraWeights::Random => PeftInit::Random,
             InitLoraWeights::Principal(name) => PeftInit::Named(name.clone()),
@@ -318,6 +318,10 @@ fn peft_config(c: &LoraConfig) -> AdapterConfig {
         target_parameters: (!c.target_parameters.is_empty()).then(|| c.target_parameters.clone()),
         task_type: Some(c.task_type.name().into()),
         ..AdapterConfig::default()
+    };
+    match &c.init_lora_weights {
+        InitLoraWeights::LoftQ => config.with_loftq(c.loftq_iter.unwrap_or(1)),
+        _ => config,
     }
 }
 

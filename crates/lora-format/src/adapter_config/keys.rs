@@ -63,10 +63,28 @@ pub(super) const OTHER: [(&str, &str, Option<&str>); 17] = [
     ("velora_config", "null", Some("VeLoRA is not implemented; use a plain LoRA adapter")),
 ];
 
+/// The key under which LoftQ's settings stand.
+const LOFTQ_CONFIG: &str = "loftq_config";
+
 /// Keys of older versions that never had an effect on a saved adapter.
 const HARMLESS: [&str; 1] = ["runtime_config"];
 
 impl AdapterConfig {
+    /// How often LoftQ packed each weight and took its loss into the adapter; `None` where the adapter did not begin so.
+    pub fn loftq_iterations(&self) -> Option<u32> {
+        let InitLoraWeights::Named(name) = &self.init_lora_weights else { return None };
+        let given = self.other.get(LOFTQ_CONFIG).and_then(|c| c.get("loftq_iter")).and_then(Value::as_u64);
+        (name == "loftq").then(|| given.and_then(|n| u32::try_from(n).ok()).unwrap_or(1))
+    }
+
+    /// The same configuration, for an adapter that begins by LoftQ with so many iterations.
+    #[must_use]
+    pub fn with_loftq(mut self, iterations: u32) -> Self {
+        self.init_lora_weights = InitLoraWeights::Named("loftq".into());
+        self.other.insert(LOFTQ_CONFIG.into(), json!({ "loftq_bits": 4, "loftq_iter": iterations }));
+        self
+    }
+
     /// Refuses what is a valid configuration but would be computed wrongly here; `path` is the file that errors name.
     ///
     /// # Errors
@@ -74,11 +92,25 @@ impl AdapterConfig {
     pub fn check_supported(&self, path: &Path) -> Result<()> {
         let refuse = |field: &str, value: Value, reason| Err(unsupported(path, field, &value, reason));
         if let InitLoraWeights::Named(name) = &self.init_lora_weights
-            && (name.starts_with("pissa_niter_") || ["corda", "loftq", "lora_ga"].contains(&name.as_str()))
+            && (name.starts_with("pissa_niter_") || ["corda", "lora_ga"].contains(&name.as_str()))
         {
             let reason = "this initialisation changed the base weights, so the adapter is valid only with the changed base; \
                           save it again in PEFT with path_initial_model_for_weight_conversion";
             return refuse("init_lora_weights", json!(name), reason);
+        }
+        if let Some(loftq) = self.other.get(LOFTQ_CONFIG).filter(|_| self.loftq_iterations().is_some()) {
+            let given = |key: &str| loftq.get(key).unwrap_or(&Value::Null);
+            let (bits, iterations) = (given("loftq_bits"), given("loftq_iter"));
+            if !bits.is_null() && bits.as_u64() != Some(4) {
+                return refuse(
+                    "loftq_config.loftq_bits",
+                    bits.clone(),
+                    "LoftQ is implemented for 4 bits; begin again with them",
+                );
+            }
+            if !iterations.is_null() && iterations.as_u64().and_then(|n| u32::try_from(n).ok()).is_none_or(|n| n == 0) {
+                return refuse("loftq_config.loftq_iter", iterations.clone(), "it must be a whole number from 1 on");
+            }
         }
         if self.ensure_weight_tying && self.trainable_token_indices.is_none() {
             let reason =

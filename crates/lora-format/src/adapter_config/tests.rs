@@ -140,6 +140,25 @@ fn what_is_not_implemented_is_refused_by_field() {
 }
 
 #[test]
+fn loftq_is_read_with_its_settings_and_written_as_peft_writes_it() {
+    let named =
+        |settings: serde_json::Value| read(json!({"init_lora_weights": "loftq", "loftq_config": settings})).unwrap();
+    for (settings, iterations) in [(json!({}), 1), (json!({"loftq_bits": 4, "loftq_iter": 3}), 3)] {
+        let config = named(settings);
+        config.check_supported(Path::new("x")).unwrap();
+        assert_eq!(config.loftq_iterations(), Some(iterations));
+    }
+    assert_eq!(read(json!({"loftq_config": {"loftq_iter": 3}})).unwrap().loftq_iterations(), None);
+    for (settings, field) in [(json!({"loftq_bits": 8}), "loftq_bits"), (json!({"loftq_iter": 0}), "loftq_iter")] {
+        let error = named(settings).check_supported(Path::new("x")).unwrap_err().to_string();
+        assert!(error.contains(field), "{error}");
+    }
+    let written = AdapterConfig::default().with_loftq(2);
+    assert_eq!(written.other["loftq_config"], json!({"loftq_bits": 4, "loftq_iter": 2}));
+    assert_eq!(written.loftq_iterations(), Some(2));
+}
+
+#[test]
 fn patterns_match_from_a_component_to_the_end_and_the_first_counts() {
     let config = read(json!({
         "rank_pattern": {"layers.1.self_attn.q_proj": 6, "up_proj": 2, ".*_proj": 3, "k|v": 5},

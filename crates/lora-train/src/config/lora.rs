@@ -50,6 +50,9 @@ pub enum InitLoraWeights {
     /// `"pissa"`, `"pissa_niter_N"`, `"olora"`: as a part of the base's weight, which is taken out of the base while
     /// training. What is saved is a plain adapter of twice the rank over the unchanged base.
     Principal(String),
+    /// `"loftq"`: as what the base loses when its adapted layers are packed into 4 bits, which they are from then on, here
+    /// and wherever the adapter is loaded.
+    LoftQ,
 }
 
 impl Serialize for InitLoraWeights {
@@ -59,6 +62,7 @@ impl Serialize for InitLoraWeights {
             Self::Gaussian => serializer.serialize_str("gaussian"),
             Self::Random => serializer.serialize_bool(false),
             Self::Principal(name) => serializer.serialize_str(name),
+            Self::LoftQ => serializer.serialize_str(lora_core::LoftQ::NAME),
         }
     }
 }
@@ -69,9 +73,10 @@ impl<'de> Deserialize<'de> for InitLoraWeights {
             toml::Value::Boolean(true) => Ok(Self::Kaiming),
             toml::Value::Boolean(false) => Ok(Self::Random),
             toml::Value::String(s) if s == "gaussian" => Ok(Self::Gaussian),
+            toml::Value::String(s) if s == lora_core::LoftQ::NAME => Ok(Self::LoftQ),
             toml::Value::String(s) if lora_core::Principal::named(&s).is_some() => Ok(Self::Principal(s)),
             other => Err(de::Error::custom(format!(
-                "must be true, false, \"gaussian\", \"pissa\", \"pissa_niter_N\" or \"olora\", got {other}"
+                "must be true, false, \"gaussian\", \"pissa\", \"pissa_niter_N\", \"olora\" or \"loftq\", got {other}"
             ))),
         }
     }
@@ -132,8 +137,12 @@ section! {
         /// Also train a bias of each B.
         lora_bias: bool = false, Kind::Bool;
         /// How A is drawn: `true` (Kaiming uniform) or `gaussian`, both with B at zero; `pissa`, `pissa_niter_N` (by a fast
-        /// SVD with N power iterations) and `olora` begin as a part of the base; `false` draws B too, for tests.
-        init_lora_weights: InitLoraWeights = InitLoraWeights::Kaiming, Kind::BoolOr(&["gaussian", "pissa", "pissa_niter_*", "olora"]);
+        /// SVD with N power iterations) and `olora` begin as a part of the base; `loftq` packs the adapted layers into 4 bits
+        /// and begins as what that loses; `false` draws B too, for tests.
+        init_lora_weights: InitLoraWeights = InitLoraWeights::Kaiming, Kind::BoolOr(&["gaussian", "pissa", "pissa_niter_*", "olora", "loftq"]);
+        /// LoftQ: how often a layer is packed and its loss taken into the adapter; 1 when absent.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        loftq_iter: Option<u32> = None, Kind::Integer { min: 1, max: 100 };
         /// Ranks that differ from `r`: a table from module name or regular expression to rank. The first entry that matches
         /// counts.
         #[serde(with = "super::ordered", skip_serializing_if = "Vec::is_empty")]

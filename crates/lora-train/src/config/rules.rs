@@ -2,7 +2,7 @@
 
 use super::faults::{Fault, FaultKind, shown};
 use super::source::Places;
-use super::{FinetuningType, Modules, PeftType, RunConfig};
+use super::{FinetuningType, InitLoraWeights, Modules, PeftType, RunConfig};
 use crate::schedule::ScheduleKind;
 use toml::{Table, Value};
 
@@ -119,6 +119,10 @@ fn methods(config: &RunConfig, rules: &mut Rules<'_>) {
             keys.iter().for_each(|key| rules.beside(&format!("lora.{key}"), lora.peft_type, remedy));
         }
     }
+    if lora.loftq_iter.is_some() && lora.init_lora_weights != InitLoraWeights::LoftQ {
+        let remedy = "only LoftQ has this key; set init_lora_weights = \"loftq\", or remove it";
+        rules.contradiction("lora.loftq_iter", "another lora.init_lora_weights".into(), remedy);
+    }
     if lora.peft_type == PeftType::Vera && lora.lora_dropout > 0.0 {
         rules.beside("lora.lora_dropout", lora.peft_type, "VeRA's key is vera_dropout");
     }
@@ -144,8 +148,11 @@ impl Rules<'_> {
 
     /// A key that says nothing under this type of adapters.
     fn beside(&mut self, key: &str, peft_type: PeftType, remedy: &'static str) {
+        self.contradiction(key, format!("lora.peft_type = \"{}\"", peft_type.name()), remedy);
+    }
+
+    fn contradiction(&mut self, key: &str, with: String, remedy: &'static str) {
         if let Some(value) = get(self.tree, key) {
-            let with = format!("lora.peft_type = \"{}\"", peft_type.name());
             self.faults.push(self.places.fault(key, Some(value), FaultKind::Contradiction { with, remedy }));
         }
     }

@@ -230,6 +230,7 @@ fn with_every_type() -> RunConfig {
     (lora.target_r, lora.init_r) = (Some(2), Some(4));
     (lora.tinit, lora.tfinal, lora.deltaT, lora.total_step) = (Some(1), Some(2), Some(3), Some(9));
     (lora.beta1, lora.beta2, lora.orth_reg_weight) = (Some(0.8), Some(0.9), Some(0.3));
+    lora.loftq_iter = Some(2);
     config
 }
 

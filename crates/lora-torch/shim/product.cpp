@@ -1,0 +1,251 @@
+#include "product.h"
+#include "right.h"
+#include <ATen/Parallel.h>
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <string>
+
+namespace {
+
+// Sizes by the caches of today's cores, with room for a second thread on the same one: a panel and six rows stay in the
+// first level, ROWS x DEPTH of the left operand and the panels of COLS in the second.
+constexpr int64_t DEPTH = 288, ROWS = 96, COLS = 96, WIDE_COLS = 192;  // wide where rows are copied
+constexpr int64_t SHORT = 64;             // a reduction this short joins the block before it
+constexpr int64_t FEW_ROWS = 16;          // for fewer rows, packing a panel costs more than it saves
+constexpr int64_t FEW_STEPS = 1 << 20;    // multiply-adds below which a thread is not worth its start
+constexpr int MOST_SPANS = 8;
+
+bool own_products() {
+  static const bool own = [] {
+#if defined(LORA_SGEMM)
+    const char* choice = std::getenv("LORA_PRODUCTS");
+    const bool can = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    if (choice && std::string(choice) == "own") return can;
+    if (choice && std::string(choice) == "libtorch") return false;
+    return can && !__builtin_cpu_supports("avx512f");
+#else
+    return false;
+#endif
+  }();
+  return own;
+}
+
+// A bias comes with a first term that is transposed.
+void by_libtorch(at::Tensor& out, bool add, const at::Tensor& bias, const std::vector<Term>& terms) {
+  bool begun = add;
+  for (const Term& term : terms) {
+    if (term.transposed) {
+      term.right.tiles(out.scalar_type(), [&](const at::Tensor& tile, int64_t begin) {
+        at::Tensor part = out.narrow(1, begin, tile.size(0));
+        if (begun) part.addmm_(term.rows, tile.t());
+        else if (bias.defined()) at::addmm_out(part, bias.narrow(0, begin, tile.size(0)), term.rows, tile.t());
+        else at::mm_out(part, term.rows, tile.t());
+      });
+      begun = true;
+    } else {
+      term.right.tiles(out.scalar_type(), [&](const at::Tensor& tile, int64_t begin) {
+        const at::Tensor part = term.rows.narrow(1, begin, tile.size(0));
+        if (begun) out.addmm_(part, tile);
+        else at::mm_out(out, part, tile);
+        begun = true;
+      });
+    }
+  }
+}
+
+#if defined(LORA_SGEMM)
+
+struct Buffer {
+  std::unique_ptr<float, void (*)(void*)> data{nullptr, std::free};
+  size_t size = 0;
+  float* of(size_t wanted) {
+    if (size >= wanted) return data.get();
+    data.reset(static_cast<float*>(std::aligned_alloc(64, (wanted * sizeof(float) + 63) / 64 * 64)));
+    if (!data) throw std::bad_alloc();
+    size = wanted;
+    return data.get();
+  }
+};
+thread_local Buffer PANELS, LEFT, WIDE;
+
+struct Operand {
+  at::Tensor rows;
+  Right right;
+  bool transposed;
+  bool copied;  // rows a multiple of a page apart fall on the same lines of the caches: a block of them is copied first
+};
+
+// A part of the reduction of one operand, and a run of parts that are summed before the result is written.
+struct Part {
+  const Operand* from;
+  int64_t begin, depth, offset;  // where its panel begins in that of the run
+};
+struct Run {
+  std::vector<Part> parts;
+  int64_t depth = 0;
+};
+
+std::vector<Run> plan(const std::vector<Operand>& operands) {
+  std::vector<Run> runs;
+  for (const Operand& o : operands) {
+    const int64_t depth = o.rows.size(1), count = (depth + DEPTH - 1) / DEPTH;
+    const int64_t each = count ? ((depth + count - 1) / count + 7) / 8 * 8 : 0;
+    for (int64_t begin = 0; begin < depth; begin += each) {
+      const int64_t size = std::min(each, depth - begin);
+      const bool joins = !runs.empty() && runs.back().depth + size <= DEPTH + SHORT && runs.back().parts.size() < MOST_SPANS;
+      if (!joins) runs.emplace_back();
+      runs.back().parts.push_back({&o, begin, size, runs.back().depth});
+      runs.back().depth += size;
+    }
+  }
+  return runs;
+}
+
+// The panels of columns [j0, j0 + width), one after the other, each [run.depth, 16].
+void pack(const Run& run, int64_t j0, int64_t width, float* panels) {
+  constexpr int64_t AT_ONCE = 32;  // rows: few enough pages
+  for (const Part& part : run.parts) {
+    const Right& w = part.from->right;
+    if (part.from->transposed) {
+      for (int64_t j = 0; j < width; j += sgemm::TILE_COLS) {
+        const int64_t cols = std::min(sgemm::TILE_COLS, width - j);
+        float* panel = panels + (j * run.depth) + part.offset * sgemm::TILE_COLS;
+        if (w.dense()) {
+          sgemm::pack_transposed(w.number(j0 + j, part.begin), w.stride, cols, part.depth, panel);
+          continue;
+        }
+        float* wide = WIDE.of(sgemm::TILE_COLS * part.depth);
+        for (int64_t c = 0; c < cols; ++c) w.read(j0 + j + c, part.begin, part.depth, wide + c * part.depth);
+        sgemm::pack_transposed(wide, part.depth, cols, part.depth, panel);
+      }
+      continue;
+    }
+    for (int64_t p = 0; p < part.depth; p += AT_ONCE) {
+      const int64_t depth = std::min(AT_ONCE, part.depth - p);
+      const float* from = w.dense() ? w.number(part.begin + p, j0) : WIDE.of(AT_ONCE * width);
+      if (!w.dense())
+        for (int64_t q = 0; q < depth; ++q) w.read(part.begin + p + q, j0, width, WIDE.of(AT_ONCE * width) + q * width);
+      for (int64_t j = 0; j < width; j += sgemm::TILE_COLS)
+        sgemm::pack_straight(from + j, w.dense() ? w.stride : width, std::min(sgemm::TILE_COLS, width - j), depth,
+                             panels + j * run.depth + (part.offset + p) * sgemm::TILE_COLS);
+    }
+  }
+}
+
+struct Block {
+  int64_t i0, i1, j0, width;
+};
+
+void multiply(const std::vector<Run>& runs, const Block& block, float* out, int64_t stride, bool add, const float* bias) {
+  const int64_t panel_count = (block.width + sgemm::TILE_COLS - 1) / sgemm::TILE_COLS;
+  bool begun = add;
+  for (const Run& run : runs) {
+    float* panels = PANELS.of(panel_count * sgemm::TILE_COLS * run.depth);
+    pack(run, block.j0, block.width, panels);
+    const sgemm::Start start = begun ? sgemm::Start::Sum : bias ? sgemm::Start::Bias : sgemm::Start::Zero;
+    begun = true;
+    for (int64_t i0 = block.i0; i0 < block.i1; i0 += ROWS) {
+      const int64_t i1 = std::min(block.i1, i0 + ROWS);
+      sgemm::Span spans[MOST_SPANS];
+      const float* rows[MOST_SPANS];
+      float* left = LEFT.of(ROWS * (DEPTH + SHORT));
+      for (size_t k = 0; k < run.parts.size(); ++k) {
+        const Part& part = run.parts[k];
+        spans[k].depth = part.depth;
+        spans[k].stride = part.from->rows.stride(0);
+        rows[k] = part.from->rows.data_ptr<float>() + i0 * spans[k].stride + part.begin;
+        if (!part.from->copied) continue;
+        float* to = left + ROWS * part.offset;
+        for (int64_t i = i0; i < i1; ++i)
+          std::memcpy(to + (i - i0) * part.depth, rows[k] + (i - i0) * spans[k].stride, part.depth * sizeof(float));
+        rows[k] = to;
+        spans[k].stride = part.depth;
+      }
+      for (int64_t j = 0; j < block.width; j += sgemm::TILE_COLS) {
+        const int64_t cols = std::min(sgemm::TILE_COLS, block.width - j);
+        float few[sgemm::TILE_COLS] = {};
+        if (start == sgemm::Start::Bias) std::memcpy(few, bias + block.j0 + j, cols * sizeof(float));
+        for (size_t k = 0; k < run.parts.size(); ++k)
+          spans[k].panel = panels + j * run.depth + run.parts[k].offset * sgemm::TILE_COLS;
+        for (int64_t i = i0; i < i1; i += sgemm::TILE_ROWS) {
+          for (size_t k = 0; k < run.parts.size(); ++k) spans[k].rows = rows[k] + (i - i0) * spans[k].stride;
+          sgemm::tile(spans, int(run.parts.size()), std::min(sgemm::TILE_ROWS, i1 - i), out + i * stride + block.j0 + j, stride,
+                      cols, start, few);
+        }
+      }
+    }
+  }
+}
+
+// Whether the product is one that is computed here.
+bool served(const at::Tensor& out, const std::vector<Term>& terms) {
+  if (!own_products() || !out.is_cpu() || out.scalar_type() != at::kFloat || out.stride(1) != 1) return false;
+  if (out.size(0) < FEW_ROWS) return false;
+  for (const Term& t : terms)
+    if (t.rows.scalar_type() != at::kFloat || t.rows.size(1) == 0 || !Right::readable(t.right)) return false;
+  return true;
+}
+
+void here(at::Tensor& out, bool add, const at::Tensor& bias_, const std::vector<Term>& terms) {
+  constexpr int64_t PAGE = 4096 / sizeof(float);
+  std::vector<Operand> operands;
+  int64_t steps = 0;
+  bool copied = false;
+  for (const Term& t : terms) {
+    const at::Tensor rows = t.rows.stride(1) == 1 ? t.rows : t.rows.contiguous();
+    // A matrix that lies the other way round is read the other way round.
+    const at::Tensor& w = t.right.data;
+    const bool turned = t.right.form == PLAIN && w.stride(1) != 1 && w.stride(0) == 1;
+    const Stored right = turned ? Stored(w.t()) : t.right;
+    operands.push_back({rows, Right(right), t.transposed != turned, rows.stride(0) % PAGE == 0});
+    steps += out.numel() * rows.size(1);
+    copied |= operands.back().copied;
+  }
+  const at::Tensor bias = bias_.defined() ? bias_.to(at::kFloat).contiguous() : bias_;
+  const std::vector<Run> runs = plan(operands);
+  const int64_t m = out.size(0), n = out.size(1), threads = steps < FEW_STEPS ? 1 : at::get_num_threads();
+  const int64_t width = copied ? WIDE_COLS : COLS, across = (n + width - 1) / width;
+  // Blocks for a queue, so that a core that somebody else slows down takes fewer of them.
+  int64_t high = m, down = 1;
+  while (threads > 1 && down * across < 4 * threads && high > ROWS) {
+    high = (high / 2 + sgemm::TILE_ROWS - 1) / sgemm::TILE_ROWS * sgemm::TILE_ROWS;
+    down = (m + high - 1) / high;
+  }
+  float* to = out.data_ptr<float>();
+  const float* b = bias.defined() ? bias.data_ptr<float>() : nullptr;
+  std::atomic<int64_t> next{0};
+  at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    for (int64_t k; (k = next.fetch_add(1)) < down * across;) {
+      const int64_t i0 = k / across * high, j0 = k % across * width;
+      multiply(runs, {i0, std::min(m, i0 + high), j0, std::min(width, n - j0)}, to, out.stride(0), add, b);
+    }
+  });
+}
+
+#else
+
+bool served(const at::Tensor&, const std::vector<Term>&) { return false; }
+void here(at::Tensor&, bool, const at::Tensor&, const std::vector<Term>&) {}
+
+#endif
+
+}  // namespace
+
+void sum_of_products(at::Tensor& out, bool add, const at::Tensor& bias, const std::vector<Term>& terms) {
+  if (!out.defined()) {
+    const Term& first = terms.front();
+    out = at::empty({first.rows.size(0), first.transposed ? first.right.rows : first.right.cols}, first.rows.options());
+  }
+  if (out.numel() == 0) return;
+  if (served(out, terms)) here(out, add, bias, terms);
+  else by_libtorch(out, add, bias, terms);
+}
+
+at::Tensor thin_transposed_product(const at::Tensor& a, const at::Tensor& b) {
+  if (!own_products() || !a.is_cpu() || a.scalar_type() != at::kFloat || b.scalar_type() != at::kFloat) return at::mm(a.t(), b);
+  at::Tensor out;
+  sum_of_products(out, false, at::Tensor(), {{a.t().contiguous(), Stored(b), false}});
+  return out;
+}
