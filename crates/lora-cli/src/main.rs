@@ -1,7 +1,7 @@
 //! The `lora` binary.
 
-/// Tokenising takes and gives back small pieces of memory all the time, which the system's allocator makes half as fast
-/// again to do.
+/// Tokenising takes and gives back small pieces of memory all the time; with the system's allocator it needs half as much
+/// time again.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
