@@ -3,6 +3,7 @@
 //! Plain `std::process` around cargo, pip and the built programs. Nothing here depends on the project's own
 //! crates, so this program builds in seconds on a machine that has no libtorch yet; `setup` gets it.
 
+mod against;
 mod bench;
 mod cargo;
 mod ci;
@@ -86,6 +87,8 @@ enum Verb {
         compare: Option<Vec<PathBuf>>,
         /// Only benchmarks whose id contains this
         filter: Option<String>,
+        #[command(flatten)]
+        against: against::Args,
     },
     /// Check the golden fixtures against their manifest
     Fixtures {
@@ -115,6 +118,12 @@ enum Verb {
         gguf: bool,
         /// Only these model families of the fixtures; with --gguf, folders of real models to compare greedy texts of
         family: Vec<String>,
+    },
+    /// Throw mutations of the corpus at every way into the data pipeline, more of them than the tests do
+    Fuzz {
+        /// Mutations of every file of the corpus
+        #[arg(long, default_value_t = 2000)]
+        runs: u32,
     },
     /// Check the rules that the compiler does not: dependencies, file lengths, printing, links
     Tidy,
@@ -176,7 +185,10 @@ fn run(cli: Cli) -> Result<()> {
         }
         Verb::Ci { no_test } => ci::run(&ws, !no_test),
         Verb::Bench { compare: Some(pair), .. } => compare::run(&pair[0], &pair[1]),
-        Verb::Bench { report, filter, .. } => bench::run(&ws, report, filter.as_deref()),
+        Verb::Bench { against, report, filter, .. } => match against.wanted() {
+            Some((data, model)) => against::run(&ws, &against, data, model),
+            None => bench::run(&ws, report, filter.as_deref()),
+        },
         Verb::Fixtures { check: _, update, regenerate, python } => {
             fixtures::run(&ws, update, regenerate, python.as_deref())
         }
@@ -186,6 +198,11 @@ fn run(cli: Cli) -> Result<()> {
         }
         Verb::Interop { python, table, gguf: false, family } => {
             interop::run(&ws, python.as_deref(), table.as_deref(), &family)
+        }
+        Verb::Fuzz { runs } => {
+            setup::ensure(&ws)?;
+            let test = ["test", "--release", "--workspace", "--test", "fuzz_corpus"];
+            cargo::run(ws.cargo().args(test).env("LORA_FUZZ_RUNS", runs.to_string()))
         }
         Verb::Tidy => tidy::run(&ws),
         Verb::GpuCheck { package } => gpu_check::run(&ws, &package),

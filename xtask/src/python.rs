@@ -75,6 +75,14 @@ pub const LLAMA_CPP: Packages = Packages {
     cost: "builds llama.cpp, some 15 minutes on two cores",
 };
 
+/// What others prepare data with.
+pub const DATASETS: Packages = Packages {
+    names: &["transformers==5.23.0", "datasets==5.2.0", "jinja2"],
+    imports: "import transformers, datasets",
+    venv: "venv-datasets",
+    cost: "fetches about 300 MB",
+};
+
 /// The Python with these packages: the named one, or a private environment under `folder`, made on first use.
 pub fn reference(named: Option<&Path>, folder: &Path, wheels: &Path, packages: &Packages) -> Result<PathBuf> {
     if let Some(program) = named {

@@ -1,9 +1,11 @@
 //! One file for each verb.
 
 pub(crate) mod bench;
+pub(crate) mod bench_data;
 pub(crate) mod chat;
 pub(crate) mod classify;
 pub(crate) mod data;
+pub(crate) mod data_cache;
 pub(crate) mod demo;
 pub(crate) mod doctor;
 pub(crate) mod eval;

@@ -45,7 +45,7 @@ pub(crate) fn activations(m: &ModelConfig, tokens: i64, bytes: i64, checkpointin
 
 /// Tokens of each row of a plan.
 fn row_lengths(plan: &RunPlan) -> Vec<usize> {
-    plan.rows.iter().map(|row| row.iter().map(|&i| plan.train[i].input_ids.len()).sum()).collect()
+    plan.row_lengths()
 }
 
 /// The memory of a run at its largest batch: the longest rows that may come together.
@@ -73,9 +73,9 @@ pub(crate) fn operations_per_step(plan: &RunPlan) -> f64 {
     let (nh, kv) = (m.num_attention_heads as f64, m.num_key_value_heads as f64);
     let mlps: i64 = (0..m.windows.len()).map(|i| m.mlp_weights(i)).sum();
     let block = l * (h * nh * hd * 2.0 + 2.0 * h * kv * hd) + mlps as f64;
-    let lengths: Vec<f64> = plan.train.iter().map(|e| e.input_ids.len() as f64).collect();
+    let lengths: Vec<f64> = plan.train.lengths().into_iter().map(|n| n as f64).collect();
     let tokens: f64 = lengths.iter().sum();
-    let trained: usize = plan.train.iter().map(|e| e.trained.iter().filter(|t| **t).count()).sum();
+    let trained: usize = plan.train.trained_tokens();
     let pairs: f64 = lengths.iter().map(|n| n * n / 2.0).sum();
     let (passes, adapters) = match plan.trained {
         Trained::Everything => (6.0, 0.0),

@@ -113,9 +113,9 @@ impl PlanSummary {
             data: DataFigures {
                 examples: plan.train.len(),
                 eval_examples: plan.eval.len(),
-                tokens: plan.train.iter().map(|e| e.input_ids.len()).sum(),
-                trained_tokens: plan.train.iter().map(|e| e.trained.iter().filter(|t| **t).count()).sum(),
-                longest: plan.train.iter().map(|e| e.input_ids.len()).max().unwrap_or(0),
+                tokens: plan.train.tokens(),
+                trained_tokens: plan.train.trained_tokens(),
+                longest: plan.train.lengths().into_iter().max().unwrap_or(0),
                 truncated: plan.train_report.truncated,
                 dropped: plan.train_report.dropped.values().map(|d| d.count).sum(),
                 duplicates: plan.train_report.duplicates,

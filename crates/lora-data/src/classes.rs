@@ -167,17 +167,9 @@ pub fn build_labelled(
         }
     }
     if texts.is_empty() {
-        return Err(DataError::NothingTrained { reasons: report.reasons(), first: report.first_affected() });
+        return Err(report.nothing_trained());
     }
-    if report.affected as f64 > options.max_affected_share * report.read as f64 {
-        return Err(DataError::TooManyAffected {
-            affected: report.affected,
-            read: report.read,
-            reasons: report.reasons(),
-            limit: options.max_affected_share,
-            first: report.first_affected(),
-        });
-    }
+    report.check_affected(options.max_affected_share)?;
     Ok(LabelledSet { texts, labels, report })
 }
 

@@ -6,13 +6,14 @@ use std::path::PathBuf;
 
 use rayon::prelude::*;
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
 
-use crate::document::{Body, Conversation, Document};
+use crate::document::{Body, Conversation, Document, Origin};
 use crate::error::{DataError, Result};
 use crate::example::{Example, ExampleBuilder, Outcome, conversation_of};
+use crate::fingerprint::Fingerprint;
 use crate::format::Format;
 use crate::mask::{Choice, Renderer};
+use crate::read::DataFile;
 use crate::report::{DataReport, SourceReport, TemplateReport};
 use crate::source::{Documents, PreferenceUse, ReadOptions, Source};
 use crate::template::ChatTemplate;
@@ -80,8 +81,9 @@ pub struct Dataset {
     pub report: DataReport,
 }
 
-/// Reads the sources and makes rows of tokens; `progress` hears how many records are done, and of how many. Records are
-/// read as they are needed, so that how many there are is known at the end: until then both numbers are the same.
+/// Reads the sources and makes rows of tokens in memory; `progress` hears how many records are done, and of how many.
+/// Records are read as they are needed, so that how many there are is known at the end: until then both numbers are the
+/// same. [`open_dataset`](crate::open_dataset) keeps the rows of large sets in a file instead.
 ///
 /// # Errors
 /// Names file and line of a record that cannot be read, rendered or tokenised. Refuses a set of which too large a
@@ -92,56 +94,102 @@ pub fn build_dataset(
     options: &DataOptions,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Dataset> {
-    check_options(sources, options)?;
-    let own_template = options.template.as_ref().map(|path| tokenizer.template_named(path)).transpose()?;
-    let builder = builder(tokenizer, options, own_template.as_ref());
-    // Every path is opened before the first record is read.
-    let streams = sources.iter().map(|source| Documents::open(source, options.reading)).collect::<Result<Vec<_>>>()?;
-
-    let mut report = DataReport { template: template_name(&builder), ..DataReport::default() };
-    let mut roles = RolesSeen::default();
+    let prepared = Prepared::new(sources, tokenizer, options)?;
     let mut examples = Vec::new();
-    let mut source_ends = Vec::new();
-    let mut seen = HashSet::new();
-    progress(0, 0);
-    for mut documents in streams {
-        loop {
-            let chunk = next_chunk(&mut documents, options.preference)?;
-            if chunk.is_empty() {
-                break;
-            }
-            roles.check(&builder, &chunk)?;
-            // Outcomes are looked at in order, so that of several faults the same one is always named.
-            let outcomes: Vec<Result<Outcome>> = chunk.par_iter().map(|document| builder.build(document)).collect();
-            for (document, outcome) in chunk.iter().zip(outcomes) {
-                let outcome = match outcome {
-                    Ok(outcome) => outcome,
-                    Err(error) => {
-                        documents.reject(error)?;
-                        continue;
-                    }
-                };
-                report.add(&outcome, &document.origin);
-                for example in outcome.examples {
-                    let is_new = seen.insert(fingerprint(&example));
-                    if !is_new {
-                        report.duplicates += 1;
-                        report.duplicate_tokens += example.input_ids.len();
-                    }
-                    if is_new || !options.dedup {
-                        report.add_kept(&example, tokenizer);
-                        examples.push(example);
+    let (report, source_ends) = prepared.run(progress, &mut |example, _| {
+        examples.push(example);
+        Ok(())
+    })?;
+    check_whole(&report, || examples.first().map(|first| first.origin.clone()), options)?;
+    Ok(Dataset { examples, source_ends, report })
+}
+
+/// What takes the rows that are kept, one after the other, in the order of the files.
+pub(crate) type Keep<'k> = &'k mut dyn FnMut(Example, &Fingerprint) -> Result<()>;
+
+/// Sources that were opened and settings that were checked, before the first record is read.
+pub(crate) struct Prepared<'a> {
+    pub(crate) streams: Vec<Documents>,
+    pub(crate) own_template: Option<ChatTemplate>,
+    pub(crate) tokenizer: &'a Tokenizer,
+    pub(crate) options: &'a DataOptions,
+}
+
+impl<'a> Prepared<'a> {
+    pub(crate) fn new(sources: &[Source], tokenizer: &'a Tokenizer, options: &'a DataOptions) -> Result<Self> {
+        check_options(sources, options)?;
+        let own_template = options.template.as_ref().map(|path| tokenizer.template_named(path)).transpose()?;
+        // Every path is opened before the first record is read.
+        let open = |source| Documents::open(source, options.reading);
+        Ok(Self { streams: sources.iter().map(open).collect::<Result<_>>()?, own_template, tokenizer, options })
+    }
+
+    /// Every file that will be read.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &DataFile> {
+        self.streams.iter().flat_map(Documents::files)
+    }
+
+    /// Makes the rows, some thousand records at a time: what became of the records, and for each source how many rows
+    /// were kept of it and of those before it.
+    pub(crate) fn run(
+        self,
+        progress: &mut dyn FnMut(usize, usize),
+        keep: Keep<'_>,
+    ) -> Result<(DataReport, Vec<usize>)> {
+        let Self { streams, own_template, tokenizer, options } = self;
+        let builder = builder(tokenizer, options, own_template.as_ref());
+        let mut report = DataReport { template: template_name(&builder), ..DataReport::default() };
+        let mut roles = RolesSeen::default();
+        let mut source_ends = Vec::new();
+        let mut seen = HashSet::new();
+        progress(0, 0);
+        for mut documents in streams {
+            loop {
+                let chunk = next_chunk(&mut documents, options.preference)?;
+                if chunk.is_empty() {
+                    break;
+                }
+                roles.check(&builder, &chunk)?;
+                // Outcomes are looked at in order, so that of several faults the same one is always named.
+                let outcomes: Vec<Result<Built>> = chunk.par_iter().map(|document| built(&builder, document)).collect();
+                for (document, outcome) in chunk.iter().zip(outcomes) {
+                    let (outcome, fingerprints) = match outcome {
+                        Ok(built) => built,
+                        Err(error) => {
+                            documents.reject(error)?;
+                            continue;
+                        }
+                    };
+                    report.add(&outcome, &document.origin);
+                    for (example, fingerprint) in outcome.examples.into_iter().zip(fingerprints) {
+                        let is_new = seen.insert(fingerprint);
+                        if !is_new {
+                            report.duplicates += 1;
+                            report.duplicate_tokens += example.input_ids.len();
+                        }
+                        if is_new || !options.dedup {
+                            report.add_kept(&example, tokenizer);
+                            keep(example, &fingerprint)?;
+                        }
                     }
                 }
+                progress(report.read, report.read);
             }
-            progress(report.read, report.read);
+            documents.check_bad()?;
+            report.sources.push(SourceReport::of(&documents));
+            source_ends.push(report.kept);
         }
-        documents.check_bad()?;
-        report.sources.push(SourceReport::of(&documents));
-        source_ends.push(examples.len());
+        Ok((report, source_ends))
     }
-    check_whole(&report, &examples, options)?;
-    Ok(Dataset { examples, source_ends, report })
+}
+
+/// What became of a document, and the fingerprints of its rows.
+type Built = (Outcome, Vec<Fingerprint>);
+
+fn built(builder: &ExampleBuilder<'_>, document: &Document) -> Result<Built> {
+    let outcome = builder.build(document)?;
+    let fingerprints = outcome.examples.iter().map(Example::fingerprint).collect();
+    Ok((outcome, fingerprints))
 }
 
 /// The next documents; none at the end.
@@ -242,34 +290,18 @@ fn template_name(builder: &ExampleBuilder<'_>) -> Option<TemplateReport> {
     })
 }
 
-/// The first 128 bits of a sha256 over tokens and mask: the same on every machine, and never the same for two rows that
-/// differ.
-fn fingerprint(example: &Example) -> [u8; 16] {
-    let mut hash = Sha256::new();
-    for (id, trained) in example.input_ids.iter().zip(&example.trained) {
-        hash.update((u64::from(*id) << 1 | u64::from(*trained)).to_le_bytes());
-    }
-    let digest = hash.finalize();
-    std::array::from_fn(|at| digest[at])
-}
-
-fn check_whole(report: &DataReport, examples: &[Example], options: &DataOptions) -> Result<()> {
-    let Some(first) = examples.first() else {
-        return Err(DataError::NothingTrained { reasons: report.reasons(), first: report.first_affected() });
-    };
-    if report.affected as f64 > options.max_affected_share * report.read as f64 {
-        return Err(DataError::TooManyAffected {
-            affected: report.affected,
-            read: report.read,
-            reasons: report.reasons(),
-            limit: options.max_affected_share,
-            first: report.first_affected(),
-        });
-    }
+/// Refuses a set for what became of its records as a whole; `first` is where its first row comes from.
+pub(crate) fn check_whole(
+    report: &DataReport,
+    first: impl FnOnce() -> Option<Origin>,
+    options: &DataOptions,
+) -> Result<()> {
+    let Some(first) = first() else { return Err(report.nothing_trained()) };
+    report.check_affected(options.max_affected_share)?;
     // Tokens that were made elsewhere are taken as they are.
     let all_tokenized = report.sources.iter().all(|source| source.format == Format::Tokenized);
     if report.end_tokens.is_empty() && !all_tokenized {
-        return Err(DataError::EosNeverTrained { first: first.origin.clone() });
+        return Err(DataError::EosNeverTrained { first });
     }
     Ok(())
 }

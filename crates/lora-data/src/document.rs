@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::{Map, Value};
 
 /// Where a record stands: file, record number and line, both counted from 1.
@@ -28,6 +28,25 @@ impl fmt::Display for Origin {
 impl Serialize for Origin {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
+    }
+}
+
+/// Reads what `Display` writes. It ends in a line, or in a line and the number of the record, so that no name of a file
+/// can be taken for either.
+impl<'de> Deserialize<'de> for Origin {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let parsed = || {
+            let (place, record) = match text.strip_suffix(')') {
+                Some(text) => text.rsplit_once(" (record ").map(|(place, record)| (place, Some(record)))?,
+                None => (text.as_str(), None),
+            };
+            let (file, line) = place.rsplit_once(':')?;
+            let line = line.parse().ok()?;
+            let record = record.map_or(Some(line), |record| record.parse().ok())?;
+            Some(Self { file: Path::new(file).into(), record, line })
+        };
+        parsed().ok_or_else(|| de::Error::custom(format!("`{text}` is not a place in a file")))
     }
 }
 

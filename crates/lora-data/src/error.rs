@@ -116,7 +116,7 @@ pub enum DataError {
     NotAnObject { origin: Origin, found: &'static str },
     /// A policy for long rows that labelled texts do not have.
     #[error(
-        "truncation = {policy:?}: a labelled text has no turns, and its end belongs to its start; use \"right\", \"left\", \"drop\" \
+        "truncation = \"{policy}\": a labelled text has no turns, and its end belongs to its start; use \"right\", \"left\", \"drop\" \
          or \"refuse\""
     )]
     LabelledTruncation {
@@ -247,6 +247,21 @@ pub enum DataError {
     )]
     LabelMismatch { origin: Origin, index: usize, label: i64, input_id: i64 },
 
+    // The cache of tokens
+    /// A file of the cache that cannot be written to the end.
+    #[error("{path}: the tokens cannot be written; make room there, name another folder by `data.cache_dir`, or set `data.cache = \"never\"`", path = path.display())]
+    CacheWrite {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file of the cache that changed after it was written.
+    #[error("{path}: row {row} is not what was written; remove the file, and the tokens are made anew", path = path.display())]
+    CacheDamaged { path: PathBuf, row: usize },
+    /// A number of a row that does not exist.
+    #[error("there is no row {row} among {rows}")]
+    NoRow { row: usize, rows: usize },
+
     // Tokenizers
     /// A folder without tokenizer.json.
     #[error("{path}: the checkpoint has no tokenizer.json; save the tokenizer in its fast form", path = path.display())]
@@ -272,6 +287,9 @@ pub enum DataError {
     /// A tokenizer file that is too large.
     #[error("{path}: {size} bytes, more than the {limit} a tokenizer file may have", path = path.display())]
     TokenizerSize { path: PathBuf, size: u64, limit: u64 },
+    /// A token with an id that no model has a row for.
+    #[error("{path}: a token has the id {id}; ids must be below {limit}", path = path.display())]
+    VocabularySize { path: PathBuf, id: usize, limit: usize },
     /// A field of a tokenizer file that has the wrong type.
     #[error("{path}: field `{field}` must be {wanted}, found {found}", path = path.display())]
     TokenizerField { path: PathBuf, field: String, wanted: &'static str, found: String },

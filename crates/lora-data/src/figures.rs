@@ -4,7 +4,6 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::dataset::Dataset;
 use crate::pack::pack;
 use crate::report::DataReport;
 use crate::sampler::{epoch_order, grouped_order};
@@ -63,13 +62,12 @@ pub struct DataFigures {
 }
 
 impl DataFigures {
-    /// The figures of a set of examples, for rows of `max_length` tokens and batches of `batch` examples.
-    pub fn of(dataset: &Dataset, max_length: usize, batch: usize) -> Self {
-        let lengths: Vec<usize> = dataset.examples.iter().map(|example| example.input_ids.len()).collect();
+    /// The figures of examples of these lengths, for rows of `max_length` tokens and batches of `batch` examples.
+    pub fn of(lengths: &[usize], max_length: usize, batch: usize) -> Self {
         let tokens: usize = lengths.iter().sum();
-        let rows = pack(&lengths, max_length).len();
+        let rows = pack(lengths, max_length).len();
         let positions = rows * max_length;
-        let mut sorted = lengths.clone();
+        let mut sorted = lengths.to_vec();
         sorted.sort_unstable();
         let quantile = |share: f64| {
             let at = (share * sorted.len() as f64).ceil() as usize;
@@ -96,7 +94,7 @@ impl DataFigures {
             padding: PaddingFigures {
                 batch,
                 shuffled: padded(&epoch_order(lengths.len(), 0, 0)),
-                grouped: padded(&grouped_order(&lengths, batch, 0, 0)),
+                grouped: padded(&grouped_order(lengths, batch, 0, 0)),
             },
         }
     }

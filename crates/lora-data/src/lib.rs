@@ -21,6 +21,7 @@
 
 mod bad_record;
 mod batch;
+mod cache;
 mod classes;
 mod clock;
 mod dataset;
@@ -30,6 +31,7 @@ mod error;
 mod example;
 mod fields;
 mod figures;
+mod fingerprint;
 mod format;
 #[doc(hidden)]
 pub mod fuzz;
@@ -43,10 +45,12 @@ mod pack;
 mod page;
 mod pairs;
 mod preference;
+mod prefetch;
 mod preview;
 mod python;
 mod read;
 mod report;
+mod rows;
 mod sampler;
 mod source;
 mod special_tokens;
@@ -63,6 +67,7 @@ mod tokenizer_files;
 mod truncation;
 
 pub use batch::Batch;
+pub use cache::{CacheEntry, CacheUse, TokenCache, TokenSet, open_dataset};
 pub use classes::{
     ClassTarget, EncodedText, KnownLabels, LabelKind, LabelSet, LabelledSet, LabelledText, build_labelled,
     count_labels, encode,
@@ -77,11 +82,13 @@ pub use figures::{DataFigures, LengthBar, PackingFigures, PaddingFigures, StatsT
 pub use format::Format;
 pub use hub::HubId;
 pub use mix::{Mixing, hold_out, mix_order};
-pub use pack::pack;
+pub use pack::{RowPlan, pack};
 pub use page::{PageRow, data_page};
 pub use preference::{PreferencePair, RatedExample, build_pairs, build_rated};
+pub use prefetch::Prefetch;
 pub use preview::{PreviewToken, preview};
 pub use report::{DataReport, DropReason, Dropped, LengthBucket, SourceReport, TemplateReport};
+pub use rows::Rows;
 pub use sampler::{Cursor, Sampler, epoch_order, grouped_order};
 pub use source::{BadRecords, BadReport, Documents, PreferenceUse, ReadOptions, Source, TextBy, read_documents};
 pub use stream_decoder::StreamDecoder;

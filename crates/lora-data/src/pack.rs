@@ -1,6 +1,8 @@
 //! Filling rows with as many examples as fit.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
 
 /// Packs examples of the given lengths into rows of at most `max_length` tokens, best fit decreasing: the longest
 /// first, each into the fullest row that still has room. Near-linear in time (`n log n`), and always the same.
@@ -44,6 +46,57 @@ fn take_fullest(open: &mut BTreeMap<usize, Vec<usize>>, length: usize) -> Option
     Some((row, room))
 }
 
+/// Which examples make a row: one each, or as many as fit. A copy costs nothing.
+#[derive(Debug, Clone)]
+pub struct RowPlan(Members);
+
+#[derive(Debug, Clone)]
+enum Members {
+    OneEach(usize),
+    Packed(Arc<[Vec<usize>]>),
+}
+
+impl RowPlan {
+    /// A row for each of so many examples.
+    pub fn one_each(examples: usize) -> Self {
+        Self(Members::OneEach(examples))
+    }
+
+    /// Rows of at most `max_length` tokens; see [`pack`].
+    pub fn packed(lengths: &[usize], max_length: usize) -> Self {
+        Self(Members::Packed(pack(lengths, max_length).into()))
+    }
+
+    /// How many rows there are.
+    pub fn len(&self) -> usize {
+        match &self.0 {
+            Members::OneEach(examples) => *examples,
+            Members::Packed(rows) => rows.len(),
+        }
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The examples of a row; none for a row that does not exist.
+    pub fn members(&self, row: usize) -> impl Iterator<Item = usize> {
+        let (alone, several): (Range<usize>, &[usize]) = match &self.0 {
+            Members::OneEach(examples) if row < *examples => (row..row + 1, &[]),
+            Members::OneEach(_) => (0..0, &[]),
+            Members::Packed(rows) => (0..0, rows.get(row).map_or(&[], Vec::as_slice)),
+        };
+        alone.chain(several.iter().copied())
+    }
+
+    /// The tokens of every row, where examples have these lengths.
+    pub fn lengths(&self, of: &[usize]) -> Vec<usize> {
+        let length = |example: usize| of.get(example).copied().unwrap_or(0);
+        (0..self.len()).map(|row| self.members(row).map(length).sum()).collect()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -53,5 +106,15 @@ mod tests {
         assert_eq!(pack(&[6, 4, 3, 7, 5, 5], 10), vec![vec![0, 1], vec![2, 3], vec![4, 5]]);
         assert_eq!(pack(&[12, 1, 0], 10), vec![vec![0], vec![1, 2]]);
         assert!(pack(&[], 10).is_empty());
+    }
+
+    #[test]
+    fn a_plan_is_packed_or_one_each() {
+        let lengths = [6, 4, 3, 7];
+        let members = |plan: &RowPlan| (0..=plan.len()).map(|row| plan.members(row).collect()).collect::<Vec<Vec<_>>>();
+        let (packed, alone) = (RowPlan::packed(&lengths, 10), RowPlan::one_each(4));
+        assert_eq!(members(&packed), [vec![0, 1], vec![2, 3], vec![]]);
+        assert_eq!(members(&alone), [vec![0], vec![1], vec![2], vec![3], vec![]]);
+        assert_eq!((packed.lengths(&lengths), alone.lengths(&lengths)), (vec![10, 10], lengths.to_vec()));
     }
 }

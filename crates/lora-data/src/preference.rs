@@ -90,17 +90,9 @@ fn build<T>(
         documents.check_bad()?;
         report.sources.push(SourceReport::of(&documents));
     }
-    if report.affected as f64 > options.max_affected_share * report.read as f64 {
-        return Err(DataError::TooManyAffected {
-            affected: report.affected,
-            read: report.read,
-            reasons: report.reasons(),
-            limit: options.max_affected_share,
-            first: report.first_affected(),
-        });
-    }
+    report.check_affected(options.max_affected_share)?;
     if items.is_empty() {
-        return Err(DataError::NothingTrained { reasons: report.reasons(), first: report.first_affected() });
+        return Err(report.nothing_trained());
     }
     Ok((items, report))
 }

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::document::Origin;
+use crate::error::{DataError, Result};
 use crate::example::{Example, Outcome};
 use crate::format::Format;
 use crate::source::{BadReport, Documents};
@@ -16,7 +17,7 @@ use crate::tokenizer::Tokenizer;
 const FIRST_ORIGINS: usize = 5;
 
 /// Why a row was left out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DropReason {
     /// The answer or the text is empty.
@@ -41,7 +42,7 @@ impl fmt::Display for DropReason {
 }
 
 /// Rows left out for one reason.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Dropped {
     /// How many.
     pub count: usize,
@@ -59,7 +60,7 @@ impl Dropped {
 }
 
 /// What one file held.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SourceReport {
     /// The file.
     pub path: PathBuf,
@@ -90,7 +91,7 @@ impl SourceReport {
 }
 
 /// Rows of similar length.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LengthBucket {
     /// At most so many tokens, and more than the bucket before: a power of two.
     pub up_to: usize,
@@ -99,7 +100,7 @@ pub struct LengthBucket {
 }
 
 /// The chat template that conversations were written with.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TemplateReport {
     /// Its name or file.
     pub name: String,
@@ -110,7 +111,7 @@ pub struct TemplateReport {
 }
 
 /// What became of every record.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct DataReport {
     /// The chat template, where the tokenizer or the configuration has one.
     pub template: Option<TemplateReport>,
@@ -221,6 +222,25 @@ impl DataReport {
             Ok(at) => self.length_histogram[at].examples += 1,
             Err(at) => self.length_histogram.insert(at, LengthBucket { up_to, examples: 1 }),
         }
+    }
+
+    /// Refuses a set of which a larger share than `limit` was cut or left out.
+    pub(crate) fn check_affected(&self, limit: f64) -> Result<()> {
+        if self.affected as f64 > limit * self.read as f64 {
+            return Err(DataError::TooManyAffected {
+                affected: self.affected,
+                read: self.read,
+                reasons: self.reasons(),
+                limit,
+                first: self.first_affected(),
+            });
+        }
+        Ok(())
+    }
+
+    /// The refusal of a set of which nothing is left.
+    pub(crate) fn nothing_trained(&self) -> DataError {
+        DataError::NothingTrained { reasons: self.reasons(), first: self.first_affected() }
     }
 
     /// The reasons for what was cut or left out, in words.

@@ -97,7 +97,7 @@ impl Default for ReadOptions {
 }
 
 /// Records that were left out because they cannot be used.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BadReport {
     /// How many.
     pub count: usize,
@@ -164,6 +164,11 @@ impl Documents {
     /// The source as it is read: what `dataset_info.json` says is filled in.
     pub fn source(&self) -> &Source {
         &self.source
+    }
+
+    /// The files that were not begun yet: all of them before the first record was read.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &DataFile> {
+        self.files.iter()
     }
 
     /// The format, once the first record was read.

@@ -34,6 +34,10 @@ pub struct ChatTemplate {
     variables: BTreeMap<String, Value>,
     marks_generation: bool,
     writes_date: bool,
+    writes_time_of_day: bool,
+    /// What was compiled, for keys of what was made with it.
+    digest: blake3::Hash,
+    clock: Clock,
 }
 
 /// A conversation as text.
@@ -61,6 +65,8 @@ impl ChatTemplate {
         // Jinja reads every line end as a line feed.
         let source = source.replace("\r\n", "\n").replace('\r', "\n");
         let writes_date = source.contains("strftime_now");
+        let writes_time_of_day = writes_date && !says_days_only(&source);
+        let digest = blake3::hash(source.as_bytes());
         let (source, marks_generation) = rewrite_generation_tags(&source);
         let mut environment = environment();
         let compile_error = |source| DataError::TemplateCompile { name: name.to_owned(), source };
@@ -72,13 +78,15 @@ impl ChatTemplate {
                 return Err(DataError::TemplateUnreadable { name: name.to_owned() });
             }
         }
-        Ok(Self { environment, name: name.to_owned(), variables: special_tokens, marks_generation, writes_date })
+        let (name, variables, clock) = (name.to_owned(), special_tokens, Clock::System);
+        Ok(Self { environment, name, variables, marks_generation, writes_date, writes_time_of_day, digest, clock })
     }
 
     /// Sets where `strftime_now` takes the time from; the system's clock when nothing else is said.
     #[must_use]
     pub fn with_clock(mut self, clock: Clock) -> Self {
         self.environment.add_function("strftime_now", move |format: &str| clock.strftime(format));
+        self.clock = clock;
         self
     }
 
@@ -95,6 +103,21 @@ impl ChatTemplate {
     /// Whether the template writes the date, so that the text depends on the day.
     pub fn writes_date(&self) -> bool {
         self.writes_date
+    }
+
+    /// Whether the text may depend on more of the time than the day.
+    pub(crate) fn writes_time_of_day(&self) -> bool {
+        self.writes_time_of_day
+    }
+
+    /// A digest of the template's source.
+    pub(crate) fn digest(&self) -> blake3::Hash {
+        self.digest
+    }
+
+    /// Where it takes the time from.
+    pub(crate) fn clock(&self) -> Clock {
+        self.clock
     }
 
     /// Writes a conversation as text. `extra` are further variables, such as `enable_thinking`.
@@ -195,6 +218,24 @@ fn environment() -> Environment<'static> {
     });
     environment.add_function("strftime_now", |format: &str| Clock::System.strftime(format));
     environment
+}
+
+/// Whether every `strftime_now` has a literal format with directives for days, months and years only.
+fn says_days_only(source: &str) -> bool {
+    const DAYS: &str = "aAbBhdemyYjwFDx";
+    source.split("strftime_now").skip(1).all(|call| {
+        let inner = call.trim_start().strip_prefix('(').map(str::trim_start);
+        let quoted = inner.and_then(|text| {
+            let quote = text.chars().next().filter(|c| matches!(c, '"' | '\''))?;
+            let (format, rest) = text[1..].split_once(quote)?;
+            rest.trim_start().starts_with(')').then_some(format)
+        });
+        quoted.is_some_and(|format| {
+            // A backslash could spell anything.
+            let mut directives = format.split('%').skip(1).map(|rest| rest.trim_start_matches('-').chars().next());
+            !format.contains('\\') && directives.all(|directive| directive.is_none_or(|d| DAYS.contains(d)))
+        })
+    })
 }
 
 fn to_jinja<T: serde::Serialize>(value: &T) -> minijinja::Value {

@@ -11,6 +11,7 @@ use tokenizers::{PostProcessor, PostProcessorWrapper};
 use crate::classes::EncodedText;
 use crate::clock::Clock;
 use crate::error::{DataError, Result};
+use crate::fingerprint::MAX_VOCABULARY;
 use crate::special_tokens::{SpecialTokens, added_tokens};
 use crate::template::ChatTemplate;
 use crate::template_builtin::{builtin_source, builtin_templates};
@@ -76,6 +77,9 @@ impl Tokenizer {
         }
         let (template, tool_template) = chat_templates(&mut files, &config, &special)?;
         let vocab_size = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
+        if vocab_size > MAX_VOCABULARY {
+            return Err(DataError::VocabularySize { path, id: vocab_size - 1, limit: MAX_VOCABULARY });
+        }
         let mut tokenizer = Self {
             dir: dir.to_owned(),
             post_processor: inner.get_post_processor().cloned(),

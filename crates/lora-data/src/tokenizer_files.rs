@@ -10,8 +10,8 @@ use sha2::{Digest, Sha256};
 use crate::error::{DataError, Result};
 use crate::strict_json::kind;
 
-/// The largest tokenizers in use have about 35 MB.
-const MAX_FILE_BYTES: u64 = 512 << 20;
+/// The largest tokenizers in use have about 35 MB. Read into the library's tables a file takes some ten times its size.
+const MAX_FILE_BYTES: u64 = 128 << 20;
 
 /// Files that other tools want beside an adapter, though not all of them are read here.
 const COMPANIONS: [&str; 12] = [

@@ -1,5 +1,7 @@
 //! What becomes of rows that are longer than the limit.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::document::{Body, Conversation, Document, Instruction, Message};
@@ -35,6 +37,23 @@ pub(crate) enum Side {
     Left,
     Right,
     Middle,
+}
+
+/// The policy as it is written in a configuration.
+impl fmt::Display for Truncation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Refuse => "refuse",
+            Self::Drop => "drop",
+            Self::Left => "left",
+            Self::Right => "right",
+            Self::Middle => "middle",
+            Self::LeftTurns => "left_turns",
+            Self::RightTurns => "right_turns",
+            Self::MiddleTurns => "middle_turns",
+            Self::Split => "split",
+        })
+    }
 }
 
 impl Truncation {

@@ -132,3 +132,15 @@ fn pairs_have_types_and_columns_may_have_other_names() {
     assert_eq!(set.texts[0].token_types, [0, 0, 0, 1, 1]);
     assert_eq!(set.texts[1].token_types, [0, 0, 0]);
 }
+
+/// A policy that texts do not have is named as a configuration spells it.
+#[test]
+fn a_policy_for_turns_is_refused_by_its_name() {
+    use Truncation::{LeftTurns, Middle, MiddleTurns, RightTurns, Split};
+    for policy in [LeftTurns, Middle, MiddleTurns, RightTurns, Split] {
+        let options = DataOptions { truncation: policy, ..DataOptions::default() };
+        let error = encode(&tokenizer("llama").0, "a", None, &options).unwrap_err().to_string();
+        let name = serde_json::to_string(&policy).unwrap();
+        assert!(error.starts_with(&format!("truncation = {name}: ")), "{error}");
+    }
+}

@@ -4,17 +4,21 @@
 mod common;
 
 use common::{build, tokenizer};
-use lora_data::{DataFigures, DataOptions, PageRow, PreviewToken, StatsText, data_page, preview};
+use lora_data::{DataFigures, DataOptions, Dataset, PageRow, PreviewToken, StatsText, data_page, preview};
 use proptest::prelude::*;
 use serde_json::json;
 
 const EVIL: &str = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'><!-- &lt; \u{202e}evil\u{7}";
 
+fn lengths(set: &Dataset) -> Vec<usize> {
+    set.examples.iter().map(|example| example.input_ids.len()).collect()
+}
+
 fn page_of(text: &str) -> String {
     let t = tokenizer();
     let record = json!({"prompt": text, "completion": text, "<b>column</b>": 1});
     let set = build(&record.to_string(), &t, &DataOptions::default()).unwrap();
-    let figures = DataFigures::of(&set, 64, 4);
+    let figures = DataFigures::of(&lengths(&set), 64, 4);
     let tokens = preview(&set.examples[0], &t).unwrap();
     data_page(text, &set.report, &figures, &[PageRow { origin: text.to_owned(), tokens }], 1)
 }
@@ -58,7 +62,7 @@ fn a_page_says_what_evil_data_says_and_does_nothing() {
 fn large_pages_are_limited() {
     let t = tokenizer();
     let set = build(&json!({"text": "ab"}).to_string(), &t, &DataOptions::default()).unwrap();
-    let figures = DataFigures::of(&set, 64, 4);
+    let figures = DataFigures::of(&lengths(&set), 64, 4);
     let token = PreviewToken { id: 7, text: "word ".into(), trained: true, special: false };
     let rows: Vec<PageRow> =
         (0..5000).map(|i| PageRow { origin: format!("row {i}"), tokens: vec![token.clone(); 1000] }).collect();
@@ -74,7 +78,7 @@ fn figures_add_up_and_the_histogram_fits() {
     let t = tokenizer();
     let lines: String = (1..200).map(|n| json!({"text": "0 ".repeat(n % 37 + 1)}).to_string() + "\n").collect();
     let set = build(&lines, &t, &DataOptions::default()).unwrap();
-    let figures = DataFigures::of(&set, 128, 8);
+    let figures = DataFigures::of(&lengths(&set), 128, 8);
     assert_eq!(figures.lengths.iter().map(|bar| bar.examples).sum::<usize>(), set.examples.len());
     assert!(figures.lengths.windows(2).all(|pair| pair[0].to + 1 == pair[1].from));
     let packing = &figures.packing;

@@ -4,7 +4,7 @@ use crate::classes::{ClassLabel, class_batch};
 use crate::error::Result;
 use crate::eval::EvalReport;
 use crate::events::{Event, EventSink};
-use lora_data::{ClassTarget, EncodedText, Example};
+use lora_data::{ClassTarget, EncodedText, Rows};
 use lora_format::ProblemType;
 use lora_model::{ClassTargets, Decoder, Error as ModelError, Mode, TokenBatch};
 use serde::Serialize;
@@ -78,7 +78,7 @@ impl ClassReport {
 /// What the model reports.
 pub fn evaluate_classes(
     model: &Decoder,
-    texts: &[Example],
+    texts: &Rows,
     labels: &[ClassLabel],
     rows: usize,
     sink: &mut dyn EventSink,
@@ -88,8 +88,10 @@ pub fn evaluate_classes(
     };
     let (mut loss, mut tokens, mut predicted) = (0.0, 0, Vec::with_capacity(texts.len()));
     let rows = rows.max(1);
-    for (texts_here, labels_here) in texts.chunks(rows).zip(labels.chunks(rows)) {
-        let batch = class_batch(&model.config, texts_here.iter().zip(labels_here), model.device())?;
+    for (number, labels_here) in labels.chunks(rows).enumerate() {
+        let part = number * rows..texts.len().min((number + 1) * rows);
+        let batch = texts.batch(part)?;
+        let batch = class_batch(&model.config, &batch, labels_here.iter(), model.device())?;
         let logits = no_grad(|| model.class_logits(&batch, Mode::Eval))?;
         let sum = no_grad(|| model.class_loss(&logits, &batch))?;
         loss += sum.f_double_value(&[]).map_err(lora_torch::Error::from)?;

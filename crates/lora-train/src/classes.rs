@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::events::{Event, EventSink};
 use crate::plan::Trained;
 use lora_data::{
-    ClassTarget, DataReport, Example, KnownLabels, LabelKind, LabelSet, LabelledSet, LabelledText, Tokenizer,
+    Batch, ClassTarget, DataReport, KnownLabels, LabelKind, LabelSet, LabelledSet, LabelledText, Rows, Tokenizer,
     build_labelled, count_labels,
 };
 use lora_format::{HfConfig, LabelSettings, Labels, ProblemType, names_classifier, numbered_labels, read_hf_config};
@@ -62,9 +62,10 @@ impl ClassPlan {
 }
 
 /// The tokens of labelled texts, and the rest of them.
-pub fn split_texts(texts: Vec<LabelledText>) -> (Vec<Example>, Vec<ClassLabel>) {
+pub fn split_texts(texts: Vec<LabelledText>) -> (Rows, Vec<ClassLabel>) {
     let split = |t: LabelledText| (t.tokens, ClassLabel { token_types: t.token_types, target: t.target });
-    texts.into_iter().map(split).unzip()
+    let (tokens, labels): (Vec<_>, Vec<_>) = texts.into_iter().map(split).unzip();
+    (tokens.into(), labels)
 }
 
 /// What is known of the labels before the data is read.
@@ -74,9 +75,9 @@ pub(crate) struct KnownClasses {
 
 /// What a run's sources hold.
 pub(crate) struct ClassData {
-    pub(crate) train: Vec<Example>,
+    pub(crate) train: Rows,
     pub(crate) report: DataReport,
-    pub(crate) eval: Vec<Example>,
+    pub(crate) eval: Rows,
     pub(crate) classes: ClassPlan,
 }
 
@@ -194,22 +195,21 @@ pub(crate) fn check_head(dir: &Path, model: &ModelConfig, trained: &Trained) -> 
     Err(lora_model::Error::NoHead { dir: dir.into(), modules, remedy }.into())
 }
 
-/// A batch of labelled texts on the model's device.
+/// A batch of labelled texts on the model's device; the labels are those of the texts, in their order.
 pub(crate) fn class_batch<'a>(
     config: &ModelConfig,
-    texts: impl Iterator<Item = (&'a Example, &'a ClassLabel)>,
+    texts: &Batch,
+    labels: impl Iterator<Item = &'a ClassLabel>,
     device: Device,
 ) -> Result<TokenBatch> {
-    let (mut ids, mut types, mut lens, mut chosen, mut values) = (vec![], vec![], vec![], vec![], vec![]);
-    for (tokens, label) in texts {
-        ids.extend(tokens.input_ids.iter().map(|&id| i64::from(id)));
+    let (mut types, mut chosen, mut values) = (vec![], vec![], vec![]);
+    for label in labels {
         types.extend(label.token_types.iter().map(|&t| i64::from(t)));
-        lens.push(tokens.input_ids.len() as i64);
         match &label.target {
             ClassTarget::Id(id) => chosen.push(i64::from(*id)),
             ClassTarget::Values(v) => values.extend_from_slice(v),
         }
     }
     let targets = if values.is_empty() { ClassTargets::Ids(&chosen) } else { ClassTargets::Values(&values) };
-    Ok(TokenBatch::for_classes(config, &ids, &types, &lens, targets, device)?)
+    Ok(TokenBatch::for_classes(config, &texts.input_ids, &types, &texts.segment_lens, targets, device)?)
 }

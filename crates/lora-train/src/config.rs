@@ -13,7 +13,7 @@ mod source;
 mod train;
 mod unknown;
 
-pub use data::{BadRecords, DataConfig, Mixing, Preference, SourceConfig, TextBy, Truncation};
+pub use data::{BadRecords, Cache, DataConfig, Mixing, Preference, SourceConfig, TextBy, Truncation};
 pub use faults::{ConfigErrors, Fault, FaultKind, Place};
 pub(crate) use keys::choice;
 pub use lora::{Bias, InitLoraWeights, LoraConfig, Modules, PeftType, TaskType, Tokens};

@@ -1,11 +1,11 @@
 //! The data of a run: read, tokenised, part of it held out, the rest mixed.
 
-use crate::config::{BadRecords, DataConfig, Mixing, Preference, RunConfig, SourceConfig, TextBy, Truncation};
+use crate::config::{BadRecords, Cache, DataConfig, Mixing, Preference, RunConfig, SourceConfig, TextBy, Truncation};
 use crate::error::{Error, Result};
 use crate::events::{Event, EventSink};
 use lora_data::{
-    Clock, DataOptions, DataReport, Dataset, Example, Format, PreferenceUse, ReadOptions, Source, Tags, Tokenizer,
-    build_dataset, hold_out, mix_order,
+    CacheUse, Clock, DataOptions, DataReport, Format, PreferenceUse, ReadOptions, Rows, Source, Tags, TokenCache,
+    TokenSet, Tokenizer, hold_out, mix_order, open_dataset,
 };
 use std::path::Path;
 
@@ -97,11 +97,31 @@ pub fn data_tokenizer(model_dir: &Path, c: &DataConfig) -> Result<Tokenizer> {
     Ok(Tokenizer::load(model_dir)?.with_clock(clock))
 }
 
+/// Where tokens are kept between runs; nowhere when the configuration says so, or no folder is known.
+pub fn token_cache(c: &DataConfig) -> Option<TokenCache> {
+    let cache = TokenCache::new(c.cache_dir.clone()?);
+    match c.cache {
+        Cache::Auto => Some(cache),
+        Cache::Always => Some(cache.for_every_size()),
+        Cache::Never => None,
+    }
+}
+
+/// What there is to say of where rows came from.
+pub fn cache_note(cache: &CacheUse) -> Option<String> {
+    match cache {
+        CacheUse::Memory => None,
+        CacheUse::Found(path) => Some(format!("tokens are those of {}", path.display())),
+        CacheUse::Written(path) => Some(format!("tokens are kept in {}", path.display())),
+        CacheUse::Impossible(reason) => Some(format!("tokens are not kept for the next run: {reason}")),
+    }
+}
+
 /// What is trained and what is evaluated, and what became of their records.
 pub(crate) struct RunData {
-    pub(crate) train: Vec<Example>,
+    pub(crate) train: Rows,
     pub(crate) report: DataReport,
-    pub(crate) eval: Vec<Example>,
+    pub(crate) eval: Rows,
     /// Of evaluation data with files of its own.
     pub(crate) eval_report: Option<DataReport>,
 }
@@ -111,10 +131,12 @@ pub(crate) struct RunData {
 /// Examples are held out before datasets are mixed, so that none of them is trained however often a dataset is taken.
 pub(crate) fn datasets(config: &RunConfig, tokenizer: &Tokenizer, sink: &mut dyn EventSink) -> Result<RunData> {
     let options = data_options(&config.data);
-    let mut build = |list: &[SourceConfig]| -> Result<Dataset> {
+    let cache = token_cache(&config.data);
+    let mut build = |list: &[SourceConfig]| -> Result<TokenSet> {
         let mut progress = |done, of| sink.event(Event::Tokenising { done, of });
-        let set =
-            build_dataset(&data_sources(list, config.data.hub_cache.as_deref())?, tokenizer, &options, &mut progress)?;
+        let sources = data_sources(list, config.data.hub_cache.as_deref())?;
+        let set = open_dataset(&sources, tokenizer, &options, cache.as_ref(), &mut progress)?;
+        cache_note(&set.cache).into_iter().for_each(|note| sink.event(Event::Note(note)));
         for note in set.report.sources.iter().flat_map(|source| &source.notes) {
             sink.event(Event::Note(note.clone()));
         }
@@ -130,24 +152,26 @@ pub(crate) fn datasets(config: &RunConfig, tokenizer: &Tokenizer, sink: &mut dyn
         let eval = build(&config.data.eval)?;
         let lengths = lengths(&set.source_ends, &[]);
         return Ok(RunData {
-            train: mixed(config, set.examples, &lengths),
+            train: mixed(config, set.rows, &lengths)?,
             report: set.report,
-            eval: eval.examples,
+            eval: eval.rows,
             eval_report: Some(eval.report),
         });
     }
-    let (split, examples) = (config.data.eval_split, set.examples.len());
+    let (split, examples) = (config.data.eval_split, set.rows.len());
     let held = hold_out(examples, split, config.seed);
     if held.len() >= examples {
         return Err(Error::EvalSplit { split, examples });
     }
     let lengths = lengths(&set.source_ends, &held);
-    let (mut train, mut eval) = (Vec::with_capacity(examples - held.len()), Vec::with_capacity(held.len()));
-    let mut next = held.iter().peekable();
-    for (index, example) in set.examples.into_iter().enumerate() {
-        if next.next_if(|held| **held == index).is_some() { eval.push(example) } else { train.push(example) }
+    if held.is_empty() {
+        let (train, eval) = (mixed(config, set.rows, &lengths)?, Rows::from(Vec::new()));
+        return Ok(RunData { train, report: set.report, eval, eval_report: None });
     }
-    Ok(RunData { train: mixed(config, train, &lengths), report: set.report, eval, eval_report: None })
+    let mut next = held.iter().peekable();
+    let train = (0..examples).filter(|index| next.next_if(|held| **held == *index).is_none()).collect();
+    let train = mixed(config, set.rows.select(train)?, &lengths)?;
+    Ok(RunData { train, report: set.report, eval: set.rows.select(held)?, eval_report: None })
 }
 
 /// Takes `data.eval_split` out of the training data.
@@ -170,7 +194,7 @@ fn lengths(ends: &[usize], held: &[usize]) -> Vec<usize> {
 }
 
 /// The examples in the order, and as often, as the mix has them.
-fn mixed(config: &RunConfig, examples: Vec<Example>, lengths: &[usize]) -> Vec<Example> {
+fn mixed(config: &RunConfig, rows: Rows, lengths: &[usize]) -> Result<Rows> {
     let weights: Vec<Option<f64>> = config.data.train.iter().map(|source| source.weight).collect();
     let mixing = match config.data.mixing {
         Mixing::Concat => lora_data::Mixing::Concat,
@@ -179,10 +203,9 @@ fn mixed(config: &RunConfig, examples: Vec<Example>, lengths: &[usize]) -> Vec<E
         Mixing::InterleaveOnce => lora_data::Mixing::InterleaveOnce,
     };
     if mixing == lora_data::Mixing::Concat && weights.iter().all(Option::is_none) {
-        return examples;
+        return Ok(rows);
     }
-    let order = mix_order(lengths, &weights, mixing, config.seed);
-    order.into_iter().filter_map(|index| examples.get(index).cloned()).collect()
+    Ok(rows.select(mix_order(lengths, &weights, mixing, config.seed))?)
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 //! Fingerprints of what a run is made from.
 
 use crate::error::{Error, Result};
-use lora_data::Example;
 use lora_format::Checkpoint;
 use sha2::{Digest, Sha256};
 use std::path::Path;
@@ -26,21 +25,6 @@ pub(crate) fn of_checkpoint(dir: &Path) -> Result<String> {
         }
     }
     Ok(hex(hash))
-}
-
-/// The sha256 of every token and mask of several sets.
-pub(crate) fn of_examples<'a>(sets: impl IntoIterator<Item = &'a Vec<Example>>) -> String {
-    let mut hash = Sha256::new();
-    for set in sets {
-        hash.update((set.len() as u64).to_le_bytes());
-        for example in set {
-            hash.update((example.input_ids.len() as u64).to_le_bytes());
-            for (id, trained) in example.input_ids.iter().zip(&example.trained) {
-                hash.update((u64::from(*id) << 1 | u64::from(*trained)).to_le_bytes());
-            }
-        }
-    }
-    hex(hash)
 }
 
 fn hex(hash: Sha256) -> String {

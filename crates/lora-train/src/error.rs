@@ -28,6 +28,12 @@ pub enum Error {
     /// The data is at fault.
     #[error(transparent)]
     Data(#[from] lora_data::DataError),
+    /// The thread that makes batches could not be started, or broke down.
+    #[error("no batches are made: {reason}; start again from the last checkpoint with --resume")]
+    Loader {
+        /// Why.
+        reason: String,
+    },
     /// A file of a model or an adapter is at fault.
     #[error(transparent)]
     Format(#[from] lora_format::Error),

@@ -3,7 +3,7 @@
 use crate::class_eval::ClassScores;
 use crate::error::Result;
 use crate::events::{Event, EventSink};
-use lora_data::{Batch, Example};
+use lora_data::{Batch, Rows};
 use lora_model::{Decoder, ModelConfig, TokenBatch};
 use serde::Serialize;
 use tch::Device;
@@ -30,15 +30,17 @@ pub struct EvalReport {
 ///
 /// # Errors
 /// What the model reports.
-pub fn evaluate(model: &Decoder, examples: &[Example], rows: usize, sink: &mut dyn EventSink) -> Result<EvalReport> {
+pub fn evaluate(model: &Decoder, examples: &Rows, rows: usize, sink: &mut dyn EventSink) -> Result<EvalReport> {
     let (mut loss, mut right, mut tokens, mut done) = (0.0, 0, 0, 0);
-    for part in examples.chunks(rows.max(1)) {
-        let batch = on_device(&model.config, &Batch::from_examples(part), model.device())?;
+    while done < examples.len() {
+        let part = done..examples.len().min(done + rows.max(1));
+        let batch = examples.batch(part.clone())?;
+        let batch = on_device(&model.config, &batch, model.device())?;
         let (sum, first) = model.evaluate(&batch)?;
         loss += sum;
         right += first;
         tokens += batch.trained();
-        done += part.len();
+        done = part.end;
         sink.event(Event::Evaluating { done, of: examples.len() });
     }
     let mean = loss / tokens.max(1) as f64;

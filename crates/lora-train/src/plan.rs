@@ -10,7 +10,7 @@ use crate::digest;
 use crate::error::{Error, Result};
 use crate::events::{Event, EventSink};
 use crate::schedule::Schedule;
-use lora_data::{DataReport, Example, Tokenizer, pack};
+use lora_data::{DataReport, RowPlan, Rows, Tokenizer};
 use lora_format::{
     AdapterConfig, AdapterFolder, AdapterModule, InitLoraWeights as PeftInit, Method, TargetModules, TokenIndices,
     read_adapter,
@@ -48,17 +48,17 @@ pub struct RunPlan {
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
     /// Examples to train on.
-    pub train: Vec<Example>,
+    pub train: Rows,
     /// What became of the training data's records.
     pub train_report: DataReport,
     /// Examples to evaluate on.
-    pub eval: Vec<Example>,
+    pub eval: Rows,
     /// What became of the evaluation data's records, where it has files of its own.
     pub eval_report: Option<DataReport>,
     /// The labels of `train` and `eval`, where a classifier is trained.
     pub classes: Option<ClassPlan>,
     /// Rows of the training data: indices into `train`, one for each row, or several where rows are packed.
-    pub rows: Vec<Vec<usize>>,
+    pub rows: RowPlan,
     /// Optimizer steps of one pass over the rows.
     pub steps_per_epoch: u64,
     /// Optimizer steps of the run.
@@ -112,16 +112,16 @@ impl RunPlan {
                 (data.train, data.report, data.eval, None, Some(data.classes))
             }
         };
-        check_vocabulary(&model, train.iter().chain(&eval))?;
-        let longest = train.iter().chain(&eval).map(|e| e.input_ids.len()).max().unwrap_or(0);
+        check_vocabulary(&model, &train)?;
+        check_vocabulary(&model, &eval)?;
+        let lengths = train.lengths();
+        let longest = lengths.iter().copied().chain(eval.lengths()).max().unwrap_or(0);
         if model.layout.embed_positions.is_some() && longest as i64 > model.max_position_embeddings {
             return Err(Error::TooLong { tokens: longest, positions: model.max_position_embeddings });
         }
-        let rows = if config.data.packing {
-            let lengths: Vec<usize> = train.iter().map(|e| e.input_ids.len()).collect();
-            pack(&lengths, config.data.max_length as usize)
-        } else {
-            (0..train.len()).map(|i| vec![i]).collect()
+        let rows = match config.data.packing {
+            true => RowPlan::packed(&lengths, config.data.max_length as usize),
+            false => RowPlan::one_each(train.len()),
         };
         let per_step =
             u64::from(config.train.per_device_train_batch_size) * u64::from(config.train.gradient_accumulation_steps);
@@ -140,7 +140,7 @@ impl RunPlan {
         }
         let mut digests = BTreeMap::from([
             ("base".to_string(), digest::of_checkpoint(&model_dir)?),
-            ("data".to_string(), digest::of_examples([&train])),
+            ("data".to_string(), train.digest()),
             ("tokenizer".to_string(), tokenizer.digest().to_string()),
         ]);
         if let Some(classes) = &classes {
@@ -181,7 +181,7 @@ impl RunPlan {
 
     /// Tokens of every row.
     pub fn row_lengths(&self) -> Vec<usize> {
-        self.rows.iter().map(|row| row.iter().map(|&i| self.train[i].input_ids.len()).sum()).collect()
+        self.rows.lengths(&self.train.lengths())
     }
 
     /// Trained parameters.
@@ -325,8 +325,12 @@ fn peft_config(c: &LoraConfig) -> AdapterConfig {
     }
 }
 
-fn check_vocabulary<'a>(model: &ModelConfig, examples: impl Iterator<Item = &'a Example>) -> Result<()> {
-    for example in examples {
+fn check_vocabulary(model: &ModelConfig, rows: &Rows) -> Result<()> {
+    if rows.highest_token()?.is_none_or(|id| i64::from(id) < model.vocab_size) {
+        return Ok(());
+    }
+    for row in 0..rows.len() {
+        let example = rows.example(row)?;
         if let Some(id) = example.input_ids.iter().find(|id| i64::from(**id) >= model.vocab_size) {
             return Err(Error::TokenOutsideModel {
                 id: *id,

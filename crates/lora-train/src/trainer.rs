@@ -7,11 +7,12 @@ use crate::classes::class_batch;
 use crate::error::{Error, Result};
 use crate::eval::{EvalReport, evaluate, on_device};
 use crate::events::{Event, EventSink};
+use crate::loader::{Laid, Loader};
 use crate::metrics::StepRecord;
 use crate::params::FlatParams;
 use crate::plan::{RunPlan, Trained};
 use lora_core::RankAllocator;
-use lora_data::{Batch, Cursor, Sampler};
+use lora_data::{Cursor, Sampler};
 use lora_format::{TensorFile, write_adapter, write_tensors};
 use lora_model::{Decoder, Keeping, TokenBatch};
 use lora_torch::{AdamWScalars, device_memory, device_name, libtorch_version, mix_seed, num_threads, peak_rss_bytes};
@@ -32,7 +33,7 @@ pub struct Trainer {
     params: FlatParams,
     /// For AdaLoRA.
     budgeting: Option<Budgeting>,
-    sampler: Sampler,
+    loader: Loader,
     state: TrainState,
     skipped_in_a_row: u32,
 }
@@ -82,7 +83,10 @@ impl Trainer {
             }
             false => Sampler::new(plan.rows.len(), plan.config.seed, plan.config.data.shuffle),
         };
-        Ok(Self { plan, model, params, budgeting, sampler, state: TrainState::default(), skipped_in_a_row: 0 })
+        let (batch, micro) =
+            (plan.config.train.per_device_train_batch_size, plan.config.train.gradient_accumulation_steps);
+        let loader = Loader::new(plan.train.clone(), plan.rows.clone(), sampler, batch as usize, micro);
+        Ok(Self { plan, model, params, budgeting, loader, state: TrainState::default(), skipped_in_a_row: 0 })
     }
 
     /// One optimizer step: the gradient of the mean loss over all trained tokens of its micro-batches, clipped, applied.
@@ -161,29 +165,14 @@ impl Trainer {
     /// The micro-batches of the next step, and the place in the data after them. A step never crosses the end of an epoch,
     /// so the last one of an epoch may be smaller; its tokens still weigh what they weigh elsewhere in the step.
     fn next_batches(&mut self) -> Result<(Vec<TokenBatch>, Cursor)> {
-        let config = &self.plan.config.train;
-        let mut cursor = Cursor { epoch: self.state.cursor_epoch, row: self.state.cursor_row };
-        let epoch = cursor.epoch;
-        let mut batches = Vec::new();
-        for _ in 0..config.gradient_accumulation_steps {
-            if cursor.epoch != epoch {
-                break;
-            }
-            let (rows, next) = self.sampler.next_batch(cursor, config.per_device_train_batch_size as usize);
-            let examples = rows.iter().flat_map(|&row| &self.plan.rows[row]).copied();
-            batches.push(match &self.plan.classes {
-                None => {
-                    let batch = Batch::from_examples(examples.map(|i| &self.plan.train[i]));
-                    on_device(&self.plan.model, &batch, self.plan.device)?
-                }
-                Some(classes) => {
-                    let texts = examples.map(|i| (&self.plan.train[i], &classes.train[i]));
-                    class_batch(&self.plan.model, texts, self.plan.device)?
-                }
-            });
-            cursor = next;
-        }
-        Ok((batches, cursor))
+        let cursor = Cursor { epoch: self.state.cursor_epoch, row: self.state.cursor_row };
+        let step = self.loader.step_at(cursor)?;
+        let (model, device) = (&self.plan.model, self.plan.device);
+        let on_device = |laid: &Laid| match &self.plan.classes {
+            None => on_device(model, &laid.batch, device),
+            Some(classes) => class_batch(model, &laid.batch, laid.examples.iter().map(|&i| &classes.train[i]), device),
+        };
+        Ok((step.batches.iter().map(on_device).collect::<Result<_>>()?, step.next))
     }
 
     /// Evaluates the held-out examples; `None` when there are none.

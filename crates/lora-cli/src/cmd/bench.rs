@@ -1,5 +1,6 @@
 //! `lora bench`: speed and memory, measured.
 
+use crate::cmd::bench_data::{self, DataArgs};
 use crate::cmd::logits::matrix;
 use crate::compute::Compute;
 use crate::failure::usage;
@@ -16,6 +17,8 @@ use std::path::PathBuf;
 pub(crate) enum Verb {
     /// A training step of fixed shape on random tokens
     Step(StepArgs),
+    /// From a data file to the first packed batch: fresh, and with tokens that were kept
+    Data(DataArgs),
 }
 
 /// The flags of `lora bench step`.
@@ -63,7 +66,13 @@ pub(crate) struct StepArgs {
 /// # Errors
 /// What is wrong with model, adapter or input, or what a step reports.
 pub(crate) fn run(verb: &Verb) -> Result<()> {
-    let Verb::Step(args) = verb;
+    match verb {
+        Verb::Step(args) => step(args),
+        Verb::Data(args) => bench_data::run(args),
+    }
+}
+
+fn step(args: &StepArgs) -> Result<()> {
     check_model_folder(&args.model)?;
     let device = args.compute.device()?;
     let report = bench_step(&BenchOptions {

@@ -1,18 +1,19 @@
 //! `lora data`: what will be trained, token by token and in figures.
 
+use crate::cmd::data_cache::{self, CacheArgs};
 use crate::failure::usage;
-use crate::hub::find_cache;
+use crate::hub::find_caches;
 use crate::load::check_model_folder;
 use crate::out;
 use crate::progress::CountBar;
 use anyhow::Result;
 use lora_data::{
-    DataFigures, DataOptions, DataReport, Dataset, Example, KnownLabels, PageRow, PreferenceUse, PreviewToken,
-    StatsText, Tokenizer, build_dataset, build_labelled, data_page, preview,
+    CacheUse, DataFigures, DataOptions, DataReport, Example, KnownLabels, PageRow, PreferenceUse, PreviewToken,
+    StatsText, TokenSet, Tokenizer, build_labelled, data_page, open_dataset, preview,
 };
 use lora_format::write_atomic;
 use lora_train::config::TaskType;
-use lora_train::{Override, RunConfig, data_options, data_sources, data_tokenizer};
+use lora_train::{Override, RunConfig, cache_note, data_options, data_sources, data_tokenizer, token_cache};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -23,6 +24,8 @@ pub(crate) enum Verb {
     Preview(PreviewArgs),
     /// Counts, lengths, and what was cut or left out
     Stats(StatsArgs),
+    /// The files in which tokens are kept between runs
+    Cache(CacheArgs),
 }
 
 /// Which data.
@@ -79,11 +82,12 @@ pub(crate) fn run(verb: &Verb) -> Result<()> {
     match verb {
         Verb::Preview(args) => show_examples(args),
         Verb::Stats(args) => show_stats(args),
+        Verb::Cache(args) => data_cache::run(args),
     }
 }
 
 /// Reads the data as a run would, but without refusing it for what is cut or left out.
-fn read(args: &DataArgs) -> Result<(RunConfig, Tokenizer, Dataset)> {
+fn read(args: &DataArgs) -> Result<(RunConfig, Tokenizer, TokenSet)> {
     let is_config = args.what.extension().is_some_and(|e| e == "toml" || e == "yaml" || e == "yml");
     let mut overrides = args.set.iter().map(|s| s.parse()).collect::<Result<Vec<Override>, _>>()?;
     let text = |path: &Path| {
@@ -104,7 +108,7 @@ fn read(args: &DataArgs) -> Result<(RunConfig, Tokenizer, Dataset)> {
         overrides.push(Override::text("output_dir", "unused"));
     }
     let mut config = RunConfig::load(is_config.then_some(args.what.as_path()), &overrides)?;
-    find_cache(&mut config);
+    find_caches(&mut config);
     let model_dir = Path::new(&config.model.path);
     check_model_folder(model_dir)?;
     let tokenizer = data_tokenizer(model_dir, &config.data)?;
@@ -118,13 +122,11 @@ fn read(args: &DataArgs) -> Result<(RunConfig, Tokenizer, Dataset)> {
         let set = read_labelled(&config, &tokenizer, &options, &mut bar)?;
         return Ok((config, tokenizer, set));
     }
-    let set = build_dataset(
-        &data_sources(&config.data.train, config.data.hub_cache.as_deref())?,
-        &tokenizer,
-        &options,
-        &mut |done, of| bar.set(done, of),
-    )?;
+    let sources = data_sources(&config.data.train, config.data.hub_cache.as_deref())?;
+    let cache = token_cache(&config.data);
+    let set = open_dataset(&sources, &tokenizer, &options, cache.as_ref(), &mut |done, of| bar.set(done, of))?;
     bar.finish();
+    cache_note(&set.cache).into_iter().for_each(out::note);
     Ok((config, tokenizer, set))
 }
 
@@ -134,7 +136,7 @@ fn read_labelled(
     tokenizer: &Tokenizer,
     options: &DataOptions,
     bar: &mut CountBar,
-) -> Result<Dataset> {
+) -> Result<TokenSet> {
     let sources = data_sources(&config.data.train, config.data.hub_cache.as_deref())?;
     let named = Some(config.model.labels.clone()).filter(|names| !names.is_empty());
     let known = KnownLabels { names: named, kind: None };
@@ -146,7 +148,8 @@ fn read_labelled(
         out::note(format!("labels: {}", counts.join(", ")));
     }
     let examples: Vec<Example> = set.texts.into_iter().map(|text| text.tokens).collect();
-    Ok(Dataset { source_ends: vec![examples.len()], examples, report: set.report })
+    let source_ends = vec![examples.len()];
+    Ok(TokenSet { source_ends, rows: examples.into(), report: set.report, cache: CacheUse::Memory })
 }
 
 /// An example as it is shown.
@@ -157,26 +160,31 @@ struct Shown {
 }
 
 /// Some of the examples, token by token.
-fn shown(set: &Dataset, tokenizer: &Tokenizer, skip: usize, n: usize) -> Result<Vec<Shown>> {
-    let show = |example: &Example| -> Result<Shown> {
-        Ok(Shown { origin: example.origin.to_string(), tokens: preview(example, tokenizer)? })
+fn shown(set: &TokenSet, tokenizer: &Tokenizer, skip: usize, n: usize) -> Result<Vec<Shown>> {
+    let show = |row: usize| -> Result<Shown> {
+        let example = set.rows.example(row)?;
+        Ok(Shown { origin: example.origin.to_string(), tokens: preview(&example, tokenizer)? })
     };
-    set.examples.iter().skip(skip).take(n).map(show).collect()
+    (0..set.rows.len()).skip(skip).take(n).map(show).collect()
 }
 
 /// Writes the page, if one was asked for.
-fn write_page(args: &DataArgs, set: &Dataset, figures: &DataFigures, examples: Vec<Shown>) -> Result<()> {
+fn write_page(args: &DataArgs, set: &TokenSet, figures: &DataFigures, examples: Vec<Shown>) -> Result<()> {
     let Some(path) = &args.html else { return Ok(()) };
     let title = args.what.file_name().map_or_else(|| args.what.display().to_string(), |n| n.to_string_lossy().into());
     let rows: Vec<PageRow> = examples.into_iter().map(|Shown { origin, tokens }| PageRow { origin, tokens }).collect();
-    let page = data_page(&title, &set.report, figures, &rows, set.examples.len());
+    let page = data_page(&title, &set.report, figures, &rows, set.rows.len());
     write_atomic(path, page.as_bytes())?;
     out::note(format!("page written to {}", path.display()));
     Ok(())
 }
 
-fn figures_of(config: &RunConfig, set: &Dataset) -> DataFigures {
-    DataFigures::of(set, config.data.max_length as usize, config.train.per_device_train_batch_size as usize)
+fn figures_of(config: &RunConfig, set: &TokenSet) -> DataFigures {
+    DataFigures::of(
+        &set.rows.lengths(),
+        config.data.max_length as usize,
+        config.train.per_device_train_batch_size as usize,
+    )
 }
 
 fn show_examples(args: &PreviewArgs) -> Result<()> {
@@ -193,7 +201,7 @@ fn show_examples(args: &PreviewArgs) -> Result<()> {
                 false => out::line(marked(&example.tokens, out::colour()))?,
             }
         }
-        out::note(format!("{} of {} examples", examples.len(), set.examples.len()));
+        out::note(format!("{} of {} examples", examples.len(), set.rows.len()));
     }
     write_page(&args.data, &set, &figures_of(&config, &set), examples)
 }

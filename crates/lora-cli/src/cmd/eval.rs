@@ -69,7 +69,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             bar.set(done, of);
         }
     };
-    let report = evaluate(&model, &set.examples, args.batch_size.into(), &mut show)?;
+    let report = evaluate(&model, &set.examples.into(), args.batch_size.into(), &mut show)?;
     bar.finish();
     if args.json {
         return out::json(&report);

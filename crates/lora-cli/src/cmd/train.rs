@@ -2,7 +2,7 @@
 
 use crate::compute::DTYPES;
 use crate::failure::usage;
-use crate::hub::find_cache;
+use crate::hub::find_caches;
 use crate::interrupt::stop_on_signals;
 use crate::load::check_model_folder;
 use crate::out;
@@ -67,7 +67,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.print_config {
         return out::text(&config.to_toml()?);
     }
-    find_cache(&mut config);
+    find_caches(&mut config);
     check_model_folder(Path::new(&config.model.path))?;
     let mut view = TrainView::new(args.quiet);
     let plan = RunPlan::resolve(config, &mut view)?;

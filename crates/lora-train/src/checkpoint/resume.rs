@@ -18,7 +18,7 @@ const HARMLESS: &[&str] = &[
 ];
 
 /// Keys that only say where something lies; a digest stands for what lies there.
-const PLACES: &[&str] = &["output_dir", "model.path"];
+const PLACES: &[&str] = &["output_dir", "model.path", "data.hub_cache", "data.cache", "data.cache_dir"];
 
 /// Keys that say the same as a field of [`RunIdentity`], as they were asked for and not as they came out.
 const RESOLVED: &[&str] = &["model.device", "model.threads"];

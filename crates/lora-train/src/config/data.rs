@@ -54,6 +54,18 @@ choice! {
 }
 
 choice! {
+    /// Whether tokens are kept between runs.
+    Cache {
+        /// Of data that takes long to tokenise.
+        Auto = "auto",
+        /// Of all data.
+        Always = "always",
+        /// Of none.
+        Never = "never",
+    }
+}
+
+choice! {
     /// What happens to a record that cannot be used.
     BadRecords {
         /// The run stops and names it.
@@ -135,6 +147,13 @@ section! {
         /// `HF_HUB_CACHE`, `HF_HOME` or the home folder when absent.
         #[serde(skip_serializing_if = "Option::is_none")]
         hub_cache: Option<PathBuf> = None, Kind::Text;
+        /// Whether tokens are kept in files from which the next run maps them, so that it starts at once and the data need not fit
+        /// into memory: `auto` where the files have 16 MiB and more, `always`, `never`.
+        #[serde(skip_serializing_if = "is_auto")]
+        cache: Cache = Cache::Auto, Kind::Choice(Cache::NAMES);
+        /// Folder of those files; the program takes `lora/tokens` in `XDG_CACHE_HOME` or `~/.cache` when absent.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        cache_dir: Option<PathBuf> = None, Kind::Text;
         /// How several datasets of `train` become one: `concat`, or one of `interleave_under`, `interleave_over`, `interleave_once`.
         #[serde(skip_serializing_if = "is_concat")]
         mixing: Mixing = Mixing::Concat, Kind::Choice(Mixing::NAMES);
@@ -193,6 +212,10 @@ fn is_line(by: &TextBy) -> bool {
 
 fn is_concat(mixing: &Mixing) -> bool {
     *mixing == Mixing::Concat
+}
+
+fn is_auto(cache: &Cache) -> bool {
+    *cache == Cache::Auto
 }
 
 fn is_refuse(policy: &BadRecords) -> bool {

@@ -73,6 +73,8 @@ fn full() -> RunConfig {
             eval: vec![source],
             eval_split: 0.0,
             hub_cache: Some("cache".into()),
+            cache: Cache::Always,
+            cache_dir: Some("tokens".into()),
             mixing: Mixing::InterleaveUnder,
             dedup: true,
             bad_records: BadRecords::Skip,
@@ -165,6 +167,8 @@ data:
   train: {path: a.jsonl, format: alpaca, columns: {prompt: q}, tags: {role_tag: who}, text_by: paragraph, separator: '||', split: test, max_samples: 5, weight: 0.5}
   eval: [{path: a.jsonl, format: alpaca, columns: {prompt: q}, tags: {role_tag: who}, text_by: paragraph, separator: '||', split: test, max_samples: 5, weight: 0.5}]
   hub_cache: cache
+  cache: always
+  cache_dir: tokens
   mixing: interleave_under
   dedup: true
   bad_records: skip
