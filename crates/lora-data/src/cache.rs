@@ -14,7 +14,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::dataset::{DataOptions, Prepared, check_whole};
+use crate::dataset::{DataOptions, Dataset, Prepared, check_whole};
 use crate::error::{DataError, Result};
 use crate::report::DataReport;
 use crate::rows::Rows;
@@ -133,13 +133,7 @@ pub fn open_dataset(
 }
 
 fn in_memory(prepared: Prepared<'_>, cache: CacheUse, progress: &mut dyn FnMut(usize, usize)) -> Result<TokenSet> {
-    let options = prepared.options;
-    let mut examples = Vec::new();
-    let (report, source_ends) = prepared.run(progress, &mut |example, _| {
-        examples.push(example);
-        Ok(())
-    })?;
-    check_whole(&report, || examples.first().map(|first| first.origin.clone()), options)?;
+    let Dataset { examples, source_ends, report } = prepared.collect(progress)?;
     Ok(TokenSet { rows: examples.into(), source_ends, report, cache })
 }
 

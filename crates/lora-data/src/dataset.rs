@@ -94,14 +94,7 @@ pub fn build_dataset(
     options: &DataOptions,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Dataset> {
-    let prepared = Prepared::new(sources, tokenizer, options)?;
-    let mut examples = Vec::new();
-    let (report, source_ends) = prepared.run(progress, &mut |example, _| {
-        examples.push(example);
-        Ok(())
-    })?;
-    check_whole(&report, || examples.first().map(|first| first.origin.clone()), options)?;
-    Ok(Dataset { examples, source_ends, report })
+    Prepared::new(sources, tokenizer, options)?.collect(progress)
 }
 
 /// What takes the rows that are kept, one after the other, in the order of the files.
@@ -127,6 +120,17 @@ impl<'a> Prepared<'a> {
     /// Every file that will be read.
     pub(crate) fn files(&self) -> impl Iterator<Item = &DataFile> {
         self.streams.iter().flat_map(Documents::files)
+    }
+
+    /// Makes the rows and holds them all.
+    pub(crate) fn collect(self, progress: &mut dyn FnMut(usize, usize)) -> Result<Dataset> {
+        let (options, mut examples) = (self.options, Vec::new());
+        let (report, source_ends) = self.run(progress, &mut |example, _| {
+            examples.push(example);
+            Ok(())
+        })?;
+        check_whole(&report, || examples.first().map(|first: &Example| first.origin.clone()), options)?;
+        Ok(Dataset { examples, source_ends, report })
     }
 
     /// Makes the rows, some thousand records at a time: what became of the records, and for each source how many rows

@@ -3,7 +3,7 @@
 
 use crate::decoder::{Decoder, ModuleMut};
 use crate::error::{Error, Result};
-use crate::inject::Start;
+use crate::inject::{Start, unpacked};
 use crate::methods::{file_projection, from_file};
 use crate::stacked::stacks;
 use crate::tokens::TokenAdapters;
@@ -92,6 +92,9 @@ impl AdapterSet {
             };
             let spec = LoraSpec::new(config.rank_of(path)?, config.alpha_of(path)?, config.use_rslora)?;
             let (mut a, mut b) = (place(&lora.a)?, place(&lora.b)?);
+            if let (Some(Start::OutOf(_)), ModuleMut::Linear(l)) = (start, &*module) {
+                unpacked(path, l)?;
+            }
             if let Some(Start::OutOf(principal)) = start {
                 let mut began = principal.start(&dense(module)?, spec, 0)?;
                 began.initial = Some((began.a.shallow_clone(), began.b.shallow_clone()));
@@ -115,7 +118,7 @@ impl AdapterSet {
             check_size(path, "bias", lora.base_bias.as_ref(), sizes(module).1)?;
             // A frozen weight that PEFT saved along is the base's own.
             if let (Some(Start::Over(loftq)), ModuleMut::Linear(l)) = (start, &*module) {
-                let packed = lora_torch::Weight::Nf4(loftq.base(&l.weight.dense()?, spec.r())?);
+                let packed = lora_torch::Weight::Nf4(loftq.base(&unpacked(path, l)?.dense()?, spec.r())?);
                 loaded.whole.insert(path.clone(), BTreeMap::from([("weight".to_string(), place(&packed.dense()?)?)]));
             }
             let changed = match &lora.base_weight {

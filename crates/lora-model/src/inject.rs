@@ -50,11 +50,11 @@ impl Decoder {
                             init_linear(m.in_features, m.out_features, planned.spec, init, own, device)?
                         }
                         Start::OutOf(principal) => {
-                            l.weight = whole(&l.weight, kind, device)?;
+                            l.weight = whole(unpacked(&path, l)?, kind, device)?;
                             take_out(l, principal.start(&l.weight.dense()?, planned.spec, own)?)?
                         }
                         Start::Over(loftq) => {
-                            let (packed, lora) = loftq.start(&l.weight.dense()?, planned.spec)?;
+                            let (packed, lora) = loftq.start(&unpacked(&path, l)?.dense()?, planned.spec)?;
                             l.weight = Weight::Nf4(packed).to_device(device)?;
                             Lora::from_parts(leaf(&lora.a, device)?, leaf(&lora.b, device)?, lora.scale)?
                         }
@@ -147,12 +147,13 @@ impl Decoder {
                 (Some((_, ModuleMut::Linear(l))), AdapterModule::Linear(_)) => {
                     let mut pair = pair;
                     if let Start::OutOf(principal) = start {
-                        l.weight = whole(&l.weight, kind, device)?;
+                        l.weight = whole(unpacked(path, l)?, kind, device)?;
                         let began = take_out(l, principal.start(&l.weight.dense()?, spec, path_seed(path))?)?;
                         pair.initial = began.initial;
                     }
                     if let Start::Over(loftq) = start {
-                        l.weight = Weight::Nf4(loftq.base(&l.weight.dense()?, spec.r())?).to_device(device)?;
+                        l.weight =
+                            Weight::Nf4(loftq.base(&unpacked(path, l)?.dense()?, spec.r())?).to_device(device)?;
                     }
                     if let Some(bias) = &lora.base_bias {
                         if l.bias.as_ref().is_none_or(|own| own.size() != bias.size()) {
@@ -418,6 +419,19 @@ impl Start {
 /// changes it there, and not in the coarser numbers of a file.
 fn whole(weight: &Weight, kind: Kind, device: Device) -> Result<Weight> {
     Ok(weight.dense()?.f_to_device(device)?.f_to_kind(kind)?.into())
+}
+
+/// The weight of a layer whose adapter begins as a part of it, or as what packing loses of it.
+pub(crate) fn unpacked<'a>(path: &str, layer: &'a LinearLayer) -> Result<&'a Weight> {
+    match layer.weight.plain() {
+        Some(_) => Ok(&layer.weight),
+        None => Err(Error::Module {
+            module: path.into(),
+            reason:
+                "is packed already, and this adapter changes the unpacked weight; load the base without quantization"
+                    .into(),
+        }),
+    }
 }
 
 /// Takes what an adapter begins as out of the layer's weight, and makes it the trained leaves.

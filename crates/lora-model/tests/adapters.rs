@@ -6,7 +6,7 @@ mod common;
 use common::{distance, fixtures};
 use lora_core::VeraProjection;
 use lora_format::{AdapterFolder, TensorFile, read_adapter};
-use lora_model::{AdapterSet, Decoder, Error, Mode, TokenBatch};
+use lora_model::{AdapterSet, Decoder, Error, Mode, Packing, TokenBatch};
 use std::path::PathBuf;
 use tch::Tensor;
 
@@ -216,4 +216,20 @@ fn what_cannot_be_weighted_is_refused_and_changes_nothing() {
     assert!(logits(&model, &batch).equal(&base));
     let wrong = read_adapter(&llama().join("../mistral/adapters/lora")).unwrap();
     assert!(matches!(set.load("wrong", &wrong, &mut model), Err(Error::Module { .. })));
+}
+
+#[test]
+fn what_changes_the_unpacked_weight_is_refused_beside_a_packed_one() {
+    for name in ["pissa", "loftq"] {
+        let (mut model, folder) = (load(), adapter(&format!("adapters/{name}")));
+        model.pack(Packing::Nf4 { double: false }, &mut |_, _| {}).unwrap();
+        let named = |error: Error| match error {
+            Error::Module { module, reason } => {
+                assert!(module.ends_with("_proj") && reason.contains("packed"), "{reason}")
+            }
+            other => panic!("{name}: {other}"),
+        };
+        named(AdapterSet::default().load(name, &folder, &mut model).unwrap_err());
+        named(model.load_adapter(&folder).unwrap_err());
+    }
 }

@@ -5,7 +5,6 @@
 #include <cstdlib>
 #include <memory>
 #include <new>
-#include <string>
 
 namespace {
 
@@ -17,20 +16,26 @@ constexpr int64_t FEW_ROWS = 16;          // for fewer rows, packing a panel cos
 constexpr int64_t FEW_STEPS = 1 << 20;    // multiply-adds below which a thread is not worth its start
 constexpr int MOST_SPANS = 8;
 
-bool own_products() {
-  static const bool own = [] {
+// Whether products are computed here where they can be.
+std::atomic<bool>& own_products() {
 #if defined(LORA_SGEMM)
-    const char* choice = std::getenv("LORA_PRODUCTS");
-    const bool can = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-    if (choice && std::string(choice) == "own") return can;
-    if (choice && std::string(choice) == "libtorch") return false;
-    return can && !__builtin_cpu_supports("avx512f");
+  static std::atomic<bool> own{!__builtin_cpu_supports("avx512f")};
 #else
-    return false;
+  static std::atomic<bool> own{false};
 #endif
-  }();
   return own;
 }
+
+bool can_compute_here() {
+#if defined(LORA_SGEMM)
+  static const bool can = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  return can;
+#else
+  return false;
+#endif
+}
+
+bool computed_here() { return can_compute_here() && own_products().load(std::memory_order_relaxed); }
 
 // A bias comes with a first term that is transposed.
 void by_libtorch(at::Tensor& out, bool add, const at::Tensor& bias, const std::vector<Term>& terms) {
@@ -124,11 +129,16 @@ void pack(const Run& run, int64_t j0, int64_t width, float* panels) {
     }
     for (int64_t p = 0; p < part.depth; p += AT_ONCE) {
       const int64_t depth = std::min(AT_ONCE, part.depth - p);
-      const float* from = w.dense() ? w.number(part.begin + p, j0) : WIDE.of(AT_ONCE * width);
-      if (!w.dense())
-        for (int64_t q = 0; q < depth; ++q) w.read(part.begin + p + q, j0, width, WIDE.of(AT_ONCE * width) + q * width);
+      const float* from = w.dense() ? w.number(part.begin + p, j0) : nullptr;
+      int64_t stride = w.stride;
+      if (!from) {
+        float* wide = WIDE.of(AT_ONCE * width);
+        for (int64_t q = 0; q < depth; ++q) w.read(part.begin + p + q, j0, width, wide + q * width);
+        from = wide;
+        stride = width;
+      }
       for (int64_t j = 0; j < width; j += sgemm::TILE_COLS)
-        sgemm::pack_straight(from + j, w.dense() ? w.stride : width, std::min(sgemm::TILE_COLS, width - j), depth,
+        sgemm::pack_straight(from + j, stride, std::min(sgemm::TILE_COLS, width - j), depth,
                              panels + j * run.depth + (part.offset + p) * sgemm::TILE_COLS);
     }
   }
@@ -181,7 +191,7 @@ void multiply(const std::vector<Run>& runs, const Block& block, float* out, int6
 
 // Whether the product is one that is computed here.
 bool served(const at::Tensor& out, const std::vector<Term>& terms) {
-  if (!own_products() || !out.is_cpu() || out.scalar_type() != at::kFloat || out.stride(1) != 1) return false;
+  if (!computed_here() || !out.is_cpu() || out.scalar_type() != at::kFloat || out.stride(1) != 1) return false;
   if (out.size(0) < FEW_ROWS) return false;
   for (const Term& t : terms)
     if (t.rows.scalar_type() != at::kFloat || t.rows.size(1) == 0 || !Right::readable(t.right)) return false;
@@ -244,8 +254,17 @@ void sum_of_products(at::Tensor& out, bool add, const at::Tensor& bias, const st
 }
 
 at::Tensor thin_transposed_product(const at::Tensor& a, const at::Tensor& b) {
-  if (!own_products() || !a.is_cpu() || a.scalar_type() != at::kFloat || b.scalar_type() != at::kFloat) return at::mm(a.t(), b);
+  const bool here = computed_here() && a.is_cpu() && a.scalar_type() == at::kFloat && a.size(1) >= FEW_ROWS;
+  if (!here) return at::mm(a.t(), b);
   at::Tensor out;
   sum_of_products(out, false, at::Tensor(), {{a.t().contiguous(), Stored(b), false}});
   return out;
+}
+
+extern "C" Message lt_own_products(int32_t own) {
+  return guarded([&] { own_products().store(own != 0); });
+}
+
+extern "C" Message lt_computes_own_products(int32_t* out) {
+  return guarded([&] { *out = computed_here(); });
 }

@@ -139,6 +139,8 @@ unsafe extern "C" {
     fn lt_device_memory(index: i64, out: *mut i64) -> Message;
     fn lt_cuda_in_build(out: *mut i32) -> Message;
     fn lt_synchronize() -> Message;
+    fn lt_own_products(own: i32) -> Message;
+    fn lt_computes_own_products(out: *mut i32) -> Message;
 }
 
 fn check(op: &'static str, message: Message) -> Result<()> {
@@ -309,6 +311,16 @@ pub(crate) fn cuda_registered() -> bool {
 
 pub(crate) fn synchronize() -> Result<()> {
     check("synchronize", unsafe { lt_synchronize() })
+}
+
+pub(crate) fn own_products(own: bool) -> Result<()> {
+    check("own_products", unsafe { lt_own_products(i32::from(own)) })
+}
+
+pub(crate) fn computes_own_products() -> Result<bool> {
+    let mut out = 0;
+    check("own_products", unsafe { lt_computes_own_products(&mut out) })?;
+    Ok(out != 0)
 }
 
 /// Loads a shared library for the rest of the process, so that its static registrations take effect.

@@ -54,6 +54,9 @@ pub(crate) struct StepArgs {
     /// safetensors file with `input_ids` [batch, seq] to use instead of random tokens
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
+    /// Who computes products of float32 on the CPU: the project's own loops or libtorch; by the CPU when absent
+    #[arg(long, value_parser = ["own", "libtorch"])]
+    products: Option<String>,
     #[command(flatten)]
     compute: Compute,
     /// Print the report as JSON
@@ -75,6 +78,9 @@ pub(crate) fn run(verb: &Verb) -> Result<()> {
 fn step(args: &StepArgs) -> Result<()> {
     check_model_folder(&args.model)?;
     let device = args.compute.device()?;
+    if let Some(products) = &args.products {
+        lora_torch::use_own_products(products == "own")?;
+    }
     let report = bench_step(&BenchOptions {
         model: args.model.clone(),
         batch: args.batch,

@@ -1,7 +1,8 @@
 //! The key of a set of rows: a digest of everything that has a part in them.
 //!
 //! Files count by their bytes and not by their times, so that a copied or restored file is found and a changed one never
-//! is; a large file that is the very one of before is not read again, see [`super::known`]. Settings count as their `Debug` form, in which no field can be forgotten.
+//! is; a large file that is the very one of before is not read again, see [`super::known`]. Settings count as their `Debug`
+//! form, in which no field can be forgotten.
 
 use std::fs::File;
 use std::io::Read;

@@ -34,7 +34,8 @@ impl TokenCache {
         self.dir.join(format!("{name}.{SUFFIX}"))
     }
 
-    /// The files of the cache, by name: tokens, notes of the digests of large files, and what is not finished; none where the folder is not there.
+    /// The files of the cache, by name: tokens, notes of the digests of large files, and what is not finished; none where
+    /// the folder is not there.
     ///
     /// # Errors
     /// [`DataError::Io`] when the folder cannot be read.
