@@ -147,7 +147,8 @@ class Family:
 
     def repaired(self, adapter):
         model = self.peft(adapter)
-        raw = {name: t.clone() for name, t in torch.compile(model).state_dict().items() if ".lora_" in name}
+        raw = {name: t.clone() for name, t in torch.compile(model).state_dict().items()
+               if ".lora_" in name or ".modules_to_save." in name}
         if not all(name.startswith("_orig_mod.") and ".default." in name for name in raw):
             raise Failed(f"the raw names are not what they were: {sorted(raw)[:2]}")
         bad, good = self.work / "raw", self.work / "repaired"

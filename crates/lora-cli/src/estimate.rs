@@ -1,6 +1,6 @@
 //! Memory and operations of a run, from the model's sizes and the lengths of the examples alone.
 
-use lora_model::{LOSS_CHUNK_ROWS, LOSS_CHUNK_ROWS_CONVERTED, ModelConfig};
+use lora_model::{ModelConfig, loss_chunk_rows};
 use lora_torch::kind_bytes;
 use lora_train::config::Weights;
 use lora_train::{RunPlan, Trained};
@@ -58,8 +58,7 @@ pub(crate) fn memory(plan: &RunPlan) -> Memory {
     let weights = if full { 0 } else { plan.base_bytes() };
     let trained = plan.trained_parameters() * 16;
     let activations = activations(m, largest as i64, bytes, plan.config.train.gradient_checkpointing);
-    let rows =
-        if plan.config.model.weights == Weights::Converted { LOSS_CHUNK_ROWS } else { LOSS_CHUNK_ROWS_CONVERTED };
+    let rows = loss_chunk_rows(m.vocab_size, plan.config.model.weights == Weights::Converted).min(largest as i64);
     let logits = 2 * rows * m.vocab_size * 4;
     let [weights, trained, activations, logits] = [weights, trained, activations, logits].map(i64::unsigned_abs);
     Memory { weights, trained, activations, logits, total: weights + trained + activations + logits }

@@ -22,6 +22,7 @@ mod summary;
 mod train_view;
 
 use clap::Parser;
+use lora_torch::keep_freed_memory;
 use std::process::ExitCode;
 
 /// Runs the command line of this process and returns its exit code: 0 done, 1 the run failed, 2 the command line, the
@@ -35,7 +36,7 @@ pub fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(failure::USAGE));
         }
     };
-    match cmd::run(cli.verb) {
+    match keep_freed_memory().map_err(Into::into).and_then(|()| cmd::run(cli.verb)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failure::report(&error),
     }

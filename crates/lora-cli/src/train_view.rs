@@ -3,7 +3,7 @@
 use crate::out;
 use crate::progress::{ByteBar, CountBar, NowAndThen, above, bar};
 use indicatif::ProgressBar;
-use lora_train::{Event, EventSink, StepRecord};
+use lora_train::{Event, EventSink, Rewards, StepRecord};
 use std::time::Instant;
 
 /// Shows the events of a run: a bar on a terminal, else a line now and then; notes always.
@@ -12,6 +12,7 @@ pub(crate) struct TrainView {
     quiet: bool,
     tokenising: Option<CountBar>,
     loading: Option<ByteBar>,
+    reference: Option<CountBar>,
     training: Option<Training>,
     lines: NowAndThen,
 }
@@ -28,7 +29,7 @@ struct Training {
 impl TrainView {
     /// A view; a quiet one shows notes only.
     pub(crate) fn new(quiet: bool) -> Self {
-        Self { quiet, tokenising: None, loading: None, training: None, lines: NowAndThen::default() }
+        Self { quiet, tokenising: None, loading: None, reference: None, training: None, lines: NowAndThen::default() }
     }
 
     /// Takes the bar away.
@@ -60,6 +61,15 @@ impl TrainView {
         }
     }
 
+    fn reference(&mut self, done: usize, of: usize) {
+        let bar = self.reference.get_or_insert_with(|| CountBar::new("asking the reference"));
+        bar.set(done, of);
+        if done == of {
+            bar.finish();
+            self.reference = None;
+        }
+    }
+
     fn started(&mut self, step: u64, total_steps: u64) {
         let bar = bar("{bar:24} {pos}/{len}  {msg}");
         bar.set_length(total_steps);
@@ -75,8 +85,9 @@ impl TrainView {
             done => start.elapsed().as_secs_f64() / done as f64 * (t.total_steps - record.step) as f64,
         };
         let text = format!(
-            "loss {:.4}  lr {:.2e}  {:.0} tok/s{}  left {}",
+            "loss {:.4}{}  lr {:.2e}  {:.0} tok/s{}  left {}",
             record.loss,
+            record.rewards.and_then(|r| r.margin).map(|m| format!("  margin {m:.3}")).unwrap_or_default(),
             record.learning_rate,
             record.tokens_per_second,
             t.eval.map(|e| format!("  eval {e:.4}")).unwrap_or_default(),
@@ -101,6 +112,7 @@ impl EventSink for TrainView {
             _ if self.quiet => {}
             Event::Tokenising { done, of } => self.tokenising(done, of),
             Event::Loading { done, of } => self.loading(done, of),
+            Event::Reference { done, of } => self.reference(done, of),
             Event::Started { step, total_steps } => self.started(step, total_steps),
             Event::Step(record) => self.step(&record),
             Event::Evaluating { done, of } => {
@@ -112,8 +124,9 @@ impl EventSink for TrainView {
                 if let Some(t) = &mut self.training {
                     t.eval = Some(record.eval_loss);
                 }
-                let over = match (record.eval_accuracy, record.eval_macro_f1) {
-                    (Some(accuracy), Some(f1)) => {
+                let over = match (record.eval_accuracy, record.eval_macro_f1, record.rewards) {
+                    (_, _, Some(rewards)) => rewards_in_words(&rewards),
+                    (Some(accuracy), Some(f1), _) => {
                         format!("accuracy {accuracy:.4}, macro F1 {f1:.4}, over {} texts", record.eval_tokens)
                     }
                     _ => format!("over {} tokens", record.eval_tokens),
@@ -125,4 +138,15 @@ impl EventSink for TrainView {
             _ => {}
         }
     }
+}
+
+/// As `reward margin 0.412 (1.203 - 0.791), accuracy 0.8125`.
+fn rewards_in_words(r: &Rewards) -> String {
+    let mut parts = Vec::new();
+    if let (Some(margin), Some(chosen), Some(rejected)) = (r.margin, r.chosen, r.rejected) {
+        parts.push(format!("reward margin {margin:.4} ({chosen:.4} and {rejected:.4})"));
+    }
+    parts.extend(r.accuracy.map(|accuracy| format!("accuracy {accuracy:.4}")));
+    parts.extend(r.drift.map(|drift| format!("drift {drift:.4}")));
+    parts.join(", ")
 }

@@ -84,7 +84,7 @@ pub use hub::HubId;
 pub use mix::{Mixing, hold_out, mix_order};
 pub use pack::{RowPlan, pack};
 pub use page::{PageRow, data_page};
-pub use preference::{PreferencePair, RatedExample, build_pairs, build_rated};
+pub use preference::{AnswerSet, PreferencePair, RatedExample, build_pairs, build_rated};
 pub use prefetch::Prefetch;
 pub use preview::{PreviewToken, preview};
 pub use report::{DataReport, DropReason, Dropped, LengthBucket, SourceReport, TemplateReport};

@@ -67,6 +67,11 @@ impl RowPlan {
         Self(Members::Packed(pack(lengths, max_length).into()))
     }
 
+    /// So many rows of `each` examples that follow each other.
+    pub fn groups(rows: usize, each: usize) -> Self {
+        Self(Members::Packed((0..rows).map(|row| (row * each..(row + 1) * each).collect()).collect::<Vec<_>>().into()))
+    }
+
     /// How many rows there are.
     pub fn len(&self) -> usize {
         match &self.0 {

@@ -1,6 +1,6 @@
 //! Preference pairs and rated answers as rows of tokens, for objectives that compare answers.
 
-use crate::dataset::{DataOptions, builder, check_options};
+use crate::dataset::{DataOptions, builder, check_options, check_whole};
 use crate::document::{Body, Document};
 use crate::error::{DataError, Result};
 use crate::example::{Example, ExampleBuilder};
@@ -27,6 +27,17 @@ pub struct RatedExample {
     pub desirable: bool,
 }
 
+/// What became of sources of answers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AnswerSet<T> {
+    /// Pairs or rated answers, in the order of the files.
+    pub items: Vec<T>,
+    /// For each source how many of the items are of it and of those before it.
+    pub source_ends: Vec<usize>,
+    /// What became of every record.
+    pub report: DataReport,
+}
+
 /// The pairs of sources in format `preference`, in the order of the files. A pair of which one side is left out, for its
 /// length for instance, is left out whole; sides are cut as `options` say.
 ///
@@ -36,8 +47,9 @@ pub fn build_pairs(
     sources: &[Source],
     tokenizer: &Tokenizer,
     options: &DataOptions,
-) -> Result<(Vec<PreferencePair>, DataReport)> {
-    build(sources, tokenizer, options, &mut |builder, document, report| {
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<AnswerSet<PreferencePair>> {
+    build(sources, tokenizer, options, progress, &mut |builder, document, report| {
         let Body::Preference { chosen, rejected } = &document.body else { return Ok(None) };
         let chosen = side(builder, document, chosen, report)?;
         let rejected = side(builder, document, rejected, report)?;
@@ -53,13 +65,17 @@ pub fn build_rated(
     sources: &[Source],
     tokenizer: &Tokenizer,
     options: &DataOptions,
-) -> Result<(Vec<RatedExample>, DataReport)> {
-    build(sources, tokenizer, options, &mut |builder, document, report| {
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<AnswerSet<RatedExample>> {
+    build(sources, tokenizer, options, progress, &mut |builder, document, report| {
         let Body::Rated { answer, desirable } = &document.body else { return Ok(None) };
         let example = side(builder, document, answer, report)?;
         Ok(Some(example.map(|example| RatedExample { example, desirable: *desirable })))
     })
 }
+
+/// Records between two reports of progress.
+const READ_AT_ONCE: usize = 256;
 
 /// Makes one item of a document: the outer `None` is a document of another kind, the inner one a row that is left out.
 type Make<'m, T> = &'m mut dyn FnMut(&ExampleBuilder<'_>, &Document, &mut DataReport) -> Result<Option<Option<T>>>;
@@ -68,33 +84,41 @@ fn build<T>(
     sources: &[Source],
     tokenizer: &Tokenizer,
     options: &DataOptions,
+    progress: &mut dyn FnMut(usize, usize),
     make: Make<'_, T>,
-) -> Result<(Vec<T>, DataReport)> {
+) -> Result<AnswerSet<T>> {
     check_options(sources, options)?;
     let own_template = options.template.as_ref().map(|path| tokenizer.template_named(path)).transpose()?;
     let builder = builder(tokenizer, options, own_template.as_ref());
-    let (mut items, mut report) = (Vec::new(), DataReport::default());
+    let (mut items, mut source_ends, mut report) = (Vec::new(), Vec::new(), DataReport::default());
+    let (mut first, mut read) = (None, 0);
     for source in sources {
         let mut documents = Documents::open(source, options.reading)?;
         while let Some(document) = documents.next() {
             let document = document?;
             match make(&builder, &document, &mut report) {
-                Ok(Some(item)) => items.extend(item),
+                Ok(Some(item)) => {
+                    items.extend(item);
+                    first = first.or(Some(document.origin));
+                }
                 Ok(None) => {
                     let format = documents.format().unwrap_or(Format::Text);
                     return Err(DataError::NotPreference { origin: document.origin, format });
                 }
                 Err(error) => documents.reject(error)?,
             }
+            read += 1;
+            if read % READ_AT_ONCE == 0 {
+                progress(read, read);
+            }
         }
         documents.check_bad()?;
         report.sources.push(SourceReport::of(&documents));
+        source_ends.push(items.len());
     }
-    report.check_affected(options.max_affected_share)?;
-    if items.is_empty() {
-        return Err(report.nothing_trained());
-    }
-    Ok((items, report))
+    progress(read, read);
+    check_whole(&report, || first.filter(|_| !items.is_empty()), options)?;
+    Ok(AnswerSet { items, source_ends, report })
 }
 
 /// The row of one side: the last one, where the template needs a row for each turn.

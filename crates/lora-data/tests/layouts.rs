@@ -163,7 +163,8 @@ fn pairs_and_ratings_are_typed_examples() {
     let (_folder, source) = write(PAIR, "jsonl");
     let tokenizer = tokenizer();
     let options = DataOptions::default();
-    let (pairs, report) = build_pairs(std::slice::from_ref(&source), &tokenizer, &options).unwrap();
+    let set = build_pairs(std::slice::from_ref(&source), &tokenizer, &options, &mut |_, _| {}).unwrap();
+    let (pairs, report) = (set.items, set.report);
     let trained = |example: &lora_data::Example| {
         let ids: Vec<u32> =
             example.input_ids.iter().zip(&example.trained).filter(|(_, t)| **t).map(|(id, _)| *id).collect();
@@ -174,11 +175,11 @@ fn pairs_and_ratings_are_typed_examples() {
         ("good<|im_end|>".into(), "bad<|im_end|>".into())
     );
     assert_eq!((report.read, report.kept, report.sources[0].records), (2, 2, 1));
-    assert!(chain(&build_rated(&[source], &tokenizer, &options).unwrap_err()).contains("`label`"));
+    assert!(chain(&build_rated(&[source], &tokenizer, &options, &mut |_, _| {}).unwrap_err()).contains("`label`"));
 
     let rated = format!("{}\n{}\n", RATED.replace("LABEL", "true"), RATED.replace("LABEL", "false"));
     let (_folder, kto) = write(rated, "jsonl");
-    let (rated, _) = build_rated(&[kto], &tokenizer, &options).unwrap();
+    let rated = build_rated(&[kto], &tokenizer, &options, &mut |_, _| {}).unwrap().items;
     assert_eq!(rated.iter().map(|rated| rated.desirable).collect::<Vec<_>>(), [true, false]);
 }
 

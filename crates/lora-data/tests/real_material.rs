@@ -165,9 +165,10 @@ fn chats_calls_pairs_and_ratings_become_rows() {
         assert_eq!(report.read, rows, "{name}");
         assert!(report.kept * 100 >= rows * 98, "{name}: {report:?}");
     }
-    let (pairs, _) = build_pairs(&[at("dpo_en_demo"), at("dpo_zh_demo")], &tokenizer, &options).unwrap();
+    let pairs =
+        build_pairs(&[at("dpo_en_demo"), at("dpo_zh_demo")], &tokenizer, &options, &mut |_, _| {}).unwrap().items;
     assert_eq!(pairs.len(), 600);
-    let (rated, _) = build_rated(&[at("kto_en_demo")], &tokenizer, &options).unwrap();
+    let rated = build_rated(&[at("kto_en_demo")], &tokenizer, &options, &mut |_, _| {}).unwrap().items;
     let good = rated.iter().filter(|rated| rated.desirable).count();
     assert!(rated.len() == 300 && (1..300).contains(&good), "{good}");
 }

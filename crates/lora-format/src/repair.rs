@@ -200,8 +200,6 @@ fn repair_end(path: &str, rules: &mut Vec<KeyRule>) -> Option<String> {
         (".lora_magnitude_vector.", "", MAGNITUDE),
         (".token_adapter.trainable_tokens_delta.", "", TOKEN_ROWS),
         (".trainable_tokens_delta.", "", TOKEN_ROWS_ALONE),
-        (".modules_to_save.", ".weight", ".weight"),
-        (".modules_to_save.", ".bias", ".bias"),
     ] {
         if let Some((module, rest)) = path.split_once(before)
             && let Some(name) = rest.strip_suffix(after).and_then(adapter)
@@ -210,8 +208,15 @@ fn repair_end(path: &str, rules: &mut Vec<KeyRule>) -> Option<String> {
             return Some(format!("{module}{end}"));
         }
     }
-    // What is left can only be a module saved in full.
+    // What is left can only be a module saved in full, or one within it.
     let plain = path.ends_with(".weight") || path.ends_with(".bias");
+    if let Some((module, rest)) = path.split_once(".modules_to_save.")
+        && let Some((name, within)) = rest.split_once('.')
+        && plain
+    {
+        rules.push(KeyRule::AdapterName(name.into()));
+        return Some(format!("{module}.{within}"));
+    }
     (plain && !path.contains(".lora") && !path.contains(".original_module.")).then(|| path.into())
 }
 

@@ -13,14 +13,24 @@ use crate::norm::NormLayer;
 use crate::rope::RotaryTables;
 use crate::tokens::TokenAdapters;
 use lora_core::{EmbeddingLayer, LinearLayer, TokenRows};
-use lora_torch::{HeadPart, cross_entropy, manual_seed, mix_seed};
+use lora_torch::{HeadPart, cross_entropy, manual_seed, mix_seed, token_losses};
 use std::sync::Arc;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, Tensor, no_grad};
 
-/// Logits of this many rows exist at a time; 128 rows of a vocabulary of 128k are 64 MB in fp32.
-pub const LOSS_CHUNK_ROWS: i64 = 128;
-/// The same where the head is made dense for every chunk, so that this costs little beside the products.
-pub const LOSS_CHUNK_ROWS_CONVERTED: i64 = 512;
+/// Bytes of logits that exist at a time: every chunk reads the head's matrix twice, which must cost little beside the
+/// products of its rows.
+const LOSS_CHUNK_BYTES: i64 = 96 << 20;
+/// No fewer rows than this at a time, and where the head is made dense for every chunk no fewer than that.
+const LOSS_CHUNK_ROWS: i64 = 128;
+const LOSS_CHUNK_ROWS_CONVERTED: i64 = 512;
+
+/// Rows of logits that exist at a time, in fp32: with a vocabulary of 49k they are 512. `ready` says that the head's matrix
+/// is multiplied as it is kept, and not made dense for every chunk.
+#[must_use]
+pub fn loss_chunk_rows(vocab_size: i64, ready: bool) -> i64 {
+    let least = if ready { LOSS_CHUNK_ROWS } else { LOSS_CHUNK_ROWS_CONVERTED };
+    (LOSS_CHUNK_BYTES / (4 * vocab_size.max(1))).clamp(least, 8192)
+}
 
 /// Whether dropout is on, and what it draws from.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -316,34 +326,58 @@ impl Decoder {
     /// What an operation reports.
     pub fn loss(&self, batch: &TokenBatch, mode: Mode) -> Result<Tensor> {
         let hidden = self.hidden(batch, mode, Some(&batch.target_rows))?;
-        self.loss_of(&hidden, batch)
+        self.loss_of(&hidden, batch, None)
     }
 
-    /// The summed loss of hidden states of the trained rows.
-    pub(crate) fn loss_of(&self, hidden: &Tensor, batch: &TokenBatch) -> Result<Tensor> {
+    /// The summed loss of hidden states of the trained rows, each times its weight where there are weights.
+    pub(crate) fn loss_of(&self, hidden: &Tensor, batch: &TokenBatch, weights: Option<&Tensor>) -> Result<Tensor> {
         if let Some(tokens) = &self.tokens.head {
-            let loss = self.loss_with_tokens(hidden, &batch.targets, tokens)?;
+            let loss = self.loss_with_tokens(hidden, &batch.targets, weights, tokens)?;
             self.release_head()?;
             return Ok(loss);
         }
-        let softcap = self.config.logits_softcap;
-        let lm_head = match &self.head {
-            Head::Language(layer) => layer,
-            Head::Classes(head) => return self.class_loss(&head.forward(hidden)?, batch),
+        if let Head::Classes(head) = &self.head {
+            return self.class_loss(&head.forward(hidden)?, batch);
+        }
+        let Some((head, chunk)) = self.plain_head(hidden)? else {
+            let losses = self.losses_in_full(hidden, &batch.targets)?;
+            let losses = weights.map_or_else(|| Ok(losses.shallow_clone()), |w| losses.f_mul(w))?;
+            return Ok(losses.f_sum(losses.kind())?);
         };
-        let Some(p) = lm_head.as_plain() else {
-            // A head with DoRA: logits in full, as another layer's output.
-            let logits = self.logits(hidden)?;
-            let wide = if logits.kind() == Kind::Double { Kind::Double } else { Kind::Float };
-            let chosen = logits.f_log_softmax(-1, wide)?.f_gather(1, &batch.targets.f_unsqueeze(1)?, false)?;
-            return Ok(chosen.f_sum(wide)?.f_neg()?);
-        };
-        let head = HeadPart { weight: p.weight, bias: p.bias, adapter: p.adapter, softcap };
-        let ready = p.weight.plain().is_some_and(|w| w.kind() == hidden.kind());
-        let chunk = if ready { LOSS_CHUNK_ROWS } else { LOSS_CHUNK_ROWS_CONVERTED };
-        let loss = cross_entropy(hidden, head, &batch.targets, chunk)?;
+        let loss = cross_entropy(hidden, head, &batch.targets, weights, chunk)?;
         self.release_head()?;
         Ok(loss)
+    }
+
+    /// The loss of each trained token of a batch, without a gradient, from hidden states of the trained rows.
+    ///
+    /// # Shapes
+    /// `[trained]`, fp32 or fp64.
+    pub(crate) fn token_losses_of(&self, hidden: &Tensor, batch: &TokenBatch) -> Result<Tensor> {
+        no_grad(|| {
+            let head = if self.tokens.head.is_none() { self.plain_head(hidden)? } else { None };
+            let Some((head, chunk)) = head else { return self.losses_in_full(hidden, &batch.targets) };
+            let losses = token_losses(hidden, head, &batch.targets, chunk)?;
+            self.release_head()?;
+            Ok(losses)
+        })
+    }
+
+    /// The head where losses can be taken from hidden states, and the rows to take at a time.
+    fn plain_head(&self, hidden: &Tensor) -> Result<Option<(HeadPart<'_>, i64)>> {
+        let Some(p) = self.language_head()?.as_plain() else { return Ok(None) };
+        let ready = p.weight.plain().is_some_and(|w| w.kind() == hidden.kind());
+        let softcap = self.config.logits_softcap;
+        let head = HeadPart { weight: p.weight, bias: p.bias, adapter: p.adapter, softcap };
+        Ok(Some((head, loss_chunk_rows(p.weight.size()[0], ready))))
+    }
+
+    /// The loss of each row from logits in full, as those of another layer: a head with DoRA, or with rows of its own.
+    fn losses_in_full(&self, hidden: &Tensor, targets: &Tensor) -> Result<Tensor> {
+        let logits = self.logits(hidden)?;
+        let wide = if logits.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+        let chosen = logits.f_log_softmax(-1, wide)?.f_gather(1, &targets.f_unsqueeze(1)?, false)?;
+        Ok(chosen.f_squeeze_dim(1)?.f_neg()?)
     }
 
     /// Logits of the last of `ids`, which follow what is in `cache`.

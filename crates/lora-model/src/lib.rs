@@ -44,12 +44,13 @@ mod tokens;
 mod weights;
 
 pub use adapters::{AdapterMix, AdapterSet};
+pub use backward::Slopes;
 pub use batch::TokenBatch;
 pub use block::{Block, Qkv};
 pub use cache::{KvCache, LayerCache};
 pub use classify::{ClassHead, ClassTargets, Head};
 pub use config::{Activation, ExpertsConfig, ModelConfig};
-pub use decoder::{Decoder, LOSS_CHUNK_ROWS, LOSS_CHUNK_ROWS_CONVERTED, Mode, ModuleMut, ModuleRef};
+pub use decoder::{Decoder, Mode, ModuleMut, ModuleRef, loss_chunk_rows};
 pub use error::{Error, Result};
 pub use family::families;
 pub use fits::check_adapter;

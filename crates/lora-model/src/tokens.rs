@@ -2,7 +2,7 @@
 //! `trainable_token_indices`.
 
 use crate::config::ModelConfig;
-use crate::decoder::{Decoder, LOSS_CHUNK_ROWS};
+use crate::decoder::{Decoder, loss_chunk_rows};
 use crate::error::{Error, Result};
 use crate::inject::Parameter;
 use lora_core::TokenRows;
@@ -157,7 +157,7 @@ impl Decoder {
         let embedding = start(&self.embed_tokens.weight, &plan.embedding)?;
         let head = match &embedding {
             Some(rows) if plan.tied => Some(rows.shared()),
-            None if plan.head.is_none() => None,
+            _ if plan.head.is_none() => None,
             _ => start(&self.language_head()?.weight.dense()?, &plan.head)?,
         };
         self.tokens = TokenAdapters { embedding, head };
@@ -212,13 +212,20 @@ impl Decoder {
         roles.into_iter().filter_map(|(path, rows)| Some((path, rows?))).collect()
     }
 
-    /// The summed loss where the head has rows of its own: chunk by chunk, so that logits are never held whole. Gradients of
+    /// The summed loss where the head has rows of its own: chunk by chunk, so that logits are never held whole; each
+    /// row counts by its weight where there are weights. Gradients of
     /// hidden states and rows are computed on the way and handed to autograd as they are: the result is the loss, with
     /// `∂/∂hidden` and `∂/∂rows` for its derivatives.
     ///
     /// # Errors
     /// What an operation reports.
-    pub(crate) fn loss_with_tokens(&self, hidden: &Tensor, targets: &Tensor, rows: &TokenRows) -> Result<Tensor> {
+    pub(crate) fn loss_with_tokens(
+        &self,
+        hidden: &Tensor,
+        targets: &Tensor,
+        weights: Option<&Tensor>,
+        rows: &TokenRows,
+    ) -> Result<Tensor> {
         let wide = if hidden.kind() == Kind::Double { Kind::Double } else { Kind::Float };
         let learns = hidden.requires_grad() || rows.rows.requires_grad();
         // A leaf says that it requires a gradient where none is recorded, too; what is made of it does not.
@@ -229,11 +236,16 @@ impl Decoder {
         held.rows = own.shallow_clone();
         let mut sum = Tensor::f_zeros([0i64; 0], (wide, hidden.device()))?;
         let n = hidden.size()[0];
-        for first in (0..n).step_by(LOSS_CHUNK_ROWS as usize) {
-            let count = LOSS_CHUNK_ROWS.min(n - first);
+        let chunk = loss_chunk_rows(self.config.vocab_size, true);
+        for first in (0..n).step_by(chunk as usize) {
+            let count = chunk.min(n - first);
             let logits = self.logits_with(&h.f_narrow(0, first, count)?, Some(&held))?;
             let chosen = targets.f_narrow(0, first, count)?.f_unsqueeze(1)?;
-            let loss = logits.f_log_softmax(-1, wide)?.f_gather(1, &chosen, false)?.f_sum(wide)?.f_neg()?;
+            let mut losses = logits.f_log_softmax(-1, wide)?.f_gather(1, &chosen, false)?.f_neg()?;
+            if let Some(weights) = weights {
+                losses = losses.f_mul(&weights.f_narrow(0, first, count)?.f_unsqueeze(1)?)?;
+            }
+            let loss = losses.f_sum(wide)?;
             if loss.requires_grad() {
                 recorded = true;
                 backward(&[&loss], &[&loss.f_ones_like()?])?;

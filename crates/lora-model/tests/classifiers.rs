@@ -301,3 +301,29 @@ fn checkpoints_in_older_forms_load_as_they_are() {
     let hidden = |m: &Decoder| no_grad(|| m.hidden(&batch, Mode::Eval, None)).unwrap();
     assert!(hidden(&found).equal(&hidden(&model)));
 }
+
+/// Rows of a classifier's token table are trained, and nothing else of the table is.
+#[test]
+fn rows_of_a_classifiers_table_are_trained() {
+    for name in ["bert", "roberta_multi", "llama", "qwen2_tied"] {
+        let mut model = load(&folder(name));
+        let (batch, _) = texts(&model, name);
+        let before = no_grad(|| model.class_logits(&batch, Mode::Eval)).unwrap();
+        let used = batch.input_ids.int64_value(&[0]);
+        let config = AdapterConfig {
+            r: 4,
+            lora_alpha: 8.0,
+            target_modules: Some(TargetModules::List(vec![])),
+            trainable_token_indices: Some(lora_format::TokenIndices::Embedding(vec![used])),
+            task_type: Some("SEQ_CLS".into()),
+            ..AdapterConfig::default()
+        };
+        model.inject(&plan_injection(&model.config, &config).unwrap(), 0).unwrap();
+        let same = no_grad(|| model.class_logits(&batch, Mode::Eval)).unwrap();
+        assert_eq!(distance(&same, &before), 0.0, "{name}: the rows begin as the base's");
+        let _ = model.loss_and_backward(&batch, 0, 1.0, false).unwrap();
+        let rows: Vec<_> = model.parameters().into_iter().filter(|p| p.name.contains("trainable_tokens")).collect();
+        assert_eq!(rows.len(), 1, "{name}: a classifier has one table");
+        assert!(rows[0].tensor.grad().abs().max().double_value(&[]) > 0.0, "{name}: no gradient reaches the row");
+    }
+}

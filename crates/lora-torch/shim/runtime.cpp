@@ -6,7 +6,11 @@
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/variable.h>
+#include <limits>
 #include <vector>
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 
 extern "C" Message lt_backward(const CTensor* outputs, const CTensor* grads, size_t n) {
   return guarded([&] {
@@ -62,6 +66,18 @@ extern "C" Message lt_device_memory(int64_t index, int64_t* out) {
 // Looks at the registry only: asking libtorch's hooks would make it remember that there is no CUDA.
 extern "C" Message lt_cuda_in_build(int32_t* out) {
   return guarded([&] { *out = c10::impl::hasDeviceGuardImpl(c10::DeviceType::CUDA); });
+}
+
+// A step frees and takes again what the step before it did. By itself the C library gives every large tensor back to the
+// system, which then clears its pages anew each time. 32 MiB is the largest threshold that it accepts.
+extern "C" Message lt_keep_freed_memory() {
+  return guarded([] {
+#if defined(__GLIBC__)
+    mallopt(M_MMAP_THRESHOLD, 32 << 20);
+    mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
+    mallopt(M_TOP_PAD, 64 << 20);
+#endif
+  });
 }
 
 extern "C" Message lt_synchronize() {

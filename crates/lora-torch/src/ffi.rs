@@ -109,6 +109,15 @@ unsafe extern "C" {
         h: *const C_tensor,
         head: *const RawProjection,
         targets: *const C_tensor,
+        weights: *const C_tensor,
+        softcap: f64,
+        chunk: i64,
+        out: *mut *mut C_tensor,
+    ) -> Message;
+    fn lt_token_losses(
+        h: *const C_tensor,
+        head: *const RawProjection,
+        targets: *const C_tensor,
         softcap: f64,
         chunk: i64,
         out: *mut *mut C_tensor,
@@ -139,6 +148,7 @@ unsafe extern "C" {
     fn lt_device_memory(index: i64, out: *mut i64) -> Message;
     fn lt_cuda_in_build(out: *mut i32) -> Message;
     fn lt_synchronize() -> Message;
+    fn lt_keep_freed_memory() -> Message;
     fn lt_own_products(own: i32) -> Message;
     fn lt_computes_own_products(out: *mut i32) -> Message;
 }
@@ -223,10 +233,22 @@ pub(crate) fn cross_entropy(
     h: &Tensor,
     head: &RawProjection,
     targets: &Tensor,
+    weights: Option<&Tensor>,
     softcap: f64,
     chunk: i64,
 ) -> Result<Tensor> {
-    take("cross_entropy", |out| unsafe { lt_cross_entropy(h.as_ptr(), head, targets.as_ptr(), softcap, chunk, out) })
+    let (h, targets, weights) = (h.as_ptr(), targets.as_ptr(), weights.map_or(std::ptr::null(), |w| w.as_ptr()));
+    take("cross_entropy", |out| unsafe { lt_cross_entropy(h, head, targets, weights, softcap, chunk, out) })
+}
+
+pub(crate) fn token_losses(
+    h: &Tensor,
+    head: &RawProjection,
+    targets: &Tensor,
+    softcap: f64,
+    chunk: i64,
+) -> Result<Tensor> {
+    take("token_losses", |out| unsafe { lt_token_losses(h.as_ptr(), head, targets.as_ptr(), softcap, chunk, out) })
 }
 
 pub(crate) fn dense(w: &RawWeight) -> Result<Tensor> {
@@ -311,6 +333,10 @@ pub(crate) fn cuda_registered() -> bool {
 
 pub(crate) fn synchronize() -> Result<()> {
     check("synchronize", unsafe { lt_synchronize() })
+}
+
+pub(crate) fn keep_freed_memory() -> Result<()> {
+    check("keep_freed_memory", unsafe { lt_keep_freed_memory() })
 }
 
 pub(crate) fn own_products(own: bool) -> Result<()> {

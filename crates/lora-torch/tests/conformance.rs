@@ -6,7 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a test that cannot go on has failed
 
 use lora_torch::{
-    AttentionRule, CudaStatus, HeadPart, LoraPart, Projection, Segments, Weight, attention, cross_entropy, cuda_status,
+    AttentionRule, CudaStatus, HeadPart, LoraPart, Projection, Segments, Weight, attention, cross_entropy, cuda_status, token_losses,
     lora_linear, rms_norm, rotary, swiglu,
 };
 use proptest::prelude::*;
@@ -132,7 +132,12 @@ fn rotary_case(tokens: i64, heads: i64, d: i64, rotated: i64) -> Case {
     }
 }
 
-fn loss_case(rows: i64, d: i64, vocab: i64, chunk: i64, adapted: bool, softcap: Option<f64>) -> Case {
+/// Weights of every sign, and 0 among them.
+fn row_weights(rows: i64, like: &Tensor) -> Tensor {
+    (Tensor::arange(rows, (like.kind(), like.device())) - 2.0) * 0.5
+}
+
+fn loss_case([rows, d, vocab, chunk]: [i64; 4], adapted: bool, weighted: bool, softcap: Option<f64>) -> Case {
     let targets = move |on: Device| (Tensor::arange(rows, (Kind::Int64, on)) * 7).remainder(vocab);
     let mut inputs = vec![vec![rows, d], vec![vocab, d], vec![vocab]];
     if adapted {
@@ -145,7 +150,8 @@ fn loss_case(rows: i64, d: i64, vocab: i64, chunk: i64, adapted: bool, softcap: 
             let adapter = adapted.then(|| LoraPart { a: &t[3], b: &t[4], scale: 1.5 });
             let weight = t[1].shallow_clone().into();
             let head = HeadPart { weight: &weight, bias: Some(&t[2]), adapter, softcap };
-            cross_entropy(&t[0], head, &targets(t[0].device()), chunk).unwrap()
+            let weights = weighted.then(|| row_weights(rows, &t[0]));
+            cross_entropy(&t[0], head, &targets(t[0].device()), weights.as_ref(), chunk).unwrap()
         }),
         plain: Box::new(move |t| {
             let mut logits = t[0].matmul(&t[1].tr()) + &t[2];
@@ -156,7 +162,8 @@ fn loss_case(rows: i64, d: i64, vocab: i64, chunk: i64, adapted: bool, softcap: 
                 logits = (logits / c).tanh() * c;
             }
             let log_p = logits.log_softmax(-1, logits.kind());
-            -log_p.gather(1, &targets(t[0].device()).unsqueeze(1), false).sum(logits.kind())
+            let losses = -log_p.gather(1, &targets(t[0].device()).unsqueeze(1), false).squeeze_dim(1);
+            (if weighted { losses * row_weights(rows, &t[0]) } else { losses }).sum(logits.kind())
         }),
     }
 }
@@ -187,9 +194,11 @@ fn cases() -> Vec<Case> {
         attention_case(vec![4, 4, 7, 1], 2, 3, 8, None, None),
         attention_case(vec![11, 3], 1, 2, 16, Some(4), None),
         attention_case(vec![5, 5, 9], 2, 2, 8, Some(6), Some(0.7)),
-        loss_case(10, 8, 29, 4, false, None),
-        loss_case(10, 8, 29, 64, true, None),
-        loss_case(10, 8, 29, 4, true, Some(1.5)),
+        loss_case([10, 8, 29, 4], false, false, None),
+        loss_case([10, 8, 29, 64], true, false, None),
+        loss_case([10, 8, 29, 4], true, false, Some(1.5)),
+        loss_case([10, 8, 29, 4], true, true, Some(1.5)),
+        loss_case([9, 8, 29, 64], false, true, None),
     ]
 }
 
@@ -355,12 +364,34 @@ proptest! {
 
     #[test]
     fn the_chunk_size_does_not_change_the_loss(rows in 1i64..30, chunk in 1i64..40) {
-        let (whole, parts) = (loss_case(rows, 6, 19, rows, false, None), loss_case(rows, 6, 19, chunk, false, None));
+        let case = |chunk| loss_case([rows, 6, 19, chunk], true, true, None);
+        let (whole, parts) = (case(rows), case(chunk));
         let (y, g) = run(&whole.fused, &leaves(&whole, Kind::Double, Device::Cpu));
         let (y2, g2) = run(&parts.fused, &leaves(&parts, Kind::Double, Device::Cpu));
         prop_assert!(error_of(&y, &y2) < F64_TOLERANCE, "{}", error_of(&y, &y2));
         for (a, b) in g.iter().flatten().zip(g2.iter().flatten()) {
             prop_assert!(error_of(a, b) < F64_TOLERANCE, "{}", error_of(a, b));
+        }
+    }
+}
+
+/// The loss of each row is what the sum takes from it.
+#[test]
+fn losses_of_tokens_are_those_of_the_sum() {
+    for case in [loss_case([10, 8, 29, 4], true, false, Some(1.5)), loss_case([10, 8, 29, 3], false, false, None)] {
+        let t = leaves(&case, Kind::Double, Device::Cpu);
+        let softcap = (t.len() > 3).then_some(1.5);
+        let adapter = (t.len() > 3).then(|| LoraPart { a: &t[3], b: &t[4], scale: 1.5 });
+        let weight = t[1].detach().into();
+        let head = HeadPart { weight: &weight, bias: Some(&t[2]), adapter, softcap };
+        let targets = (Tensor::arange(10, (Kind::Int64, Device::Cpu)) * 7).remainder(29);
+        let each = token_losses(&t[0], head, &targets, 3).unwrap();
+        assert!(!each.requires_grad() && each.kind() == Kind::Double && each.size() == [10]);
+        for row in 0..10 {
+            let one = Tensor::zeros([10], (Kind::Double, Device::Cpu));
+            let _ = one.get(row).fill_(1.0);
+            let of_row = cross_entropy(&t[0], head, &targets, Some(&one), 4).unwrap();
+            assert!(error_of(&of_row.detach(), &each.get(row)) < F64_TOLERANCE, "row {row}");
         }
     }
 }

@@ -103,7 +103,7 @@ fn a_loss_over_a_packed_head_is_that_over_what_it_stands_for() {
         let run = |weight: &Weight| {
             let hidden = values(&[9, 24], 1.0).set_requires_grad(true);
             let head = HeadPart { weight, bias: None, adapter: None, softcap: Some(5.0) };
-            let loss = cross_entropy(&hidden, head, &targets, 4).unwrap();
+            let loss = cross_entropy(&hidden, head, &targets, None, 4).unwrap();
             loss.backward();
             (loss.detach(), hidden.grad())
         };

@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::params::FlatParams;
 use lora_format::{AdapterFolder, TargetModules, read_adapter};
 use lora_model::{Decoder, Keeping, ModelConfig, Packing, Storage, TokenBatch, all_linear, plan_injection};
-use lora_torch::{AdamWScalars, device_memory, peak_rss_bytes, synchronize};
+use lora_torch::{AdamWScalars, device_memory, peak_rss_bytes, synchronize, use_own_products};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -41,6 +41,8 @@ pub struct BenchOptions {
     pub packing: Option<Packing>,
     /// Token ids `[batch, seq]` to use instead of random ones.
     pub input_ids: Option<Vec<i64>>,
+    /// Every step twice, with the products of `lora-torch` and with libtorch's, so that both see the same machine.
+    pub both_products: bool,
 }
 
 /// What was measured.
@@ -50,11 +52,14 @@ pub struct BenchReport {
     pub step_s: f64,
     /// Tokens per second.
     pub tok_s: f64,
-    /// Share of the machine's rate of matrix products: operations that a LoRA step needs, over the step's time, over
-    /// `matmul_gflops`.
+    /// Share of the machine's rate of matrix products: operations that a LoRA step needs, over the step's time, over the
+    /// rate right after that step; the median of all steps.
     pub of_matmul_rate: f64,
-    /// Rate of a large matrix product here and now, in 10⁹ operations a second.
+    /// Rate of a large matrix product, in 10⁹ operations a second: the median of those measured after each step.
     pub matmul_gflops: f64,
+    /// Seconds of a step with libtorch's products over those of the step before it: the median, and the lower and upper
+    /// quartile. Only where both were asked for.
+    pub libtorch_over_own: Option<[f64; 3]>,
     /// Peak resident memory of the process, in MiB.
     pub rss_mb: u64,
     /// Peak memory of the device, in MiB.
@@ -113,28 +118,42 @@ pub fn bench_step(o: &BenchOptions) -> Result<BenchReport> {
         })?;
         Ok(loss.f_double_value(&[]).map_err(lora_torch::Error::from)? / trained)
     };
-    let (mut losses, mut times) = (vec![step()?, step()?], Vec::new());
-    for _ in 0..o.steps.max(1) {
+    let needed = operations(&model.config, o, params.len());
+    let (mut losses, mut times, mut rates, mut shares) = (vec![step()?, step()?], Vec::new(), Vec::new(), Vec::new());
+    let mut timed = |losses: &mut Vec<f64>| -> Result<f64> {
         synchronize(o.device)?;
         let start = Instant::now();
         losses.push(step()?);
         synchronize(o.device)?;
-        times.push(start.elapsed().as_secs_f64());
+        Ok(start.elapsed().as_secs_f64())
+    };
+    let mut ratios = Vec::new();
+    for _ in 0..o.steps.max(1) {
+        if o.both_products {
+            use_own_products(true)?;
+        }
+        let time = timed(&mut losses)?;
+        if o.both_products {
+            use_own_products(false)?;
+            ratios.push(timed(&mut losses)? / time);
+        }
+        let rate = matmul_rate(o.device)?;
+        times.push(time);
+        rates.push(rate);
+        shares.push(needed / time / rate);
     }
     let cuda_mb = device_memory(o.device)?.map(|m| m.peak >> 20);
-    let rss_mb = peak_rss_bytes() >> 20;
-    let rate = matmul_rate(o.device)?;
-    let (step_s, tokens) = (median(times), (o.batch * o.seq) as f64);
-    let trainable = params.len();
+    let (step_s, tokens) = (quantile(&mut times, 0.5), (o.batch * o.seq) as f64);
     Ok(BenchReport {
         step_s: round(step_s, 4),
         tok_s: round(tokens / step_s, 1),
-        of_matmul_rate: round(operations(&model.config, o, trainable) / step_s / rate, 3),
-        matmul_gflops: round(rate / 1e9, 1),
-        rss_mb,
+        of_matmul_rate: round(quantile(&mut shares, 0.5), 3),
+        matmul_gflops: round(quantile(&mut rates, 0.5) / 1e9, 1),
+        libtorch_over_own: o.both_products.then(|| [0.5, 0.25, 0.75].map(|q| round(quantile(&mut ratios, q), 3))),
+        rss_mb: peak_rss_bytes() >> 20,
         cuda_mb,
         losses: losses.into_iter().map(|x| round(x, 5)).collect(),
-        trainable,
+        trainable: params.len(),
     })
 }
 
@@ -172,21 +191,22 @@ fn matmul_rate(device: Device) -> Result<f64> {
     let (x, y) = (random()?, random()?);
     let product = || x.f_matmul(&y).map_err(lora_torch::Error::from);
     let mut times = Vec::new();
-    for i in 0..7 {
+    for i in 0..4 {
         synchronize(device)?;
         let start = Instant::now();
         let _z = product()?;
         synchronize(device)?;
-        if i >= 2 {
+        if i >= 1 {
             times.push(start.elapsed().as_secs_f64());
         }
     }
-    Ok(2.0 * (n as f64).powi(3) / median(times))
+    Ok(2.0 * (n as f64).powi(3) / quantile(&mut times, 0.5))
 }
 
-fn median(mut times: Vec<f64>) -> f64 {
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
+/// The value below which a share `q` of at least one number lies.
+fn quantile(numbers: &mut [f64], q: f64) -> f64 {
+    numbers.sort_by(f64::total_cmp);
+    numbers[((numbers.len() as f64 * q) as usize).min(numbers.len() - 1)]
 }
 
 fn round(x: f64, digits: i32) -> f64 {

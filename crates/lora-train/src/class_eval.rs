@@ -68,6 +68,7 @@ impl ClassReport {
             tokens: self.examples as u64,
             examples: self.examples,
             classes: Some(self.scores),
+            rewards: None,
         }
     }
 }

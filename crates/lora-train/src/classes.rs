@@ -99,6 +99,12 @@ impl KnownClasses {
         Ok(Some(Self { settings: LabelSettings { names: named.or(own.names), problem: problem.or(own.problem) } }))
     }
 
+    /// Of a reward model: one number, whatever it is called.
+    pub(crate) fn one_score(&self) -> Labels {
+        let names = self.settings.names.clone().filter(|names| names.len() == 1);
+        Labels { names: names.unwrap_or_else(|| numbered_labels(1)), problem: ProblemType::Regression }
+    }
+
     /// Reads the data; its labels are checked against those that are known.
     pub(crate) fn datasets(
         &self,

@@ -6,6 +6,7 @@ mod faults;
 pub(crate) mod keys;
 mod lora;
 mod model;
+mod objective;
 mod ordered;
 mod reference;
 mod rules;
@@ -18,6 +19,7 @@ pub use faults::{ConfigErrors, Fault, FaultKind, Place};
 pub(crate) use keys::choice;
 pub use lora::{Bias, InitLoraWeights, LoraConfig, Modules, PeftType, TaskType, Tokens};
 pub use model::{DType, ModelConfig, Quantization, Weights};
+pub use objective::{LossType, ObjectiveConfig, ObjectiveName, Reference};
 pub use train::{FinetuningType, Length, TrainConfig};
 
 use crate::overrides::Override;
@@ -54,6 +56,9 @@ pub struct RunConfig {
     pub lora: LoraConfig,
     /// The data.
     pub data: DataConfig,
+    /// What is minimised.
+    #[serde(skip_serializing_if = "ObjectiveConfig::is_usual")]
+    pub objective: ObjectiveConfig,
     /// The training itself.
     pub train: TrainConfig,
 }
@@ -80,6 +85,7 @@ pub(crate) const SECTIONS: &[(&str, &[Key])] = &[
     ("model", ModelConfig::KEYS),
     ("lora", LoraConfig::KEYS),
     ("data", DataConfig::KEYS),
+    ("objective", ObjectiveConfig::KEYS),
     ("train", TrainConfig::KEYS),
 ];
 

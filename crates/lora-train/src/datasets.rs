@@ -1,11 +1,14 @@
 //! The data of a run: read, tokenised, part of it held out, the rest mixed.
 
-use crate::config::{BadRecords, Cache, DataConfig, Mixing, Preference, RunConfig, SourceConfig, TextBy, Truncation};
+use crate::comparing::Answers;
+use crate::config::{
+    BadRecords, Cache, DataConfig, Mixing, ObjectiveName, Preference, RunConfig, SourceConfig, TextBy, Truncation,
+};
 use crate::error::{Error, Result};
 use crate::events::{Event, EventSink};
 use lora_data::{
     CacheUse, Clock, DataOptions, DataReport, Format, PreferenceUse, ReadOptions, Rows, Source, Tags, TokenCache,
-    TokenSet, Tokenizer, hold_out, mix_order, open_dataset,
+    TokenSet, Tokenizer, build_pairs, build_rated, hold_out, mix_order, open_dataset,
 };
 use std::path::Path;
 
@@ -174,6 +177,49 @@ pub(crate) fn datasets(config: &RunConfig, tokenizer: &Tokenizer, sink: &mut dyn
     Ok(RunData { train, report: set.report, eval: set.rows.select(held)?, eval_report: None })
 }
 
+/// The answers of a run that compares or rates them, to train on and held out.
+pub(crate) struct ComparedData {
+    pub(crate) answers: [Answers; 2],
+    pub(crate) report: DataReport,
+    pub(crate) eval_report: Option<DataReport>,
+}
+
+/// Reads pairs, or rated answers, as the objective wants them.
+pub(crate) fn compared_answers(
+    config: &RunConfig,
+    tokenizer: &Tokenizer,
+    sink: &mut dyn EventSink,
+) -> Result<ComparedData> {
+    let options = data_options(&config.data);
+    let mut build = |list: &[SourceConfig]| -> Result<(Answers, Vec<usize>, DataReport)> {
+        let mut progress = |done, of| sink.event(Event::Tokenising { done, of });
+        let sources = data_sources(list, config.data.hub_cache.as_deref())?;
+        if config.objective.name == ObjectiveName::Kto {
+            let set = build_rated(&sources, tokenizer, &options, &mut progress)?;
+            return Ok((Answers::of_rated(set.items, options.max_length), set.source_ends, set.report));
+        }
+        let set = build_pairs(&sources, tokenizer, &options, &mut progress)?;
+        Ok((Answers::of_pairs(set.items), set.source_ends, set.report))
+    };
+    let (all, ends, report) = build(&config.data.train)?;
+    let count = all.count();
+    if !config.data.eval.is_empty() {
+        let (eval, _, eval_report) = build(&config.data.eval)?;
+        let order = mix(config, &lengths(&ends, &[])).unwrap_or_else(|| (0..count).collect());
+        return Ok(ComparedData { answers: [all.select(&order)?, eval], report, eval_report: Some(eval_report) });
+    }
+    let held = hold_out(count, config.data.eval_split, config.seed);
+    if held.len() >= count {
+        return Err(Error::EvalSplit { split: config.data.eval_split, examples: count });
+    }
+    let kept: Vec<usize> = (0..count).filter(|i| held.binary_search(i).is_err()).collect();
+    let order = match mix(config, &lengths(&ends, &held)) {
+        None => kept,
+        Some(order) => order.into_iter().filter_map(|i| kept.get(i).copied()).collect(),
+    };
+    Ok(ComparedData { answers: [all.select(&order)?, all.select(&held)?], report, eval_report: None })
+}
+
 /// Takes `data.eval_split` out of the training data.
 pub(crate) fn take_held_out<T>(train: &mut Vec<T>, config: &RunConfig) -> Result<Vec<T>> {
     let (split, examples) = (config.data.eval_split, train.len());
@@ -195,6 +241,14 @@ fn lengths(ends: &[usize], held: &[usize]) -> Vec<usize> {
 
 /// The examples in the order, and as often, as the mix has them.
 fn mixed(config: &RunConfig, rows: Rows, lengths: &[usize]) -> Result<Rows> {
+    match mix(config, lengths) {
+        None => Ok(rows),
+        Some(order) => Ok(rows.select(order)?),
+    }
+}
+
+/// The order of a mix; `None` where it is that of the data.
+fn mix(config: &RunConfig, lengths: &[usize]) -> Option<Vec<usize>> {
     let weights: Vec<Option<f64>> = config.data.train.iter().map(|source| source.weight).collect();
     let mixing = match config.data.mixing {
         Mixing::Concat => lora_data::Mixing::Concat,
@@ -203,9 +257,9 @@ fn mixed(config: &RunConfig, rows: Rows, lengths: &[usize]) -> Result<Rows> {
         Mixing::InterleaveOnce => lora_data::Mixing::InterleaveOnce,
     };
     if mixing == lora_data::Mixing::Concat && weights.iter().all(Option::is_none) {
-        return Ok(rows);
+        return None;
     }
-    Ok(rows.select(mix_order(lengths, &weights, mixing, config.seed))?)
+    Some(mix_order(lengths, &weights, mixing, config.seed))
 }
 
 #[cfg(test)]

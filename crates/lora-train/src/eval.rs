@@ -1,6 +1,7 @@
 //! Token-weighted evaluation.
 
 use crate::class_eval::ClassScores;
+use crate::comparing::Rewards;
 use crate::error::Result;
 use crate::events::{Event, EventSink};
 use lora_data::{Batch, Rows};
@@ -24,6 +25,10 @@ pub struct EvalReport {
     /// Of a classifier, whose `tokens` are its texts, and `accuracy` the share of those that get the right label.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub classes: Option<ClassScores>,
+    /// Of answers that are compared or rated; `accuracy` then is the share of pairs whose better answer has the higher reward,
+    /// and `examples` the pairs, or the answers where they come alone.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub rewards: Option<Rewards>,
 }
 
 /// Evaluates the trained tokens of `examples`, `rows` of them at a time; every token weighs the same.
@@ -51,6 +56,7 @@ pub fn evaluate(model: &Decoder, examples: &Rows, rows: usize, sink: &mut dyn Ev
         tokens: tokens.unsigned_abs(),
         examples: examples.len(),
         classes: None,
+        rewards: None,
     })
 }
 

@@ -21,6 +21,13 @@ pub enum Event {
         /// In all.
         of: u64,
     },
+    /// The reference was asked about answers: how many of how many.
+    Reference {
+        /// Done.
+        done: usize,
+        /// In all.
+        of: usize,
+    },
     /// Something that the user should know and that does not stop the run.
     Note(String),
     /// Training starts at a step.

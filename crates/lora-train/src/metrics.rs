@@ -1,7 +1,8 @@
 //! `metrics.jsonl`: a line of JSON for every optimizer step and every evaluation.
 
+use crate::comparing::Rewards;
 use crate::error::{Error, Result};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -23,6 +24,9 @@ pub struct StepRecord {
     /// Triplets that AdaLoRA's schedule allows after this step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rank_budget: Option<u64>,
+    /// Of answers that are compared or rated.
+    #[serde(flatten)]
+    pub rewards: Option<Rewards>,
     /// Learning rate of the step.
     pub learning_rate: f64,
     /// Tokens with a loss in this step.
@@ -52,6 +56,14 @@ pub struct EvalRecord {
     /// Mean over the labels of a classifier's F1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval_macro_f1: Option<f64>,
+    /// Of answers that are compared or rated.
+    #[serde(flatten, serialize_with = "with_eval_names")]
+    pub rewards: Option<Rewards>,
+}
+
+fn with_eval_names<S: Serializer>(rewards: &Option<Rewards>, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    let named = rewards.iter().flat_map(Rewards::named);
+    serializer.collect_map(named.map(|(name, value)| (format!("eval_{name}"), value)))
 }
 
 /// What must be known of a line to tell whether it is kept.
@@ -181,6 +193,7 @@ mod tests {
             loss,
             grad_norm: 1.5,
             rank_budget: None,
+            rewards: None,
             learning_rate: 2e-4,
             trained_tokens: 10,
             tokens: 20,
@@ -207,6 +220,7 @@ mod tests {
                 eval_tokens: 7,
                 eval_accuracy: None,
                 eval_macro_f1: None,
+                rewards: None,
             })
             .unwrap();
         writer.write_step(&record(2, 0.1 + 0.2)).unwrap();
@@ -278,7 +292,7 @@ mod tests {
                 for step in from..=10 {
                     writer.write_step(&record(step, 1.0 / step as f64)).unwrap();
                     if step % 3 == 0 {
-                        writer.write_eval(&EvalRecord { step, eval_loss: 2.0, eval_tokens: 5, eval_accuracy: None, eval_macro_f1: None }).unwrap();
+                        writer.write_eval(&EvalRecord { step, eval_loss: 2.0, eval_tokens: 5, eval_accuracy: None, eval_macro_f1: None, rewards: None }).unwrap();
                     }
                 }
             }

@@ -3,7 +3,8 @@
 
 use crate::error::{Error, Result};
 use lora_model::Parameter;
-use lora_torch::{AdamWScalars, adamw_step, grad_norm, set_grad};
+use lora_torch::{AdamWScalars, adamw_step, grad_norm, set_grad, with_bytes};
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
 
@@ -212,6 +213,15 @@ impl FlatParams {
             Some(name) => Err(Error::StateMismatch { name, expected: "nothing".into(), found: "a tensor".into() }),
             None => Ok(()),
         }
+    }
+
+    /// The sha256 of the parameters, in hexadecimal.
+    ///
+    /// # Errors
+    /// What copying them from a device reports.
+    pub fn digest(&self) -> Result<String> {
+        let hash = with_bytes(&self.flat, |bytes| Sha256::digest(bytes))?;
+        Ok(hash.iter().map(|b| format!("{b:02x}")).collect())
     }
 
     fn buffers(&self) -> [(&'static str, &Tensor); 3] {

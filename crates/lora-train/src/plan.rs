@@ -2,10 +2,11 @@
 //! expensive done yet.
 
 use crate::classes::{ClassPlan, KnownClasses, check_head};
+use crate::comparing::Answers;
 use crate::config::{
     DType, FinetuningType, InitLoraWeights, Length, LoraConfig, Modules, RunConfig, TaskType, Tokens, Weights,
 };
-use crate::datasets::{data_tokenizer, datasets};
+use crate::datasets::{compared_answers, data_tokenizer, datasets};
 use crate::digest;
 use crate::error::{Error, Result};
 use crate::events::{Event, EventSink};
@@ -57,6 +58,8 @@ pub struct RunPlan {
     pub eval_report: Option<DataReport>,
     /// The labels of `train` and `eval`, where a classifier is trained.
     pub classes: Option<ClassPlan>,
+    /// The answers whose rows `train` and `eval` are, where answers are compared or rated.
+    pub answers: Option<[Answers; 2]>,
     /// Rows of the training data: indices into `train`, one for each row, or several where rows are packed.
     pub rows: RowPlan,
     /// Optimizer steps of one pass over the rows.
@@ -99,17 +102,28 @@ impl RunPlan {
         let mut trained = what_is_trained(&config, &model)?;
         let tokenizer = data_tokenizer(&model_dir, &config.data)?;
 
-        let (train, train_report, eval, eval_report, classes) = match known {
+        let compared = config.objective.compares();
+        let (train, train_report, eval, eval_report, classes, answers) = match known {
+            known if compared => {
+                let data = compared_answers(&config, &tokenizer, sink)?;
+                if let Some(known) = known {
+                    model = model.for_classes(known.one_score());
+                    trained = what_is_trained(&config, &model)?;
+                    check_head(&model_dir, &model, &trained)?;
+                }
+                let [train, eval] = &data.answers;
+                (train.rows.clone(), data.report, eval.rows.clone(), data.eval_report, None, Some(data.answers))
+            }
             None => {
                 let data = datasets(&config, &tokenizer, sink)?;
-                (data.train, data.report, data.eval, data.eval_report, None)
+                (data.train, data.report, data.eval, data.eval_report, None, None)
             }
             Some(known) => {
                 let data = known.datasets(&config, &model, &tokenizer, sink)?;
                 model = model.for_classes(data.classes.labels.clone());
                 trained = what_is_trained(&config, &model)?;
                 check_head(&model_dir, &model, &trained)?;
-                (data.train, data.report, data.eval, None, Some(data.classes))
+                (data.train, data.report, data.eval, None, Some(data.classes), None)
             }
         };
         check_vocabulary(&model, &train)?;
@@ -119,9 +133,10 @@ impl RunPlan {
         if model.layout.embed_positions.is_some() && longest as i64 > model.max_position_embeddings {
             return Err(Error::TooLong { tokens: longest, positions: model.max_position_embeddings });
         }
-        let rows = match config.data.packing {
-            true => RowPlan::packed(&lengths, config.data.max_length as usize),
-            false => RowPlan::one_each(train.len()),
+        let rows = match &answers {
+            Some([answers, _]) => answers.plan(),
+            None if config.data.packing => RowPlan::packed(&lengths, config.data.max_length as usize),
+            None => RowPlan::one_each(train.len()),
         };
         let per_step =
             u64::from(config.train.per_device_train_batch_size) * u64::from(config.train.gradient_accumulation_steps);
@@ -146,6 +161,9 @@ impl RunPlan {
         if let Some(classes) = &classes {
             digests.insert("labels".to_string(), classes.digest());
         }
+        if let Some([answers, _]) = &answers {
+            digests.insert("answers".to_string(), answers.digest());
+        }
         Ok(Self {
             config,
             model_dir,
@@ -157,6 +175,7 @@ impl RunPlan {
             eval,
             eval_report,
             classes,
+            answers,
             rows,
             steps_per_epoch,
             total_steps,
@@ -165,6 +184,15 @@ impl RunPlan {
             kind,
             digests,
         })
+    }
+
+    /// Whether the run begins with another model than the base: with an adapter that was trained, or a random one.
+    pub fn starts_apart(&self) -> bool {
+        match &self.trained {
+            Trained::Fresh(plan) => plan.config.init_lora_weights == PeftInit::Random,
+            Trained::Existing(_) => true,
+            Trained::Everything => false,
+        }
     }
 
     /// How the base is loaded and kept: what is to be packed comes from the mapped file, one matrix at a time.

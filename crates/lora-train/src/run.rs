@@ -150,6 +150,7 @@ fn evaluate(
             eval_tokens: r.tokens,
             eval_accuracy: r.classes.and_then(|c| c.accuracy),
             eval_macro_f1: r.classes.and_then(|c| c.macro_f1),
+            rewards: r.rewards,
         };
         metrics.write_eval(&record)?;
         sink.event(Event::Evaluated(record));
@@ -184,9 +185,9 @@ fn write_outputs(trainer: &Trainer) -> Result<()> {
         if plan.adapter_config().is_some() && name == "config.json" {
             continue;
         }
-        if let Some(classes) = plan.classes.as_ref().filter(|_| name == "config.json") {
+        if let Some(labels) = plan.model.labels.as_ref().filter(|_| name == "config.json") {
             let mut config = read_json_object(&file)?;
-            classes.labels.put_into_config(&mut config);
+            labels.put_into_config(&mut config);
             let text = format!("{:#}\n", serde_json::Value::Object(config));
             write_atomic(&out.join(name), text.as_bytes())?;
             continue;

@@ -4,15 +4,18 @@ use crate::allocation::Budgeting;
 use crate::checkpoint::{RunIdentity, TrainState, compare_for_resume, find_checkpoint, save_checkpoint};
 use crate::class_eval::evaluate_classes;
 use crate::classes::class_batch;
+use crate::comparing::{Answers, Comparing, Tally};
+use crate::config::Reference;
 use crate::error::{Error, Result};
 use crate::eval::{EvalReport, evaluate, on_device};
 use crate::events::{Event, EventSink};
-use crate::loader::{Laid, Loader};
+use crate::loader::{Laid, Loader, Step};
 use crate::metrics::StepRecord;
+use crate::objective::Objective;
 use crate::params::FlatParams;
 use crate::plan::{RunPlan, Trained};
 use lora_core::RankAllocator;
-use lora_data::{Cursor, Sampler};
+use lora_data::{Batch, Cursor, Sampler};
 use lora_format::{TensorFile, write_adapter, write_tensors};
 use lora_model::{Decoder, Keeping, TokenBatch};
 use lora_torch::{AdamWScalars, device_memory, device_name, libtorch_version, mix_seed, num_threads, peak_rss_bytes};
@@ -33,6 +36,8 @@ pub struct Trainer {
     params: FlatParams,
     /// For AdaLoRA.
     budgeting: Option<Budgeting>,
+    /// Where answers are compared or rated.
+    comparing: Option<Comparing>,
     loader: Loader,
     state: TrainState,
     skipped_in_a_row: u32,
@@ -60,11 +65,38 @@ impl Trainer {
     /// # Errors
     /// What loading reports.
     pub fn new(plan: RunPlan, sink: &mut dyn EventSink) -> Result<Self> {
+        let objective = plan.config.objective.objective();
+        Self::prepare(plan, objective, sink)
+    }
+
+    /// The same with an objective of the caller's own, over the answers of the plan; where the data has neither pairs nor
+    /// ratings, every row is an answer that is rated good.
+    ///
+    /// # Errors
+    /// As [`Trainer::new`].
+    pub fn with_objective(plan: RunPlan, objective: Box<dyn Objective>, sink: &mut dyn EventSink) -> Result<Self> {
+        Self::prepare(plan, Some(objective), sink)
+    }
+
+    fn prepare(plan: RunPlan, objective: Option<Box<dyn Objective>>, sink: &mut dyn EventSink) -> Result<Self> {
         let mut progress = |done, of| sink.event(Event::Loading { done, of });
-        let (storage, packing) = plan.keeping();
+        let (storage, mut packing) = plan.keeping();
         let keeping = Keeping { kind: plan.kind, device: plan.device, storage };
         let mut model =
             Decoder::load_as(&plan.model_dir, plan.model.clone(), plan.config.seed, keeping, &mut progress)?;
+        let mut comparing = objective.map(|objective| {
+            let alone = || [&plan.train, &plan.eval].map(|rows| Answers::alone(rows.clone()));
+            let [train, eval] = plan.answers.clone().unwrap_or_else(alone);
+            Comparing::new(objective, train, eval)
+        });
+        let base_is_asked = plan.starts_apart() && plan.config.objective.reference == Reference::Base;
+        if base_is_asked && comparing.is_some() {
+            if let Some(packing) = packing.take() {
+                model.pack(packing, &mut progress)?;
+            }
+            ask_reference(&mut comparing, &model, &plan, "base", sink)?;
+        }
+        let mut progress = |done, of| sink.event(Event::Loading { done, of });
         match &plan.trained {
             Trained::Fresh(injection) => model.inject(injection, plan.config.seed)?,
             Trained::Existing(folder) => model.load_adapter(folder)?,
@@ -75,6 +107,9 @@ impl Trainer {
         }
         model.lora_dropout = plan.config.lora.dropout();
         let params = FlatParams::new(model.parameters(), plan.config.train.lora_plus())?;
+        if !base_is_asked {
+            ask_reference(&mut comparing, &model, &plan, &params.digest()?, sink)?;
+        }
         let budgeting = Budgeting::of(plan.adapter_config().as_ref(), &model, plan.total_steps)?;
         let sampler = match plan.config.data.group_by_length {
             true => {
@@ -86,7 +121,7 @@ impl Trainer {
         let (batch, micro) =
             (plan.config.train.per_device_train_batch_size, plan.config.train.gradient_accumulation_steps);
         let loader = Loader::new(plan.train.clone(), plan.rows.clone(), sampler, batch as usize, micro);
-        Ok(Self { plan, model, params, budgeting, loader, state: TrainState::default(), skipped_in_a_row: 0 })
+        Ok(Self { plan, model, params, budgeting, comparing, loader, state: TrainState::default(), skipped_in_a_row: 0 })
     }
 
     /// One optimizer step: the gradient of the mean loss over all trained tokens of its micro-batches, clipped, applied.
@@ -95,20 +130,31 @@ impl Trainer {
     /// [`Error::NotFinite`] after three steps in a row without a finite loss and gradient, or what the model reports.
     pub fn step(&mut self) -> Result<StepOutcome> {
         let start = Instant::now();
-        let (batches, cursor) = self.next_batches()?;
+        let Step { batches, next: cursor } =
+            self.loader.step_at(Cursor { epoch: self.state.cursor_epoch, row: self.state.cursor_row })?;
         let (config, step) = (&self.plan.config.train, self.state.step);
-        let trained: i64 = batches.iter().map(TokenBatch::trained).sum();
-        let tokens: i64 = batches.iter().map(|b| b.segments.total()).sum();
+        let sum = |of: fn(&Batch) -> usize| batches.iter().map(|laid| of(&laid.batch)).sum::<usize>() as u64;
+        let (trained, tokens) = (self.trained(&batches), sum(Batch::tokens));
 
         self.params.zero_grad()?;
-        let mut loss = 0.0;
-        for (micro, batch) in batches.iter().enumerate() {
+        let (mut loss, mut tally) = (0.0, Tally::default());
+        // The loss is a mean: over trained tokens or texts, or over pairs or answers.
+        let count = self.comparing.as_ref().map_or(trained, |c| c.count(&batches) as u64) as f64;
+        for (micro, laid) in batches.iter().enumerate() {
             let seed = mix_seed(&[self.plan.config.seed, step, micro as u64, RANK]);
-            let sum = self.model.loss_and_backward(batch, seed, 1.0 / trained as f64, config.gradient_checkpointing)?;
+            if let Some(comparing) = &self.comparing {
+                let judged =
+                    comparing.backward(&self.model, laid, seed, 1.0 / count, config.gradient_checkpointing)?;
+                loss += judged.loss;
+                tally.join(&judged);
+                continue;
+            }
+            let batch = self.token_batch(laid)?;
+            let sum = self.model.loss_and_backward(&batch, seed, 1.0 / count, config.gradient_checkpointing)?;
             loss += sum.f_double_value(&[]).map_err(lora_torch::Error::from)?;
         }
         let regulariser = self.budgeting.as_ref().map_or(Ok(0.0), |b| b.regularise(&self.model))?;
-        let loss = loss / trained as f64 + regulariser;
+        let loss = loss / count + regulariser;
         let grad_norm = self.params.clip_grad_norm(config.max_grad_norm)?;
         let learning_rate = self.plan.schedule.lr_at(step);
         let finite = loss.is_finite() && grad_norm.is_finite();
@@ -130,8 +176,8 @@ impl Trainer {
         let seconds = start.elapsed().as_secs_f64();
         self.state.step += 1;
         (self.state.cursor_epoch, self.state.cursor_row) = (cursor.epoch, cursor.row);
-        self.state.trained_tokens += trained.unsigned_abs();
-        self.state.tokens += tokens.unsigned_abs();
+        self.state.trained_tokens += trained;
+        self.state.tokens += tokens;
         self.state.seconds += seconds;
         if !finite {
             return self.skip(loss, grad_norm);
@@ -143,9 +189,10 @@ impl Trainer {
             loss,
             grad_norm,
             rank_budget,
+            rewards: self.comparing.is_some().then(|| tally.rewards()),
             learning_rate,
-            trained_tokens: trained.unsigned_abs(),
-            tokens: tokens.unsigned_abs(),
+            trained_tokens: trained,
+            tokens,
             seconds: self.state.seconds,
             tokens_per_second: tokens as f64 / seconds,
             peak_memory_bytes: self.peak_memory()?,
@@ -162,17 +209,22 @@ impl Trainer {
         Ok(StepOutcome::Skipped { step, loss, grad_norm })
     }
 
-    /// The micro-batches of the next step, and the place in the data after them. A step never crosses the end of an epoch,
-    /// so the last one of an epoch may be smaller; its tokens still weigh what they weigh elsewhere in the step.
-    fn next_batches(&mut self) -> Result<(Vec<TokenBatch>, Cursor)> {
-        let cursor = Cursor { epoch: self.state.cursor_epoch, row: self.state.cursor_row };
-        let step = self.loader.step_at(cursor)?;
+    /// Trained tokens of a step; of a classifier its texts. A step never crosses the end of an epoch, so the last one of an
+    /// epoch may be smaller; its tokens still weigh what they weigh elsewhere in the step.
+    fn trained(&self, batches: &[Laid]) -> u64 {
+        let of = |laid: &Laid| match self.plan.classes {
+            None => laid.batch.trained_tokens(),
+            Some(_) => laid.examples.len(),
+        };
+        batches.iter().map(of).sum::<usize>() as u64
+    }
+
+    fn token_batch(&self, laid: &Laid) -> Result<TokenBatch> {
         let (model, device) = (&self.plan.model, self.plan.device);
-        let on_device = |laid: &Laid| match &self.plan.classes {
+        match &self.plan.classes {
             None => on_device(model, &laid.batch, device),
             Some(classes) => class_batch(model, &laid.batch, laid.examples.iter().map(|&i| &classes.train[i]), device),
-        };
-        Ok((step.batches.iter().map(on_device).collect::<Result<_>>()?, step.next))
+        }
     }
 
     /// Evaluates the held-out examples; `None` when there are none.
@@ -184,9 +236,10 @@ impl Trainer {
             return Ok(None);
         }
         let rows = self.plan.config.train.per_device_eval_batch_size as usize;
-        let report = match &self.plan.classes {
-            None => evaluate(&self.model, &self.plan.eval, rows, sink)?,
-            Some(classes) => evaluate_classes(&self.model, &self.plan.eval, &classes.eval, rows, sink)?.summary(),
+        let report = match (&self.comparing, &self.plan.classes) {
+            (Some(comparing), _) => comparing.evaluate(&self.model, rows, sink)?,
+            (None, None) => evaluate(&self.model, &self.plan.eval, rows, sink)?,
+            (None, Some(classes)) => evaluate_classes(&self.model, &self.plan.eval, &classes.eval, rows, sink)?.summary(),
         };
         self.state.best_eval = Some(self.state.best_eval.map_or(report.loss, |best| best.min(report.loss)));
         Ok(Some(report))
@@ -215,9 +268,9 @@ impl Trainer {
         if !self.params.is_finite()? {
             return Err(Error::AdapterNotFinite { step: self.state.step });
         }
-        if let Some(classes) = &self.plan.classes {
+        if let Some(labels) = &self.plan.model.labels {
             std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
-            classes.labels.write(dir)?;
+            labels.write(dir)?;
         }
         match self.plan.adapter_config() {
             Some(mut config) => {
@@ -303,3 +356,17 @@ impl Trainer {
 
 /// The place of this process among those that train together.
 const RANK: u64 = 0;
+
+/// What the reference says of a run's answers: that of `model` as it stands, which `state` tells apart from others.
+fn ask_reference(
+    comparing: &mut Option<Comparing>,
+    model: &Decoder,
+    plan: &RunPlan,
+    state: &str,
+    sink: &mut dyn EventSink,
+) -> Result<()> {
+    let Some(comparing) = comparing else { return Ok(()) };
+    let belongs_to = format!("{state} {:?} {:?} {:?}", plan.digests, plan.kind, plan.config.model.quantization);
+    let rows = plan.config.train.per_device_eval_batch_size as usize;
+    comparing.ask_reference(model, &belongs_to, rows, &plan.config.output_dir, sink)
+}

@@ -54,8 +54,8 @@ pub(crate) struct StepArgs {
     /// safetensors file with `input_ids` [batch, seq] to use instead of random tokens
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
-    /// Who computes products of float32 on the CPU: the project's own loops or libtorch; by the CPU when absent
-    #[arg(long, value_parser = ["own", "libtorch"])]
+    /// Who computes products of float32 on the CPU: the project's own loops, libtorch, or both in turns; by the CPU when absent
+    #[arg(long, value_parser = ["own", "libtorch", "both"])]
     products: Option<String>,
     #[command(flatten)]
     compute: Compute,
@@ -81,6 +81,7 @@ fn step(args: &StepArgs) -> Result<()> {
     if let Some(products) = &args.products {
         lora_torch::use_own_products(products == "own")?;
     }
+    let both_products = args.products.as_deref() == Some("both");
     let report = bench_step(&BenchOptions {
         model: args.model.clone(),
         batch: args.batch,
@@ -96,6 +97,7 @@ fn step(args: &StepArgs) -> Result<()> {
         kind: args.compute.kind(&ModelConfig::read(&args.model)?, device)?,
         device,
         input_ids: input_ids(args)?,
+        both_products,
     })?;
     if args.json {
         return out::json(&report);
@@ -108,6 +110,9 @@ fn step(args: &StepArgs) -> Result<()> {
     ))?;
     let device_memory = report.cuda_mb.map(|mb| format!(", {mb} MiB on the device")).unwrap_or_default();
     out::line(format!("peak memory   {} MiB{device_memory}", report.rss_mb))?;
+    if let Some([median, low, high]) = report.libtorch_over_own {
+        out::line(format!("libtorch's    {median} times the step with products of our own, quartiles {low} and {high}"))?;
+    }
     out::line(format!("trained       {} parameters", out::count(report.trainable.unsigned_abs())))?;
     out::line(format!("losses        {:?}", report.losses))
 }

@@ -60,6 +60,11 @@ fn each_history_is_taken_back_by_its_rule() {
         ("base_model.model.a.lora_embedding_B.default", "base_model.model.a.lora_embedding_B", default()),
         ("base_model.model.a.lora_B.default.bias", "base_model.model.a.lora_B.bias", default()),
         ("base_model.model.lm_head.modules_to_save.default.weight", "base_model.model.lm_head.weight", default()),
+        (
+            "base_model.model.classifier.modules_to_save.default.dense.bias",
+            "base_model.model.classifier.dense.bias",
+            default(),
+        ),
     ] {
         assert_eq!(tensor(damaged), (wanted.to_string(), vec![rule]), "{damaged}");
     }

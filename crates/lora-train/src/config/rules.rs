@@ -2,7 +2,7 @@
 
 use super::faults::{Fault, FaultKind, shown};
 use super::source::Places;
-use super::{FinetuningType, InitLoraWeights, Modules, PeftType, RunConfig};
+use super::{FinetuningType, InitLoraWeights, LossType, Modules, ObjectiveName, PeftType, RunConfig, TaskType};
 use crate::schedule::ScheduleKind;
 use toml::{Table, Value};
 
@@ -26,6 +26,7 @@ pub(crate) fn check(config: &RunConfig, tree: &Table, places: &Places, faults: &
     lengths(config, &mut rules);
     targets(config, &mut rules);
     methods(config, &mut rules);
+    objective(config, &mut rules);
     if config.data.eval_split > 0.0 {
         rules.exclude("data.eval_split", "data.eval", "keep the one that says where evaluation data comes from");
     }
@@ -131,6 +132,55 @@ fn methods(config: &RunConfig, rules: &mut Rules<'_>) {
     }
 }
 
+/// Keys of one objective beside another, and what does not go with answers that are compared.
+fn objective(config: &RunConfig, rules: &mut Rules<'_>) {
+    use ObjectiveName::{Dpo, Kto, Orpo, Reward, SimPo};
+    let own = &config.objective;
+    let owners: [(&str, &[ObjectiveName], &'static str); 9] = [
+        ("loss_type", &[Dpo, Kto], "only dpo and kto have losses to choose from; remove it"),
+        ("beta", &[Dpo, Kto, Orpo, SimPo], "only dpo, kto, orpo and simpo have this key; remove it"),
+        ("label_smoothing", &[Dpo], "only dpo has this key; remove it"),
+        ("rpo_alpha", &[Dpo], "only dpo has this key; remove it"),
+        ("simpo_gamma", &[SimPo], "only simpo has this key; remove it"),
+        ("desirable_weight", &[Kto], "only kto has this key; remove it"),
+        ("undesirable_weight", &[Kto], "only kto has this key; remove it"),
+        ("center_rewards_coefficient", &[Reward], "only a reward model has this key; remove it"),
+        ("reference", &[Dpo, Kto], "only dpo and kto have a reference; remove it"),
+    ];
+    let with = || format!("objective.name = \"{}\"", own.name.name());
+    for (key, names, remedy) in owners {
+        if !names.contains(&own.name) {
+            rules.contradiction(&format!("objective.{key}"), with(), remedy);
+        }
+    }
+    if own.name == Kto && !matches!(own.loss_type, LossType::Sigmoid | LossType::ApoZero) {
+        rules.contradiction("objective.loss_type", with(), "kto has the losses \"sigmoid\" and \"apo_zero\"");
+    }
+    if own.label_smoothing > 0.0 && !matches!(own.loss_type, LossType::Sigmoid | LossType::Robust) {
+        let loss = format!("objective.loss_type = \"{}\"", own.loss_type.name());
+        rules.contradiction("objective.label_smoothing", loss, "only sigmoid and robust have label smoothing; remove it");
+    }
+    if own.label_smoothing >= 0.5 {
+        let remedy = "at a half and above, the worse answers would be preferred; set a share below 0.5";
+        rules.contradiction("objective.label_smoothing", "what it means".into(), remedy);
+    }
+    let classifier = config.lora.task_type == TaskType::SeqCls;
+    if own.name == Reward && !classifier {
+        rules.required(true, "lora.task_type", "a reward model scores texts; set lora.task_type = \"SEQ_CLS\"");
+    }
+    if own.compares() {
+        if classifier && own.name != Reward {
+            rules.contradiction("objective.name", "lora.task_type = \"SEQ_CLS\"".into(), "a classifier has no answers; remove one of them");
+        }
+        let remedy = "answers are compared whole, so prompts are never trained; remove it";
+        rules.contradiction_if(config.data.train_on_prompt, "data.train_on_prompt", with(), remedy);
+        let remedy = "a batch holds whole pairs or answers, without padding in any case; remove it";
+        rules.contradiction_if(config.data.packing, "data.packing", with(), remedy);
+        let remedy = "this objective learns from the worse answers, too; remove it";
+        rules.contradiction("data.preference", with(), remedy);
+    }
+}
+
 struct Rules<'a> {
     tree: &'a Table,
     places: &'a Places,
@@ -154,6 +204,12 @@ impl Rules<'_> {
     fn contradiction(&mut self, key: &str, with: String, remedy: &'static str) {
         if let Some(value) = get(self.tree, key) {
             self.faults.push(self.places.fault(key, Some(value), FaultKind::Contradiction { with, remedy }));
+        }
+    }
+
+    fn contradiction_if(&mut self, is: bool, key: &str, with: String, remedy: &'static str) {
+        if is {
+            self.contradiction(key, with, remedy);
         }
     }
 

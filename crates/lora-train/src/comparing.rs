@@ -1,0 +1,404 @@
+//! Answers that are compared or rated: their tokens, what the reference says of them, and the way of a batch through an
+//! objective.
+
+use crate::error::{Error, Result};
+use crate::eval::{EvalReport, on_device};
+use crate::events::{Event, EventSink};
+use crate::loader::Laid;
+use crate::objective::{Answer, Judgement, Objective};
+use lora_data::{Batch, Example, PreferencePair, RatedExample, RowPlan, Rows};
+use lora_format::{TensorFile, write_tensors};
+use lora_model::{ClassTargets, Decoder, ModelConfig, TokenBatch};
+use serde::{Serialize, Serializer};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::path::Path;
+use tch::{Device, Kind, Tensor};
+
+/// What the reference says, in a run's folder, so that it is computed once.
+const REFERENCE_FILE: &str = "reference.safetensors";
+/// The key of its metadata that says what it belongs to.
+const BELONGS_TO: &str = "belongs_to";
+
+/// The answers of a run.
+#[derive(Clone, Debug)]
+pub struct Answers {
+    /// The prompt of each with the answer, which alone is trained; pairs lie next to each other, the better answer first.
+    pub rows: Rows,
+    /// Whether each is the better of its pair, or rated good.
+    pub good: Vec<bool>,
+    /// 2 where they are pairs, 1 where they are rated one by one.
+    pub each: usize,
+    /// Each prompt with the answer to the one before it, where the drift from the reference is measured.
+    pub unrelated: Option<Rows>,
+}
+
+impl Answers {
+    /// Pairs.
+    pub fn of_pairs(pairs: Vec<PreferencePair>) -> Self {
+        let good = [true, false].repeat(pairs.len());
+        let rows: Vec<Example> = pairs.into_iter().flat_map(|p| [p.chosen, p.rejected]).collect();
+        Self { rows: rows.into(), good, each: 2, unrelated: None }
+    }
+
+    /// Answers that are rated one by one. Rows of unrelated answers are cut at `max_length` tokens.
+    pub fn of_rated(rated: Vec<RatedExample>, max_length: usize) -> Self {
+        let good = rated.iter().map(|r| r.desirable).collect();
+        let rows: Vec<Example> = rated.into_iter().map(|r| r.example).collect();
+        let unrelated = (0..rows.len()).map(|i| crossed(&rows[i], &rows[(i + rows.len() - 1) % rows.len()], max_length));
+        let unrelated = unrelated.collect::<Vec<_>>();
+        Self { rows: rows.into(), good, each: 1, unrelated: Some(unrelated.into()) }
+    }
+
+    /// Rows of which every one is an answer that is rated good.
+    pub fn alone(rows: Rows) -> Self {
+        Self { good: vec![true; rows.len()], rows, each: 1, unrelated: None }
+    }
+
+    /// How many pairs, or answers that come alone.
+    pub(crate) fn count(&self) -> usize {
+        self.rows.len() / self.each
+    }
+
+    /// The rows of batches.
+    pub(crate) fn plan(&self) -> RowPlan {
+        RowPlan::groups(self.count(), self.each)
+    }
+
+    /// Some of the pairs or answers, each as often as `order` names it.
+    pub(crate) fn select(&self, order: &[usize]) -> Result<Self> {
+        let rows: Vec<usize> = order.iter().flat_map(|i| i * self.each..(i + 1) * self.each).collect();
+        Ok(Self {
+            good: rows.iter().filter_map(|row| self.good.get(*row).copied()).collect(),
+            unrelated: self.unrelated.as_ref().map(|u| u.select(rows.clone())).transpose()?,
+            rows: self.rows.select(rows)?,
+            each: self.each,
+        })
+    }
+
+    pub(crate) fn digest(&self) -> String {
+        let mut hash = Sha256::new();
+        hash.update(format!("{} {} {:?}\n", self.rows.digest(), self.each, self.good));
+        self.unrelated.iter().for_each(|rows| hash.update(rows.digest()));
+        hex(hash)
+    }
+}
+
+/// The prompt of one row with the answer of another.
+fn crossed(prompt: &Example, answer: &Example, max_length: usize) -> Example {
+    let begin = |e: &Example| e.trained.iter().position(|trained| *trained).unwrap_or(e.trained.len());
+    let (p, a) = (begin(prompt), begin(answer));
+    let mut input_ids = [&prompt.input_ids[..p], &answer.input_ids[a..]].concat();
+    let mut trained = [&prompt.trained[..p], &answer.trained[a..]].concat();
+    input_ids.truncate(max_length);
+    trained.truncate(max_length);
+    Example { input_ids, trained, origin: prompt.origin.clone() }
+}
+
+fn hex(hash: Sha256) -> String {
+    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// What the policy stands for, in the terms of the objective.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Rewards {
+    /// Mean reward of the better answers.
+    pub chosen: Option<f64>,
+    /// Mean reward of the worse answers.
+    pub rejected: Option<f64>,
+    /// The first less the second.
+    pub margin: Option<f64>,
+    /// Share of the pairs whose better answer has the higher reward.
+    pub accuracy: Option<f64>,
+    /// Mean drift from the reference on unrelated answers, in nats.
+    pub drift: Option<f64>,
+}
+
+impl Rewards {
+    /// Each that is known, by its name in `metrics.jsonl`.
+    pub fn named(&self) -> impl Iterator<Item = (&'static str, f64)> {
+        let all = [
+            ("reward_chosen", self.chosen),
+            ("reward_rejected", self.rejected),
+            ("reward_margin", self.margin),
+            ("reward_accuracy", self.accuracy),
+            ("reward_drift", self.drift),
+        ];
+        all.into_iter().filter_map(|(name, value)| Some((name, value?)))
+    }
+}
+
+impl Serialize for Rewards {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.collect_map(self.named())
+    }
+}
+
+/// Sums of which [`Rewards`] are the means.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) loss: f64,
+    pub(crate) items: usize,
+    sums: [f64; 2],
+    counts: [usize; 2],
+    right: usize,
+    pairs: bool,
+    drifts: (f64, usize),
+}
+
+impl Tally {
+    fn add(&mut self, judged: &Judgement, answers: &[Answer<'_>], each: usize, drift: Option<f64>) {
+        self.loss += judged.loss;
+        self.items += answers.len() / each;
+        self.pairs = each == 2;
+        for (answer, reward) in answers.iter().zip(&judged.rewards) {
+            self.sums[usize::from(answer.good)] += reward;
+            self.counts[usize::from(answer.good)] += 1;
+        }
+        if self.pairs {
+            self.right += judged.rewards.chunks_exact(2).filter(|pair| pair[0] > pair[1]).count();
+        }
+        if let Some(drift) = drift {
+            self.drifts = (self.drifts.0 + drift, self.drifts.1 + 1);
+        }
+    }
+
+    pub(crate) fn join(&mut self, other: &Tally) {
+        self.loss += other.loss;
+        self.items += other.items;
+        self.pairs |= other.pairs;
+        self.right += other.right;
+        self.drifts = (self.drifts.0 + other.drifts.0, self.drifts.1 + other.drifts.1);
+        for side in 0..2 {
+            self.sums[side] += other.sums[side];
+            self.counts[side] += other.counts[side];
+        }
+    }
+
+    pub(crate) fn rewards(&self) -> Rewards {
+        let mean = |side: usize| (self.counts[side] > 0).then(|| self.sums[side] / self.counts[side] as f64);
+        let (rejected, chosen) = (mean(0), mean(1));
+        Rewards {
+            chosen,
+            rejected,
+            margin: chosen.zip(rejected).map(|(w, l)| w - l),
+            accuracy: (self.pairs && self.items > 0).then(|| self.right as f64 / self.items as f64),
+            drift: (self.drifts.1 > 0).then(|| self.drifts.0 / self.drifts.1 as f64),
+        }
+    }
+}
+
+/// The log-probabilities of answers under the reference, summed over their tokens.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Known {
+    of_rows: Vec<f64>,
+    of_unrelated: Vec<f64>,
+}
+
+impl Known {
+    fn get(list: &[f64], row: usize) -> f64 {
+        list.get(row).copied().unwrap_or(0.0)
+    }
+}
+
+/// An objective with what it needs to know of a run's answers.
+#[derive(Debug)]
+pub(crate) struct Comparing {
+    objective: Box<dyn Objective>,
+    train: Answers,
+    eval: Answers,
+    known: [Known; 2],
+}
+
+impl Comparing {
+    pub(crate) fn new(objective: Box<dyn Objective>, train: Answers, eval: Answers) -> Self {
+        Self { objective, train, eval, known: Default::default() }
+    }
+
+    /// Asks the model as it stands what it says of every answer, unless the run's folder knows it already.
+    pub(crate) fn ask_reference(
+        &mut self,
+        model: &Decoder,
+        belongs_to: &str,
+        rows: usize,
+        dir: &Path,
+        sink: &mut dyn EventSink,
+    ) -> Result<()> {
+        if !self.objective.needs_reference() {
+            return Ok(());
+        }
+        let path = dir.join(REFERENCE_FILE);
+        let mut hash = Sha256::new();
+        hash.update(format!("{belongs_to} {} {}", self.train.digest(), self.eval.digest()));
+        let belongs_to = hex(hash);
+        if let Some(known) = read_known(&path, &belongs_to)? {
+            self.known = known;
+            return Ok(());
+        }
+        let all: usize = [&self.train, &self.eval].iter().map(|a| a.rows.len()).sum();
+        let (mut done, drift) = (0, self.objective.needs_drift());
+        for (known, answers) in self.known.iter_mut().zip([&self.train, &self.eval]) {
+            known.of_rows = sums(model, &answers.rows, rows, &mut |n| {
+                done += n;
+                sink.event(Event::Reference { done, of: all });
+            })?;
+            if let Some(unrelated) = answers.unrelated.as_ref().filter(|_| drift) {
+                known.of_unrelated = sums(model, unrelated, rows, &mut |_| {})?;
+            }
+        }
+        std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+        write_known(&path, &belongs_to, &self.known)
+    }
+
+    /// The pairs or answers of a step.
+    pub(crate) fn count(&self, batches: &[Laid]) -> usize {
+        batches.iter().map(|laid| laid.examples.len()).sum::<usize>() / self.train.each
+    }
+
+    /// Adds the gradient of `weight` times the summed loss of a micro-batch.
+    pub(crate) fn backward(
+        &self,
+        model: &Decoder,
+        laid: &Laid,
+        seed: u64,
+        weight: f64,
+        checkpointing: bool,
+    ) -> Result<Tally> {
+        let (answers, known) = (&self.train, &self.known[0]);
+        let drift = self.drift(model, answers, known, &laid.examples)?;
+        let batch = token_batch(model, &laid.batch)?;
+        let (mut tally, counts) = (Tally::default(), numbers_of_each(model, &laid.batch));
+        model.slopes_and_backward(&batch, seed, checkpointing, &mut |logps| {
+            let (numbers, size) = (to_host(logps)?, logps.size());
+            let list = list(&numbers, &counts, &laid.examples, answers, known);
+            let judged = self.objective.judge(&list, drift.unwrap_or(0.0));
+            tally.add(&judged, &list, answers.each, drift);
+            let slopes: Vec<f64> = judged.slopes.iter().flatten().map(|slope| slope * weight).collect();
+            Ok(Tensor::f_from_slice(&slopes)?.f_view(size.as_slice())?.f_to_device(logps.device())?)
+        })?;
+        Ok(tally)
+    }
+
+    /// Judges the held-out answers, `rows` pairs or answers at a time.
+    pub(crate) fn evaluate(&self, model: &Decoder, rows: usize, sink: &mut dyn EventSink) -> Result<EvalReport> {
+        let (answers, known, mut tally) = (&self.eval, &self.known[1], Tally::default());
+        let (all, step, mut tokens) = (answers.rows.len(), rows.max(1) * answers.each, 0);
+        for begin in (0..all).step_by(step) {
+            let examples: Vec<usize> = (begin..all.min(begin + step)).collect();
+            let batch = answers.rows.batch(examples.iter().copied())?;
+            let drift = self.drift(model, answers, known, &examples)?;
+            let numbers = to_host(&model.log_probabilities(&token_batch(model, &batch)?)?)?;
+            let counts = numbers_of_each(model, &batch);
+            let list = list(&numbers, &counts, &examples, answers, known);
+            tally.add(&self.objective.judge(&list, drift.unwrap_or(0.0)), &list, answers.each, drift);
+            tokens += batch.trained_tokens() as u64;
+            sink.event(Event::Evaluating { done: examples.last().map_or(0, |last| last + 1), of: all });
+        }
+        let (loss, rewards) = (tally.loss / tally.items.max(1) as f64, tally.rewards());
+        let accuracy = rewards.accuracy.unwrap_or(f64::NAN);
+        let examples = tally.items;
+        Ok(EvalReport { loss, perplexity: loss.exp(), accuracy, tokens, examples, classes: None, rewards: Some(rewards) })
+    }
+
+    /// How far the policy has moved from the reference on answers to other prompts: the mean of their log ratios, and 0
+    /// where that is negative (Ethayarajh et al. 2024, section 4.1).
+    fn drift(&self, model: &Decoder, answers: &Answers, known: &Known, examples: &[usize]) -> Result<Option<f64>> {
+        let Some(unrelated) = answers.unrelated.as_ref().filter(|_| self.objective.needs_drift()) else {
+            return Ok(None);
+        };
+        let batch = unrelated.batch(examples.iter().copied())?;
+        let now: f64 = to_host(&model.log_probabilities(&token_batch(model, &batch)?)?)?.iter().sum();
+        let before: f64 = examples.iter().map(|&row| Known::get(&known.of_unrelated, row)).sum();
+        Ok(Some(((now - before) / examples.len().max(1) as f64).max(0.0)))
+    }
+}
+
+/// The answers of a batch with their numbers.
+fn list<'a>(
+    numbers: &'a [f64],
+    counts: &[usize],
+    examples: &[usize],
+    answers: &Answers,
+    known: &Known,
+) -> Vec<Answer<'a>> {
+    let mut rest = numbers;
+    let answer = |(&count, &row): (&usize, &usize)| {
+        let (logps, after) = rest.split_at(count.min(rest.len()));
+        rest = after;
+        let good = answers.good.get(row).copied().unwrap_or(false);
+        Answer { logps, reference: Known::get(&known.of_rows, row), good }
+    };
+    counts.iter().zip(examples).map(answer).collect()
+}
+
+/// The sum of the log-probabilities of every row.
+fn sums(model: &Decoder, all: &Rows, rows: usize, done: &mut dyn FnMut(usize)) -> Result<Vec<f64>> {
+    let mut sums = Vec::with_capacity(all.len());
+    for begin in (0..all.len()).step_by(rows.max(1)) {
+        let batch = all.batch(begin..all.len().min(begin + rows.max(1)))?;
+        let numbers = to_host(&model.log_probabilities(&token_batch(model, &batch)?)?)?;
+        let mut rest = numbers.as_slice();
+        for count in numbers_of_each(model, &batch) {
+            let (own, after) = rest.split_at(count.min(rest.len()));
+            sums.push(own.iter().sum());
+            rest = after;
+        }
+        done(batch.segment_lens.len());
+    }
+    Ok(sums)
+}
+
+/// A batch on the model's device; of a reward model a batch of texts.
+fn token_batch(model: &Decoder, batch: &Batch) -> Result<TokenBatch> {
+    let (config, device) = (&model.config, model.device());
+    if !is_classifier(config) {
+        return on_device(config, batch, device);
+    }
+    let targets = ClassTargets::Unknown;
+    Ok(TokenBatch::for_classes(config, &batch.input_ids, &[], &batch.segment_lens, targets, device)?)
+}
+
+fn is_classifier(config: &ModelConfig) -> bool {
+    config.labels.is_some()
+}
+
+/// How many numbers the model gives for each row of a batch: one for each trained token, or a score.
+fn numbers_of_each(model: &Decoder, batch: &Batch) -> Vec<usize> {
+    if is_classifier(&model.config) {
+        return vec![1; batch.segment_lens.len()];
+    }
+    let (mut end, mut rows) = (0, batch.target_rows.iter().peekable());
+    let count = |length: &i64| {
+        end += length;
+        std::iter::from_fn(|| rows.next_if(|row| **row < end)).count()
+    };
+    batch.segment_lens.iter().map(count).collect()
+}
+
+fn to_host(numbers: &Tensor) -> lora_model::Result<Vec<f64>> {
+    let wide = numbers.f_to_kind(Kind::Double)?.f_to_device(Device::Cpu)?.f_reshape([-1])?;
+    Ok(Vec::try_from(&wide)?)
+}
+
+fn write_known(path: &Path, belongs_to: &str, known: &[Known; 2]) -> Result<()> {
+    let mut tensors = Vec::new();
+    for (name, Known { of_rows, of_unrelated }) in ["train", "eval"].iter().zip(known) {
+        for (part, list) in [("logps", of_rows), ("unrelated", of_unrelated)] {
+            tensors.push((format!("{name}.{part}"), Tensor::f_from_slice(list).map_err(lora_torch::Error::from)?));
+        }
+    }
+    Ok(write_tensors(path, &tensors, &BTreeMap::from([(BELONGS_TO.into(), belongs_to.into())]))?)
+}
+
+/// What an earlier part of the same run was told; nothing where the file is missing, damaged or of another run.
+fn read_known(path: &Path, belongs_to: &str) -> Result<Option<[Known; 2]>> {
+    let Ok(file) = TensorFile::open(path) else { return Ok(None) };
+    if file.metadata().get(BELONGS_TO).map(String::as_str) != Some(belongs_to) {
+        return Ok(None);
+    }
+    let read = |name: &str| -> Result<Vec<f64>> { Ok(to_host(&file.read(name)?)?) };
+    let of = |name: &str| -> Result<Known> {
+        Ok(Known { of_rows: read(&format!("{name}.logps"))?, of_unrelated: read(&format!("{name}.unrelated"))? })
+    };
+    Ok(Some([of("train")?, of("eval")?]))
+}
