@@ -3,6 +3,7 @@
 use crate::out::{bytes, count};
 use lora_format::Method;
 use lora_torch::{device_name, kind_name, num_threads};
+use lora_train::config::{ObjectiveName, Reference};
 use lora_train::{ClassPlan, RunPlan, Trained};
 use serde::Serialize;
 use std::fmt;
@@ -36,6 +37,9 @@ pub(crate) struct TrainedFigures {
     pub(crate) what: String,
     pub(crate) parameters: i64,
     pub(crate) share: f64,
+    /// What is minimised, where it is not the loss of the trained tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) objective: Option<String>,
 }
 
 /// The data.
@@ -109,7 +113,7 @@ impl PlanSummary {
                 device: device_name(plan.device),
                 threads: num_threads(),
             },
-            trained: TrainedFigures { what, parameters: trained, share: trained as f64 / base as f64 },
+            trained: TrainedFigures { what, parameters: trained, share: trained as f64 / base as f64, objective: objective(plan) },
             data: DataFigures {
                 examples: plan.train.len(),
                 eval_examples: plan.eval.len(),
@@ -136,6 +140,27 @@ impl PlanSummary {
             output_dir: config.output_dir.clone(),
         }
     }
+}
+
+/// As `dpo (sigmoid), beta 0.1, kept near to the base`.
+fn objective(plan: &RunPlan) -> Option<String> {
+    let own = &plan.config.objective;
+    if !own.compares() {
+        return None;
+    }
+    let mut text = own.name.name().to_string();
+    if matches!(own.name, ObjectiveName::Dpo | ObjectiveName::Kto) {
+        text += &format!(" ({})", own.loss_type.name());
+    }
+    text += &own.beta().map(|beta| format!(", beta {beta}")).unwrap_or_default();
+    if own.objective().is_some_and(|objective| objective.needs_reference()) {
+        let reference = match own.reference {
+            Reference::Base => "the base",
+            Reference::Start => "the model as it begins",
+        };
+        text += &format!(", kept near to {reference}");
+    }
+    Some(text)
 }
 
 /// What was chosen for the data without being asked, so that nothing of it is silent.
@@ -185,6 +210,9 @@ impl fmt::Display for PlanSummary {
         )?;
         writeln!(f, "         {} on {}, {} threads", m.dtype, m.device, m.threads)?;
         writeln!(f, "trained  {} parameters ({:.3} %): {}", p(t.parameters), 100.0 * t.share, t.what)?;
+        if let Some(objective) = &t.objective {
+            writeln!(f, "learns   {objective}")?;
+        }
         writeln!(
             f,
             "data     {} examples, {} tokens ({} trained), longest {}; {} held out",
@@ -214,7 +242,8 @@ impl fmt::Display for PlanSummary {
         for note in &d.notes {
             writeln!(f, "         {note}")?;
         }
-        let rows = if d.packing { "packed rows" } else { "rows" };
+        let pairs = d.rows < d.examples && !d.packing;
+        let rows = if d.packing { "packed rows" } else if pairs { "pairs" } else { "rows" };
         writeln!(
             f,
             "steps    {} of {} x {} {rows}; {} a pass over {} {rows}",

@@ -297,7 +297,9 @@ impl Comparing {
         let (loss, rewards) = (tally.loss / tally.items.max(1) as f64, tally.rewards());
         let accuracy = rewards.accuracy.unwrap_or(f64::NAN);
         let examples = tally.items;
-        Ok(EvalReport { loss, perplexity: loss.exp(), accuracy, tokens, examples, classes: None, rewards: Some(rewards) })
+        // It is no mean of log-probabilities, so there is no perplexity.
+        let perplexity = f64::NAN;
+        Ok(EvalReport { loss, perplexity, accuracy, tokens, examples, classes: None, rewards: Some(rewards) })
     }
 
     /// How far the policy has moved from the reference on answers to other prompts: the mean of their log ratios, and 0
@@ -402,3 +404,6 @@ fn read_known(path: &Path, belongs_to: &str) -> Result<Option<[Known; 2]>> {
     };
     Ok(Some([of("train")?, of("eval")?]))
 }
+
+#[cfg(test)]
+mod tests;

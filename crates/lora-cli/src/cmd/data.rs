@@ -118,7 +118,7 @@ fn read(args: &DataArgs) -> Result<(RunConfig, Tokenizer, TokenSet)> {
         options.preference = PreferenceUse::BothSides;
     }
     let mut bar = CountBar::new("tokenising");
-    if config.lora.task_type == TaskType::SeqCls {
+    if config.lora.task_type == TaskType::SeqCls && !config.objective.compares() {
         let set = read_labelled(&config, &tokenizer, &options, &mut bar)?;
         return Ok((config, tokenizer, set));
     }

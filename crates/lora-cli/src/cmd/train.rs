@@ -132,7 +132,7 @@ impl Next {
         Self {
             model: plan.model_dir.clone(),
             full: matches!(plan.trained, Trained::Everything),
-            classifies: plan.classes.is_some(),
+            classifies: plan.model.labels.is_some(),
             raw: if raw { " --raw" } else { "" },
         }
     }
@@ -161,6 +161,10 @@ fn closing(report: &RunReport, next: &Next) -> String {
             let accuracy = |r: EvalReport| r.classes.and_then(|c| c.accuracy);
             if let (Some(before), Some(after)) = (accuracy(before), accuracy(after)) {
                 lines.push(format!("held-out accuracy {before:.4} -> {after:.4}"));
+            }
+            let margin = |r: EvalReport| r.rewards.and_then(|rewards| rewards.margin);
+            if let (Some(before), Some(after)) = (margin(before), margin(after)) {
+                lines.push(format!("held-out reward margin {before:.4} -> {after:.4}"));
             }
         }
         (None, Some(after)) => lines.push(format!("held-out loss {:.4}", after.loss)),

@@ -92,9 +92,19 @@ impl ObjectiveConfig {
         *self == Self::default()
     }
 
+    /// `beta`, or what it is by default; none where the objective has none.
+    pub fn beta(&self) -> Option<f64> {
+        let usual = match self.name {
+            ObjectiveName::Sft | ObjectiveName::Reward => return None,
+            ObjectiveName::SimPo => 2.0,
+            ObjectiveName::Dpo | ObjectiveName::Orpo | ObjectiveName::Kto => 0.1,
+        };
+        Some(self.beta.unwrap_or(usual))
+    }
+
     /// The objective; `None` for plain fine-tuning.
     pub fn objective(&self) -> Option<Box<dyn Objective>> {
-        let beta = self.beta.unwrap_or(if self.name == ObjectiveName::SimPo { 2.0 } else { 0.1 });
+        let beta = self.beta().unwrap_or(0.0);
         Some(match self.name {
             ObjectiveName::Sft => return None,
             ObjectiveName::Dpo => Box::new(Dpo {

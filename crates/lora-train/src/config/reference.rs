@@ -1,13 +1,17 @@
 //! The reference of keys, made from the same table that checks them.
 
 use super::keys::Key;
-use super::{RunConfig, SECTIONS, SourceConfig, TOP_KEYS};
+use super::{ObjectiveConfig, RunConfig, SECTIONS, SourceConfig, TOP_KEYS};
 use toml::{Table, Value};
 
 const REQUIRED: &[&str] = &["output_dir", "model.path", "data.train", "path"];
 
 pub(crate) fn reference() -> String {
-    let defaults = Table::try_from(RunConfig::default()).unwrap_or_default();
+    let mut defaults = Table::try_from(RunConfig::default()).unwrap_or_default();
+    // Written where it is not the usual one only.
+    if let Ok(objective) = Value::try_from(ObjectiveConfig::default()) {
+        defaults.insert("objective".into(), objective);
+    }
     let mut text = String::from(
         "Relative paths are relative to the current folder. A key without a default may be left out unless it is required.\n",
     );

@@ -2,7 +2,7 @@
 
 use super::faults::{Fault, FaultKind, shown};
 use super::source::Places;
-use super::{FinetuningType, InitLoraWeights, LossType, Modules, ObjectiveName, PeftType, RunConfig, TaskType};
+use super::{FinetuningType, InitLoraWeights, LossType, Modules, ObjectiveConfig, ObjectiveName, PeftType, RunConfig, TaskType};
 use crate::schedule::ScheduleKind;
 use toml::{Table, Value};
 
@@ -148,9 +148,12 @@ fn objective(config: &RunConfig, rules: &mut Rules<'_>) {
         ("reference", &[Dpo, Kto], "only dpo and kto have a reference; remove it"),
     ];
     let with = || format!("objective.name = \"{}\"", own.name.name());
+    // A resolved configuration has the keys of all, at their defaults.
+    let usual = Table::try_from(ObjectiveConfig::default()).unwrap_or_default();
     for (key, names, remedy) in owners {
-        if !names.contains(&own.name) {
-            rules.contradiction(&format!("objective.{key}"), with(), remedy);
+        let path = format!("objective.{key}");
+        if !names.contains(&own.name) && get(rules.tree, &path) != usual.get(key) {
+            rules.contradiction(&path, with(), remedy);
         }
     }
     if own.name == Kto && !matches!(own.loss_type, LossType::Sigmoid | LossType::ApoZero) {

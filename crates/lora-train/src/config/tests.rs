@@ -68,6 +68,7 @@ fn full() -> RunConfig {
             init_adapter: Some("old".into()),
             ..LoraConfig::default()
         },
+        objective: ObjectiveConfig::default(),
         data: DataConfig {
             train: vec![source.clone()],
             eval: vec![source],
@@ -225,7 +226,7 @@ fn short_forms_of_the_data() {
     assert_eq!(layers.lora.layers_to_transform, Some(vec![3]));
 }
 
-/// With the keys of every type of adapters, which exclude each other in a run.
+/// With the keys of every type of adapters and of every objective, which exclude each other in a run.
 fn with_every_type() -> RunConfig {
     let mut config = full();
     let lora = &mut config.lora;
@@ -235,6 +236,7 @@ fn with_every_type() -> RunConfig {
     (lora.tinit, lora.tfinal, lora.deltaT, lora.total_step) = (Some(1), Some(2), Some(3), Some(9));
     (lora.beta1, lora.beta2, lora.orth_reg_weight) = (Some(0.8), Some(0.9), Some(0.3));
     lora.loftq_iter = Some(2);
+    config.objective = ObjectiveConfig { name: ObjectiveName::Dpo, beta: Some(0.2), ..ObjectiveConfig::default() };
     config
 }
 
@@ -369,4 +371,49 @@ fn tokens_are_a_list_or_a_table_and_can_be_all_that_is_trained() {
     assert!(toml_faults(&with("target_modules = []"), &[]).contains("target_modules"));
     let replicated = toml_faults(&with("layer_replication = [[0, 1]]"), &[]);
     assert!(replicated.contains("layer_replication"), "{replicated}");
+}
+
+fn compared(more: &[&str]) -> Result<RunConfig, ConfigErrors> {
+    let usual = ["output_dir=x", "model.path=base", "data.train=a.jsonl"];
+    let list: Vec<Override> = usual.iter().chain(more).map(|s| s.parse().unwrap()).collect();
+    RunConfig::load(None, &list)
+}
+
+#[test]
+fn an_objective_is_left_out_where_it_is_the_usual_one_and_read_back_where_not() {
+    let usual = compared(&[]).unwrap();
+    assert!(!usual.to_toml().unwrap().contains("objective") && usual.objective.objective().is_none());
+    let more = ["objective.name=dpo", "objective.loss_type=robust", "objective.label_smoothing=0.1"];
+    let config = compared(&more).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("c.toml");
+    std::fs::write(&path, config.to_toml().unwrap()).unwrap();
+    assert_eq!(RunConfig::load(Some(&path), &[]).unwrap(), config);
+    assert!(config.objective.objective().unwrap().needs_reference());
+}
+
+#[test]
+fn keys_of_another_objective_and_data_that_does_not_fit_are_refused() {
+    for (more, key, word) in [
+        (&["objective.beta=0.2"][..], "objective.beta", "sft"),
+        (&["objective.name=orpo", "objective.reference=start"], "objective.reference", "orpo"),
+        (&["objective.name=kto", "objective.loss_type=ipo"], "objective.loss_type", "apo_zero"),
+        (&["objective.name=dpo", "objective.label_smoothing=0.5"], "objective.label_smoothing", "below 0.5"),
+        (
+            &["objective.name=dpo", "objective.loss_type=ipo", "objective.label_smoothing=0.1"],
+            "objective.label_smoothing",
+            "ipo",
+        ),
+        (&["objective.name=reward"], "lora.task_type", "SEQ_CLS"),
+        (&["objective.name=dpo", "lora.task_type=SEQ_CLS"], "objective.name", "classifier"),
+        (&["objective.name=dpo", "data.packing=true"], "data.packing", "pairs"),
+        (&["objective.name=dpo", "data.train_on_prompt=true"], "data.train_on_prompt", "never trained"),
+        (&["objective.name=dpo", "data.preference=chosen"], "data.preference", "worse"),
+        (&["objective.name=ppo"], "objective.name", "dpo"),
+        (&["objective.betta=1"], "objective.betta", "beta"),
+    ] {
+        let faults = compared(more).unwrap_err();
+        let fault = faults.0.iter().find(|f| f.key == key).unwrap_or_else(|| panic!("{more:?}: {faults}"));
+        assert!(fault.to_string().contains(word), "{more:?}: {fault}");
+    }
 }

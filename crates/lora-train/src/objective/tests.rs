@@ -34,12 +34,12 @@ fn answers() -> impl Strategy<Value = Vec<(Vec<f64>, f64)>> {
 }
 
 fn judged(objective: &dyn Objective, list: &[(Vec<f64>, f64)]) -> Judgement {
-    let answer = |(i, (logps, reference)): (usize, &(Vec<f64>, f64))| Answer {
-        logps,
-        reference: *reference,
-        good: i.is_multiple_of(2),
-    };
-    objective.judge(&list.iter().enumerate().map(answer).collect::<Vec<_>>(), 0.4)
+    let answers: Vec<Answer<'_>> = list
+        .iter()
+        .enumerate()
+        .map(|(i, (logps, reference))| Answer { logps, reference: *reference, good: i.is_multiple_of(2) })
+        .collect();
+    objective.judge(&answers, 0.4)
 }
 
 proptest! {
