@@ -113,7 +113,12 @@ impl PlanSummary {
                 device: device_name(plan.device),
                 threads: num_threads(),
             },
-            trained: TrainedFigures { what, parameters: trained, share: trained as f64 / base as f64, objective: objective(plan) },
+            trained: TrainedFigures {
+                what,
+                parameters: trained,
+                share: trained as f64 / base as f64,
+                objective: objective(plan),
+            },
             data: DataFigures {
                 examples: plan.train.len(),
                 eval_examples: plan.eval.len(),
@@ -243,7 +248,13 @@ impl fmt::Display for PlanSummary {
             writeln!(f, "         {note}")?;
         }
         let pairs = d.rows < d.examples && !d.packing;
-        let rows = if d.packing { "packed rows" } else if pairs { "pairs" } else { "rows" };
+        let rows = if d.packing {
+            "packed rows"
+        } else if pairs {
+            "pairs"
+        } else {
+            "rows"
+        };
         writeln!(
             f,
             "steps    {} of {} x {} {rows}; {} a pass over {} {rows}",

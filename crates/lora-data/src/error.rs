@@ -191,7 +191,7 @@ pub enum DataError {
     SamePair { origin: Origin },
     /// Preference data where plain examples are wanted.
     #[error(
-        "{origin}: a record of format {format} has good and bad answers, and plain fine-tuning would train both; set `data.preference = \"chosen\"` to train on the good ones only"
+        "{origin}: a record of format {format} has good and bad answers, and plain fine-tuning would train both; set `objective.name = \"dpo\"` (or \"kto\", of rated answers) to learn from both, or `data.preference = \"chosen\"` to train the good ones only"
     )]
     PreferenceData { origin: Origin, format: Format },
 

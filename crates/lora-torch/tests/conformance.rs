@@ -6,8 +6,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a test that cannot go on has failed
 
 use lora_torch::{
-    AttentionRule, CudaStatus, HeadPart, LoraPart, Projection, Segments, Weight, attention, cross_entropy, cuda_status, token_losses,
-    lora_linear, rms_norm, rotary, swiglu,
+    AttentionRule, CudaStatus, HeadPart, LoraPart, Projection, Segments, Weight, attention, cross_entropy, cuda_status,
+    lora_linear, rms_norm, rotary, swiglu, token_losses,
 };
 use proptest::prelude::*;
 use tch::{Device, Kind, Tensor};

@@ -1,99 +1,20 @@
-//! Answers that are compared or rated: their tokens, what the reference says of them, and the way of a batch through an
-//! objective.
+//! The way of a batch of answers through an objective.
 
+mod known;
+
+use crate::answers::Answers;
 use crate::error::{Error, Result};
 use crate::eval::{EvalReport, on_device};
 use crate::events::{Event, EventSink};
 use crate::loader::Laid;
 use crate::objective::{Answer, Judgement, Objective};
-use lora_data::{Batch, Example, PreferencePair, RatedExample, RowPlan, Rows};
-use lora_format::{TensorFile, write_tensors};
+use known::{Known, REFERENCE_FILE, read_known, write_known};
+use lora_data::{Batch, Rows};
 use lora_model::{ClassTargets, Decoder, ModelConfig, TokenBatch};
 use serde::{Serialize, Serializer};
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
-
-/// What the reference says, in a run's folder, so that it is computed once.
-const REFERENCE_FILE: &str = "reference.safetensors";
-/// The key of its metadata that says what it belongs to.
-const BELONGS_TO: &str = "belongs_to";
-
-/// The answers of a run.
-#[derive(Clone, Debug)]
-pub struct Answers {
-    /// The prompt of each with the answer, which alone is trained; pairs lie next to each other, the better answer first.
-    pub rows: Rows,
-    /// Whether each is the better of its pair, or rated good.
-    pub good: Vec<bool>,
-    /// 2 where they are pairs, 1 where they are rated one by one.
-    pub each: usize,
-    /// Each prompt with the answer to the one before it, where the drift from the reference is measured.
-    pub unrelated: Option<Rows>,
-}
-
-impl Answers {
-    /// Pairs.
-    pub fn of_pairs(pairs: Vec<PreferencePair>) -> Self {
-        let good = [true, false].repeat(pairs.len());
-        let rows: Vec<Example> = pairs.into_iter().flat_map(|p| [p.chosen, p.rejected]).collect();
-        Self { rows: rows.into(), good, each: 2, unrelated: None }
-    }
-
-    /// Answers that are rated one by one. Rows of unrelated answers are cut at `max_length` tokens.
-    pub fn of_rated(rated: Vec<RatedExample>, max_length: usize) -> Self {
-        let good = rated.iter().map(|r| r.desirable).collect();
-        let rows: Vec<Example> = rated.into_iter().map(|r| r.example).collect();
-        let unrelated = (0..rows.len()).map(|i| crossed(&rows[i], &rows[(i + rows.len() - 1) % rows.len()], max_length));
-        let unrelated = unrelated.collect::<Vec<_>>();
-        Self { rows: rows.into(), good, each: 1, unrelated: Some(unrelated.into()) }
-    }
-
-    /// Rows of which every one is an answer that is rated good.
-    pub fn alone(rows: Rows) -> Self {
-        Self { good: vec![true; rows.len()], rows, each: 1, unrelated: None }
-    }
-
-    /// How many pairs, or answers that come alone.
-    pub(crate) fn count(&self) -> usize {
-        self.rows.len() / self.each
-    }
-
-    /// The rows of batches.
-    pub(crate) fn plan(&self) -> RowPlan {
-        RowPlan::groups(self.count(), self.each)
-    }
-
-    /// Some of the pairs or answers, each as often as `order` names it.
-    pub(crate) fn select(&self, order: &[usize]) -> Result<Self> {
-        let rows: Vec<usize> = order.iter().flat_map(|i| i * self.each..(i + 1) * self.each).collect();
-        Ok(Self {
-            good: rows.iter().filter_map(|row| self.good.get(*row).copied()).collect(),
-            unrelated: self.unrelated.as_ref().map(|u| u.select(rows.clone())).transpose()?,
-            rows: self.rows.select(rows)?,
-            each: self.each,
-        })
-    }
-
-    pub(crate) fn digest(&self) -> String {
-        let mut hash = Sha256::new();
-        hash.update(format!("{} {} {:?}\n", self.rows.digest(), self.each, self.good));
-        self.unrelated.iter().for_each(|rows| hash.update(rows.digest()));
-        hex(hash)
-    }
-}
-
-/// The prompt of one row with the answer of another.
-fn crossed(prompt: &Example, answer: &Example, max_length: usize) -> Example {
-    let begin = |e: &Example| e.trained.iter().position(|trained| *trained).unwrap_or(e.trained.len());
-    let (p, a) = (begin(prompt), begin(answer));
-    let mut input_ids = [&prompt.input_ids[..p], &answer.input_ids[a..]].concat();
-    let mut trained = [&prompt.trained[..p], &answer.trained[a..]].concat();
-    input_ids.truncate(max_length);
-    trained.truncate(max_length);
-    Example { input_ids, trained, origin: prompt.origin.clone() }
-}
 
 fn hex(hash: Sha256) -> String {
     hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
@@ -185,19 +106,6 @@ impl Tally {
             accuracy: (self.pairs && self.items > 0).then(|| self.right as f64 / self.items as f64),
             drift: (self.drifts.1 > 0).then(|| self.drifts.0 / self.drifts.1 as f64),
         }
-    }
-}
-
-/// The log-probabilities of answers under the reference, summed over their tokens.
-#[derive(Clone, Debug, Default, PartialEq)]
-struct Known {
-    of_rows: Vec<f64>,
-    of_unrelated: Vec<f64>,
-}
-
-impl Known {
-    fn get(list: &[f64], row: usize) -> f64 {
-        list.get(row).copied().unwrap_or(0.0)
     }
 }
 
@@ -380,29 +288,6 @@ fn numbers_of_each(model: &Decoder, batch: &Batch) -> Vec<usize> {
 fn to_host(numbers: &Tensor) -> lora_model::Result<Vec<f64>> {
     let wide = numbers.f_to_kind(Kind::Double)?.f_to_device(Device::Cpu)?.f_reshape([-1])?;
     Ok(Vec::try_from(&wide)?)
-}
-
-fn write_known(path: &Path, belongs_to: &str, known: &[Known; 2]) -> Result<()> {
-    let mut tensors = Vec::new();
-    for (name, Known { of_rows, of_unrelated }) in ["train", "eval"].iter().zip(known) {
-        for (part, list) in [("logps", of_rows), ("unrelated", of_unrelated)] {
-            tensors.push((format!("{name}.{part}"), Tensor::f_from_slice(list).map_err(lora_torch::Error::from)?));
-        }
-    }
-    Ok(write_tensors(path, &tensors, &BTreeMap::from([(BELONGS_TO.into(), belongs_to.into())]))?)
-}
-
-/// What an earlier part of the same run was told; nothing where the file is missing, damaged or of another run.
-fn read_known(path: &Path, belongs_to: &str) -> Result<Option<[Known; 2]>> {
-    let Ok(file) = TensorFile::open(path) else { return Ok(None) };
-    if file.metadata().get(BELONGS_TO).map(String::as_str) != Some(belongs_to) {
-        return Ok(None);
-    }
-    let read = |name: &str| -> Result<Vec<f64>> { Ok(to_host(&file.read(name)?)?) };
-    let of = |name: &str| -> Result<Known> {
-        Ok(Known { of_rows: read(&format!("{name}.logps"))?, of_unrelated: read(&format!("{name}.unrelated"))? })
-    };
-    Ok(Some([of("train")?, of("eval")?]))
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ pub(crate) use keys::choice;
 pub use lora::{Bias, InitLoraWeights, LoraConfig, Modules, PeftType, TaskType, Tokens};
 pub use model::{DType, ModelConfig, Quantization, Weights};
 pub use objective::{LossType, ObjectiveConfig, ObjectiveName, Reference};
-pub use train::{FinetuningType, Length, TrainConfig};
+pub use train::{BestMetric, FinetuningType, Length, TrainConfig};
 
 use crate::overrides::Override;
 use keys::{Key, Kind};

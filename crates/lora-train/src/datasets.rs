@@ -1,6 +1,6 @@
 //! The data of a run: read, tokenised, part of it held out, the rest mixed.
 
-use crate::comparing::Answers;
+use crate::answers::Answers;
 use crate::config::{
     BadRecords, Cache, DataConfig, Mixing, ObjectiveName, Preference, RunConfig, SourceConfig, TextBy, Truncation,
 };

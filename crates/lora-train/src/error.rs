@@ -22,6 +22,14 @@ pub enum Error {
         /// The device that was asked for.
         device: String,
     },
+    /// Evaluations are compared by a figure that they have not.
+    #[error(
+        "train.metric_for_best_model = \"{metric}\": an evaluation of this run has no such figure; choose another, as \"eval_loss\""
+    )]
+    NoMetric {
+        /// The figure.
+        metric: &'static str,
+    },
     /// The configuration is at fault.
     #[error(transparent)]
     Config(#[from] ConfigErrors),

@@ -4,6 +4,7 @@
 //! loop) -> [`Trainer::step`] (the step). A program that wants to own the loop calls [`Trainer`] itself.
 
 mod allocation;
+mod answers;
 mod bench;
 pub mod checkpoint;
 mod class_eval;
@@ -27,10 +28,11 @@ mod schedule;
 mod suggest;
 mod trainer;
 
+pub use answers::Answers;
 pub use bench::{BenchOptions, BenchReport, bench_step};
 pub use class_eval::{ClassReport, ClassScores, LabelScores, evaluate_classes, predict, probabilities};
 pub use classes::{ClassLabel, ClassPlan, known_labels, labels_of, split_texts};
-pub use comparing::{Answers, Rewards};
+pub use comparing::Rewards;
 pub use config::{ConfigErrors, RunConfig};
 pub use datasets::{cache_note, data_options, data_sources, data_tokenizer, token_cache};
 pub use error::{Error, Result};
@@ -43,6 +45,6 @@ pub use overrides::Override;
 pub use params::{FlatParams, LoraPlus};
 pub use plan::{RunPlan, Trained};
 pub use run::{RunReport, TrainOptions, train};
-pub use schedule::{Schedule, ScheduleKind};
+pub use schedule::{Schedule, ScheduleKind, ScheduleOptions};
 pub use suggest::nearest;
 pub use trainer::{StepOutcome, Trainer};

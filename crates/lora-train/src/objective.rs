@@ -226,7 +226,8 @@ impl Objective for Kto {
         let mut judged = Judgement::default();
         for answer in answers {
             let h = answer.log_ratio();
-            let (weight, side) = if answer.good { (self.desirable_weight, 1.0) } else { (self.undesirable_weight, -1.0) };
+            let (weight, side) =
+                if answer.good { (self.desirable_weight, 1.0) } else { (self.undesirable_weight, -1.0) };
             let s = sigmoid(side * self.beta * (h - z));
             judged.loss += weight * (1.0 - s);
             judged.slopes.push(answer.slopes(-weight * side * self.beta * s * (1.0 - s)));

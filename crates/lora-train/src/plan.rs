@@ -1,8 +1,8 @@
 //! From what the user wrote to a run that can start: files opened, data tokenised and checked, counts known, and nothing
 //! expensive done yet.
 
+use crate::answers::Answers;
 use crate::classes::{ClassPlan, KnownClasses, check_head};
-use crate::comparing::Answers;
 use crate::config::{
     DType, FinetuningType, InitLoraWeights, Length, LoraConfig, Modules, RunConfig, TaskType, Tokens, Weights,
 };

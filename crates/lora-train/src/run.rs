@@ -6,10 +6,10 @@ use crate::events::{Event, EventSink};
 use crate::lock::RunLock;
 use crate::metrics::{EvalRecord, MetricsWriter};
 use crate::plan::RunPlan;
-use crate::trainer::{StepOutcome, Trainer};
+use crate::trainer::{BEST_FOLDER, StepOutcome, Trainer};
 use lora_format::{read_json_object, write_atomic};
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// How a run is started.
@@ -82,7 +82,7 @@ pub fn train(
     let eval_before = if trainer.state().step == 0 { evaluate(&mut trainer, &mut metrics, sink)? } else { None };
 
     let (mut loss, mut eval_after, mut saved) = (None, None, trainer.state().step);
-    while trainer.state().step < total && !stop.load(Ordering::Relaxed) {
+    while trainer.state().step < total && !trainer.has_stalled() && !stop.load(Ordering::Relaxed) {
         match trainer.step()? {
             StepOutcome::Updated(record) => {
                 loss = Some(record.loss);
@@ -106,7 +106,14 @@ pub fn train(
     if saved != state.step {
         save(&trainer, &metrics, sink)?;
     }
-    let finished = state.step >= total;
+    let stalled = trainer.has_stalled() && state.step < total;
+    let finished = stalled || state.step >= total;
+    if stalled {
+        sink.event(Event::Note(format!(
+            "ended at step {} of {total}: {} evaluations in a row were not better",
+            state.step, state.evals_since_best
+        )));
+    }
     if finished {
         write_outputs(&trainer)?;
     }
@@ -165,11 +172,29 @@ fn save(trainer: &Trainer, metrics: &MetricsWriter, sink: &mut dyn EventSink) ->
     Ok(trainer.state().step)
 }
 
+/// What the best evaluation saw becomes the result.
+fn take_best(out: &Path) -> Result<()> {
+    let best = out.join(BEST_FOLDER);
+    let mut files: Vec<PathBuf> = std::fs::read_dir(&best)
+        .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect())
+        .map_err(Error::io("read", &best))?;
+    files.sort();
+    for file in files.iter().filter(|file| file.is_file()) {
+        let Some(name) = file.file_name() else { continue };
+        let bytes = std::fs::read(file).map_err(Error::io("read", file))?;
+        write_atomic(&out.join(name), &bytes)?;
+    }
+    Ok(())
+}
+
 /// The adapter or the weights, and what a loader needs beside them.
 fn write_outputs(trainer: &Trainer) -> Result<()> {
     let plan = trainer.plan();
     let out = &plan.config.output_dir;
-    trainer.write_result(out)?;
+    match plan.config.train.load_best_model_at_end {
+        true => take_best(out)?,
+        false => trainer.write_result(out)?,
+    }
     let mut beside = plan.tokenizer.files().to_vec();
     if plan.adapter_config().is_none() {
         beside.extend(

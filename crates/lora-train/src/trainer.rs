@@ -1,10 +1,11 @@
 //! The trainer: a model, its trained parameters, the data's order, and THE step.
 
 use crate::allocation::Budgeting;
+use crate::answers::Answers;
 use crate::checkpoint::{RunIdentity, TrainState, compare_for_resume, find_checkpoint, save_checkpoint};
 use crate::class_eval::evaluate_classes;
 use crate::classes::class_batch;
-use crate::comparing::{Answers, Comparing, Tally};
+use crate::comparing::{Comparing, Tally};
 use crate::config::Reference;
 use crate::error::{Error, Result};
 use crate::eval::{EvalReport, evaluate, on_device};
@@ -25,6 +26,8 @@ use std::time::Instant;
 
 /// The parameters and moments of a checkpoint.
 const STATE_FILE: &str = "trainer_state.safetensors";
+/// Where the result of the best evaluation is kept, in the run's folder.
+pub(crate) const BEST_FOLDER: &str = "best";
 /// This many steps in a row without a finite loss and gradient end the run.
 const MAX_SKIPPED_IN_A_ROW: u32 = 3;
 
@@ -121,7 +124,16 @@ impl Trainer {
         let (batch, micro) =
             (plan.config.train.per_device_train_batch_size, plan.config.train.gradient_accumulation_steps);
         let loader = Loader::new(plan.train.clone(), plan.rows.clone(), sampler, batch as usize, micro);
-        Ok(Self { plan, model, params, budgeting, comparing, loader, state: TrainState::default(), skipped_in_a_row: 0 })
+        Ok(Self {
+            plan,
+            model,
+            params,
+            budgeting,
+            comparing,
+            loader,
+            state: TrainState::default(),
+            skipped_in_a_row: 0,
+        })
     }
 
     /// One optimizer step: the gradient of the mean loss over all trained tokens of its micro-batches, clipped, applied.
@@ -143,8 +155,7 @@ impl Trainer {
         for (micro, laid) in batches.iter().enumerate() {
             let seed = mix_seed(&[self.plan.config.seed, step, micro as u64, RANK]);
             if let Some(comparing) = &self.comparing {
-                let judged =
-                    comparing.backward(&self.model, laid, seed, 1.0 / count, config.gradient_checkpointing)?;
+                let judged = comparing.backward(&self.model, laid, seed, 1.0 / count, config.gradient_checkpointing)?;
                 loss += judged.loss;
                 tally.join(&judged);
                 continue;
@@ -239,10 +250,39 @@ impl Trainer {
         let report = match (&self.comparing, &self.plan.classes) {
             (Some(comparing), _) => comparing.evaluate(&self.model, rows, sink)?,
             (None, None) => evaluate(&self.model, &self.plan.eval, rows, sink)?,
-            (None, Some(classes)) => evaluate_classes(&self.model, &self.plan.eval, &classes.eval, rows, sink)?.summary(),
+            (None, Some(classes)) => {
+                evaluate_classes(&self.model, &self.plan.eval, &classes.eval, rows, sink)?.summary()
+            }
         };
-        self.state.best_eval = Some(self.state.best_eval.map_or(report.loss, |best| best.min(report.loss)));
+        self.compare_with_best(&report)?;
         Ok(Some(report))
+    }
+
+    /// Keeps the result where the evaluation is the best so far and that was asked for.
+    fn compare_with_best(&mut self, report: &EvalReport) -> Result<()> {
+        let config = &self.plan.config.train;
+        let metric = config.metric_for_best_model;
+        let Some(value) = metric.of(report) else {
+            if config.load_best_model_at_end || config.early_stopping_patience.is_some() {
+                return Err(Error::NoMetric { metric: metric.name() });
+            }
+            return Ok(());
+        };
+        let better = self.state.best_eval.is_none_or(|best| value > best + config.early_stopping_threshold);
+        if !better {
+            self.state.evals_since_best += 1;
+            return Ok(());
+        }
+        (self.state.best_eval, self.state.evals_since_best) = (Some(value), 0);
+        match config.load_best_model_at_end {
+            true => self.write_result(&self.plan.config.output_dir.join(BEST_FOLDER)),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether evaluations have not become better for as long as was allowed.
+    pub fn has_stalled(&self) -> bool {
+        self.plan.config.train.early_stopping_patience.is_some_and(|most| self.state.evals_since_best >= most)
     }
 
     /// Saves a checkpoint of the present step: the adapter as PEFT reads it, and the exact state to go on from.

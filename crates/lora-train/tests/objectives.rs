@@ -219,6 +219,11 @@ fn an_objective_that_counts_every_token_alike_is_plain_fine_tuning() {
         // Nine texts: steps of four, four and one.
         let texts = if a.step.is_multiple_of(3) { 1.0 } else { 4.0 };
         let of_texts = a.loss * a.trained_tokens as f64 / texts;
-        assert!((of_texts - b.loss).abs() < 10.0 * LOSS_TOLERANCE * b.loss, "step {}: {of_texts} and {}", a.step, b.loss);
+        assert!(
+            (of_texts - b.loss).abs() < 10.0 * LOSS_TOLERANCE * b.loss,
+            "step {}: {of_texts} and {}",
+            a.step,
+            b.loss
+        );
     }
 }

@@ -111,7 +111,9 @@ fn step(args: &StepArgs) -> Result<()> {
     let device_memory = report.cuda_mb.map(|mb| format!(", {mb} MiB on the device")).unwrap_or_default();
     out::line(format!("peak memory   {} MiB{device_memory}", report.rss_mb))?;
     if let Some([median, low, high]) = report.libtorch_over_own {
-        out::line(format!("libtorch's    {median} times the step with products of our own, quartiles {low} and {high}"))?;
+        out::line(format!(
+            "libtorch's    {median} times the step with products of our own, quartiles {low} and {high}"
+        ))?;
     }
     out::line(format!("trained       {} parameters", out::count(report.trainable.unsigned_abs())))?;
     out::line(format!("losses        {:?}", report.losses))

@@ -79,8 +79,11 @@ pub struct TrainState {
     pub tokens: u64,
     /// Seconds spent so far.
     pub seconds: f64,
-    /// The lowest loss of an evaluation so far.
+    /// The best evaluation so far, by `train.metric_for_best_model`, turned so that more is better.
     pub best_eval: Option<f64>,
+    /// Evaluations since then.
+    #[serde(default)]
+    pub evals_since_best: u32,
     /// Steps without an update, because the loss or a gradient was not finite.
     pub skipped_steps: u64,
 }

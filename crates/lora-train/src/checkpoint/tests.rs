@@ -25,6 +25,7 @@ fn state(step: u64) -> TrainState {
         cursor_row: step / 3,
         seconds: 0.1 + step as f64,
         best_eval: Some(1.0 / 3.0),
+        evals_since_best: 2,
         ..Default::default()
     }
 }

@@ -4,8 +4,8 @@
 use super::*;
 use crate::events::NoEvents;
 use crate::objective::{Dpo, DpoLoss, Kto, Orpo, RewardModel, SimPo};
-use lora_data::Origin;
-use lora_format::read_adapter;
+use lora_data::{Example, Origin, PreferencePair, RatedExample};
+use lora_format::{TensorFile, read_adapter};
 use lora_model::{Keeping, Storage};
 use serde_json::Value;
 use std::path::PathBuf;
@@ -114,7 +114,7 @@ fn losses_and_gradients_are_those_of_trl() {
         let dir = tempfile::tempdir().unwrap();
         let mut comparing = Comparing::new(objective, answers.clone(), answers.clone());
         comparing.ask_reference(&base, "base", 3, dir.path(), &mut NoEvents).unwrap();
-        let count = comparing.count(&[laid.clone()]) as f64;
+        let count = comparing.count(std::slice::from_ref(&laid)) as f64;
 
         for checkpointing in [false, true] {
             let parameters = policy.parameters();
@@ -155,7 +155,10 @@ fn losses_and_gradients_are_those_of_trl() {
             assert_ne!(again.known, comparing.known, "{name}");
             std::fs::write(&path, b"damaged").unwrap();
             again.ask_reference(&base, "base", 5, dir.path(), &mut NoEvents).unwrap();
-            assert!(again.known[0].of_rows.iter().zip(&comparing.known[0].of_rows).all(|(a, b)| near(*a, *b)), "{name}");
+            assert!(
+                again.known[0].of_rows.iter().zip(&comparing.known[0].of_rows).all(|(a, b)| near(*a, *b)),
+                "{name}"
+            );
         } else {
             assert!(!path.exists(), "{name} needs no reference");
         }
@@ -174,10 +177,8 @@ fn reward_models_are_those_of_trl() {
         let center_rewards_coefficient = case["hyperparameters"]["center_rewards_coefficient"].as_f64().unwrap();
         let answer = |(i, score): (usize, &f64)| (i, std::slice::from_ref(score).to_vec());
         let numbers: Vec<(usize, Vec<f64>)> = scores.iter().enumerate().map(answer).collect();
-        let list: Vec<Answer<'_>> = numbers
-            .iter()
-            .map(|(i, logps)| Answer { logps, reference: 0.0, good: i.is_multiple_of(2) })
-            .collect();
+        let list: Vec<Answer<'_>> =
+            numbers.iter().map(|(i, logps)| Answer { logps, reference: 0.0, good: i.is_multiple_of(2) }).collect();
         let judged = RewardModel { center_rewards_coefficient }.judge(&list, 0.0);
         let pairs = (list.len() / 2) as f64;
         assert!(near(judged.loss / pairs, case["loss"].as_f64().unwrap()), "{name}: {}", judged.loss / pairs);

@@ -2,7 +2,9 @@
 
 use super::faults::{Fault, FaultKind, shown};
 use super::source::Places;
-use super::{FinetuningType, InitLoraWeights, LossType, Modules, ObjectiveConfig, ObjectiveName, PeftType, RunConfig, TaskType};
+use super::{
+    FinetuningType, InitLoraWeights, LossType, Modules, ObjectiveConfig, ObjectiveName, PeftType, RunConfig, TaskType,
+};
 use crate::schedule::ScheduleKind;
 use toml::{Table, Value};
 
@@ -24,6 +26,8 @@ pub(crate) fn check(config: &RunConfig, tree: &Table, places: &Places, faults: &
         }
     }
     lengths(config, &mut rules);
+    schedule_options(config, &mut rules);
+    best(config, &mut rules);
     targets(config, &mut rules);
     methods(config, &mut rules);
     objective(config, &mut rules);
@@ -80,6 +84,46 @@ fn lengths(config: &RunConfig, rules: &mut Rules<'_>) {
         }
         if train.warmup_ratio.is_some_and(|ratio| ratio > 0.0) {
             rules.exclude("train.warmup_ratio", "train.lr_scheduler_type", remedy);
+        }
+    }
+}
+
+/// What compares evaluations needs some.
+fn best(config: &RunConfig, rules: &mut Rules<'_>) {
+    let train = &config.train;
+    if !train.load_best_model_at_end && train.early_stopping_patience.is_none() {
+        return;
+    }
+    let none_held_out = config.data.eval.is_empty() && config.data.eval_split == 0.0;
+    let remedy = "the best evaluation is looked for: give data.eval, or a part of the data by data.eval_split";
+    rules.required(none_held_out, "data.eval_split", remedy);
+    let remedy = "the best evaluation is looked for: say every how many optimizer steps there is one";
+    rules.required(train.eval_steps == 0, "train.eval_steps", remedy);
+}
+
+/// Options of the schedule that say nothing to it, or too much.
+fn schedule_options(config: &RunConfig, rules: &mut Rules<'_>) {
+    let (train, kind) = (&config.train, config.train.lr_scheduler_type);
+    let number = |key: &str| {
+        let value = train.lr_scheduler_kwargs.get(key)?;
+        value.as_float().or_else(|| value.as_integer().map(|i| i as f64))
+    };
+    let with = || format!("train.lr_scheduler_type = \"{}\"", kind.name());
+    let given = train.lr_scheduler_kwargs.keys();
+    for key in given.filter(|key| !kind.options().contains(&key.as_str())) {
+        let remedy = "this schedule has no such option; the reference of keys lists those of each";
+        rules.contradiction("train.lr_scheduler_kwargs", format!("{key} of {}", with()), remedy);
+    }
+    if number("min_lr").is_some() && number("min_lr_rate").is_some() {
+        let remedy = "one is the other times the learning rate; keep one of them";
+        rules.contradiction("train.lr_scheduler_kwargs", "min_lr and min_lr_rate".into(), remedy);
+    }
+    let highest =
+        [("min_lr", train.learning_rate), ("lr_end", train.learning_rate), ("min_lr_rate", 1.0), ("min_lr_ratio", 1.0)];
+    for (key, most) in highest {
+        if number(key).is_some_and(|least| least > most) {
+            let remedy = "the learning rate falls; its least must not be above the highest";
+            rules.contradiction("train.lr_scheduler_kwargs", format!("{key} above {most}"), remedy);
         }
     }
 }
@@ -161,7 +205,11 @@ fn objective(config: &RunConfig, rules: &mut Rules<'_>) {
     }
     if own.label_smoothing > 0.0 && !matches!(own.loss_type, LossType::Sigmoid | LossType::Robust) {
         let loss = format!("objective.loss_type = \"{}\"", own.loss_type.name());
-        rules.contradiction("objective.label_smoothing", loss, "only sigmoid and robust have label smoothing; remove it");
+        rules.contradiction(
+            "objective.label_smoothing",
+            loss,
+            "only sigmoid and robust have label smoothing; remove it",
+        );
     }
     if own.label_smoothing >= 0.5 {
         let remedy = "at a half and above, the worse answers would be preferred; set a share below 0.5";
@@ -173,7 +221,11 @@ fn objective(config: &RunConfig, rules: &mut Rules<'_>) {
     }
     if own.compares() {
         if classifier && own.name != Reward {
-            rules.contradiction("objective.name", "lora.task_type = \"SEQ_CLS\"".into(), "a classifier has no answers; remove one of them");
+            rules.contradiction(
+                "objective.name",
+                "lora.task_type = \"SEQ_CLS\"".into(),
+                "a classifier has no answers; remove one of them",
+            );
         }
         let remedy = "answers are compared whole, so prompts are never trained; remove it";
         rules.contradiction_if(config.data.train_on_prompt, "data.train_on_prompt", with(), remedy);

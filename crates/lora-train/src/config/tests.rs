@@ -117,6 +117,11 @@ fn full() -> RunConfig {
             save_steps: 20,
             save_total_limit: 3,
             logging_steps: 5,
+            lr_scheduler_kwargs: toml::Table::new(),
+            load_best_model_at_end: true,
+            metric_for_best_model: BestMetric::Accuracy,
+            early_stopping_patience: Some(4),
+            early_stopping_threshold: 0.01,
         },
     }
 }
@@ -206,6 +211,10 @@ train:
   save_steps: 20
   save_total_limit: 3
   logging_steps: 5
+  load_best_model_at_end: true
+  metric_for_best_model: eval_accuracy
+  early_stopping_patience: 4
+  early_stopping_threshold: 0.01
 ";
     assert_eq!(load_text(yaml, "yaml", &[]).unwrap(), full());
     assert_eq!(load_text(yaml, "YML", &[]).unwrap(), full());
@@ -236,6 +245,7 @@ fn with_every_type() -> RunConfig {
     (lora.tinit, lora.tfinal, lora.deltaT, lora.total_step) = (Some(1), Some(2), Some(3), Some(9));
     (lora.beta1, lora.beta2, lora.orth_reg_weight) = (Some(0.8), Some(0.9), Some(0.3));
     lora.loftq_iter = Some(2);
+    config.train.lr_scheduler_kwargs = "num_cycles = 2".parse().unwrap();
     config.objective = ObjectiveConfig { name: ObjectiveName::Dpo, beta: Some(0.2), ..ObjectiveConfig::default() };
     config
 }
@@ -415,5 +425,34 @@ fn keys_of_another_objective_and_data_that_does_not_fit_are_refused() {
         let faults = compared(more).unwrap_err();
         let fault = faults.0.iter().find(|f| f.key == key).unwrap_or_else(|| panic!("{more:?}: {faults}"));
         assert!(fault.to_string().contains(word), "{more:?}: {fault}");
+    }
+}
+
+#[test]
+fn schedules_take_their_own_options_and_the_best_needs_evaluations() {
+    for (more, key) in [
+        (&["train.lr_scheduler_type=polynomial", "train.lr_scheduler_kwargs={ power = 2.0, lr_end = 1e-6 }"][..], None),
+        (&["train.lr_scheduler_kwargs={ power = 2.0 }"], Some("train.lr_scheduler_kwargs")),
+        (
+            &["train.lr_scheduler_type=polynomial", "train.lr_scheduler_kwargs={ lr_end = 1.0 }"],
+            Some("train.lr_scheduler_kwargs"),
+        ),
+        (
+            &[
+                "train.lr_scheduler_type=cosine_with_min_lr",
+                "train.lr_scheduler_kwargs={ min_lr = 0, min_lr_rate = 0 }",
+            ],
+            Some("train.lr_scheduler_kwargs"),
+        ),
+        (&["train.load_best_model_at_end=true", "train.eval_steps=5", "data.eval_split=0.1"], None),
+        (&["train.load_best_model_at_end=true", "train.eval_steps=5"], Some("data.eval_split")),
+        (&["train.early_stopping_patience=2", "data.eval_split=0.1"], Some("train.eval_steps")),
+        (&["train.metric_for_best_model=eval_bleu"], Some("train.metric_for_best_model")),
+    ] {
+        match (compared(more), key) {
+            (Ok(_), None) => {}
+            (Err(faults), Some(key)) => assert!(faults.0.iter().any(|f| f.key == key), "{more:?}: {faults}"),
+            (other, _) => panic!("{more:?}: {other:?}"),
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! `[train]`: the optimizer, its schedule, and when to evaluate and save. Names are those of `TrainingArguments`.
 
 use super::keys::{Kind, Range, choice, section};
+use crate::eval::EvalReport;
 use crate::params::LoraPlus;
 use crate::schedule::ScheduleKind;
 
@@ -11,6 +12,33 @@ choice! {
         Lora = "lora",
         /// Every weight of the base model.
         Full = "full",
+    }
+}
+
+choice! {
+    /// What an evaluation is judged by.
+    BestMetric {
+        /// The loss; the lower the better.
+        Loss = "eval_loss",
+        /// Share of trained tokens, of texts or of pairs that are right.
+        Accuracy = "eval_accuracy",
+        /// A classifier's mean F1.
+        MacroF1 = "eval_macro_f1",
+        /// By how much better answers are preferred.
+        RewardMargin = "eval_reward_margin",
+    }
+}
+
+impl BestMetric {
+    /// The figure of an evaluation, turned so that more is better; none where the evaluation has none.
+    pub fn of(self, report: &EvalReport) -> Option<f64> {
+        let value = match self {
+            Self::Loss => Some(-report.loss),
+            Self::Accuracy => Some(report.accuracy),
+            Self::MacroF1 => report.classes.and_then(|scores| scores.macro_f1),
+            Self::RewardMargin => report.rewards.and_then(|rewards| rewards.margin),
+        };
+        value.filter(|value| !value.is_nan())
     }
 }
 
@@ -56,6 +84,11 @@ section! {
         /// How the learning rate goes after the warm-up: `linear` and `cosine` fall to 0 at the last step; `constant` has no
         /// warm-up.
         lr_scheduler_type: ScheduleKind = ScheduleKind::Linear, Kind::Choice(ScheduleKind::NAMES);
+        /// What some schedules are told besides, as `{ num_cycles = 3 }`: `num_cycles` of `cosine_with_restarts`, `min_lr` or
+        /// `min_lr_rate` of `cosine_with_min_lr`, `power` and `lr_end` of `polynomial`, `timescale` of `inverse_sqrt`,
+        /// `num_decay_steps` and `min_lr_ratio` of `warmup_stable_decay`.
+        #[serde(skip_serializing_if = "toml::Table::is_empty")]
+        lr_scheduler_kwargs: toml::Table = toml::Table::new(), Kind::Map(&Kind::Number(Range::NotNegative));
         /// Optimizer steps over which the learning rate rises from 0; none when neither this nor `warmup_ratio` is given.
         #[serde(skip_serializing_if = "Option::is_none")]
         warmup_steps: Option<u64> = None, COUNT_OR_ZERO;
@@ -83,7 +116,28 @@ section! {
         save_total_limit: u32 = 2, Kind::Integer { min: 2, max: 1_000_000 };
         /// Writes every so many-th optimizer step, and the last, to `metrics.jsonl`.
         logging_steps: u64 = 1, COUNT;
+        /// Keeps the best evaluation's adapter in `best` of the run's folder, and makes it the result at the end.
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        load_best_model_at_end: bool = false, Kind::Bool;
+        /// What the best is told by: `eval_loss`, `eval_accuracy` (of tokens, texts or pairs), `eval_macro_f1` or
+        /// `eval_reward_margin`.
+        #[serde(skip_serializing_if = "is_loss")]
+        metric_for_best_model: BestMetric = BestMetric::Loss, Kind::Choice(BestMetric::NAMES);
+        /// Ends the run after so many evaluations in a row without a better one; it goes on to its end when absent.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        early_stopping_patience: Option<u32> = None, ROWS;
+        /// By how much an evaluation must be better to count as such.
+        #[serde(skip_serializing_if = "is_zero")]
+        early_stopping_threshold: f64 = 0.0, Kind::Number(Range::NotNegative);
     }
+}
+
+fn is_loss(metric: &BestMetric) -> bool {
+    *metric == BestMetric::Loss
+}
+
+fn is_zero(x: &f64) -> bool {
+    *x == 0.0
 }
 
 impl TrainConfig {

@@ -33,7 +33,7 @@ lr = 1e-4
 fp16 = true
 learning_rate = -1e-4
 save_total_limit = 1
-lr_scheduler_type = "polynomial"
+lr_scheduler_type = "stepwise"
 warmup_steps = 0.1
 
 [trian]
@@ -62,7 +62,7 @@ warmup_steps = 0.1
         ":27: train.fp16 = true: is not needed: set model.dtype = \"float16\"",
         ":28: train.learning_rate = -0.0001: must be a finite number above 0",
         ":29: train.save_total_limit = 1: must be an integer from 2 to 1000000",
-        ":30: train.lr_scheduler_type = \"polynomial\": must be one of \"constant\", \"linear\", \"cosine\", \"constant_with_warmup\"",
+        ":30: train.lr_scheduler_type = \"stepwise\": must be one of \"constant\", \"linear\", \"cosine\", \"constant_with_warmup\", \"cosine_with_restarts\", \"cosine_with_min_lr\", \"polynomial\", \"inverse_sqrt\", \"warmup_stable_decay\"",
         ":31: train.warmup_steps = 0.1: must be an integer of at least 0",
         ":33: unknown key `trian`; did you mean `[train]`?",
         ":5: model.path is missing: give --model DIR",
