@@ -253,7 +253,8 @@ def checks(family):
     for name, more in METHODS.items():
         if name == "tokens" and isinstance(family, Classifier):
             # A row of a table is trained by texts that have the token; a language model's head trains every one.
-            more = f"trainable_token_indices = {family.batch['input_ids'][0][1:3].tolist()}"
+            text = json.loads((family.folder / "encoded.json").read_text())[0]
+            more = f"trainable_token_indices = {text['input_ids'][1:3]}"
         # Beside a module of modules_to_save, PEFT writes the head's bias three times and expects it so.
         head = name == "bias_all" and isinstance(family, Classifier)
         # PEFT packs a Conv1D with its sides exchanged, and an adapter of other sides does not fit it.

@@ -21,6 +21,7 @@ impl DataError {
             | Self::ShareGptRole { .. }
             | Self::RoleOrder { .. }
             | Self::SamePair { .. }
+            | Self::SameAnswers { .. }
             | Self::TokenOutOfRange { .. }
             | Self::LabelsLength { .. }
             | Self::LabelMismatch { .. } => true,

@@ -196,10 +196,11 @@ pub enum DataError {
     PreferenceData { origin: Origin, format: Format },
 
     /// Plain examples where preference data is wanted.
-    #[error(
-        "{origin}: a record of format {format} has no pair and no rating; this objective needs `chosen` and `rejected`, or `label`"
-    )]
-    NotPreference { origin: Origin, format: Format },
+    #[error("{origin}: a record of format {format} is no {wanted}")]
+    NotPreference { origin: Origin, format: Format, wanted: &'static str },
+    /// A pair whose answers are the same.
+    #[error("{origin}: `chosen` and `rejected` are the same answer, so that neither is better; remove the record")]
+    SameAnswers { origin: Origin },
 
     // dataset_info.json
     /// A dataset_info.json that is not what it should be.

@@ -49,8 +49,11 @@ pub fn build_pairs(
     options: &DataOptions,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<AnswerSet<PreferencePair>> {
-    build(sources, tokenizer, options, progress, &mut |builder, document, report| {
+    build(sources, tokenizer, options, progress, PAIR, &mut |builder, document, report| {
         let Body::Preference { chosen, rejected } = &document.body else { return Ok(None) };
+        if chosen == rejected {
+            return Err(DataError::SameAnswers { origin: document.origin.clone() });
+        }
         let chosen = side(builder, document, chosen, report)?;
         let rejected = side(builder, document, rejected, report)?;
         Ok(Some(chosen.zip(rejected).map(|(chosen, rejected)| PreferencePair { chosen, rejected })))
@@ -67,12 +70,17 @@ pub fn build_rated(
     options: &DataOptions,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<AnswerSet<RatedExample>> {
-    build(sources, tokenizer, options, progress, &mut |builder, document, report| {
+    build(sources, tokenizer, options, progress, RATED, &mut |builder, document, report| {
         let Body::Rated { answer, desirable } = &document.body else { return Ok(None) };
         let example = side(builder, document, answer, report)?;
         Ok(Some(example.map(|example| RatedExample { example, desirable: *desirable })))
     })
 }
+
+/// What a record must be.
+const PAIR: &str =
+    "pair of answers: this objective needs `chosen` and `rejected`; answers that are rated one by one are for kto";
+const RATED: &str = "rated answer: this objective needs `label` beside the answer; pairs of answers are for dpo, orpo, simpo and reward";
 
 /// Records between two reports of progress.
 const READ_AT_ONCE: usize = 256;
@@ -85,6 +93,7 @@ fn build<T>(
     tokenizer: &Tokenizer,
     options: &DataOptions,
     progress: &mut dyn FnMut(usize, usize),
+    wanted: &'static str,
     make: Make<'_, T>,
 ) -> Result<AnswerSet<T>> {
     check_options(sources, options)?;
@@ -103,7 +112,7 @@ fn build<T>(
                 }
                 Ok(None) => {
                     let format = documents.format().unwrap_or(Format::Text);
-                    return Err(DataError::NotPreference { origin: document.origin, format });
+                    return Err(DataError::NotPreference { origin: document.origin, format, wanted });
                 }
                 Err(error) => documents.reject(error)?,
             }

@@ -177,6 +177,11 @@ fn pairs_and_ratings_are_typed_examples() {
     assert_eq!((report.read, report.kept, report.sources[0].records), (2, 2, 1));
     assert!(chain(&build_rated(&[source], &tokenizer, &options, &mut |_, _| {}).unwrap_err()).contains("`label`"));
 
+    let same = r#"{"prompt": "q", "chosen": "a", "rejected": "a"}"#;
+    let (_folder, same) = write(format!("{same}\n"), "jsonl");
+    let error = build_pairs(&[same], &tokenizer, &options, &mut |_, _| {}).unwrap_err();
+    assert!(chain(&error).contains("neither is better") && error.is_bad_record(), "{}", chain(&error));
+
     let rated = format!("{}\n{}\n", RATED.replace("LABEL", "true"), RATED.replace("LABEL", "false"));
     let (_folder, kto) = write(rated, "jsonl");
     let rated = build_rated(&[kto], &tokenizer, &options, &mut |_, _| {}).unwrap().items;

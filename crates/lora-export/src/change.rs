@@ -234,7 +234,8 @@ impl Change {
 /// Whether every value is finite. A sum is finite only if every value is; it is cheaper than counting, and may only err on the
 /// side of counting.
 pub(crate) fn all_finite(t: &Tensor) -> std::result::Result<bool, TchError> {
-    Ok(t.f_sum(Kind::Double)?.f_double_value(&[])?.is_finite())
+    let wide = if t.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+    Ok(t.f_sum(wide)?.f_double_value(&[])?.is_finite())
 }
 
 /// How many values are not finite.

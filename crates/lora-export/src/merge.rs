@@ -11,7 +11,8 @@ use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use tch::{Kind, TchError};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use tch::{Kind, TchError, Tensor};
 
 /// How to merge.
 #[derive(Debug, Clone, Default)]
@@ -42,7 +43,8 @@ pub struct MergeReport {
 /// Each changed weight is `W + sum(scale * B A)`, added up in float32 (float64 for a float64 base) and rounded once;
 /// every other one is copied. Modules that an adapter saved in full replace the base's. A tied embedding that the
 /// adapters change in one of its roles only is split in two, and `tie_word_embeddings` set to false. `progress` hears
-/// the bytes written so far and in all. Memory holds the largest tensor, the adapters, and some blocks of rows.
+/// the bytes written so far and in all. Memory holds the largest tensor, the adapters, and some blocks of rows, which
+/// are made while those before them are written.
 ///
 /// Everything is checked before anything is written, and `out` appears complete or not at all.
 ///
@@ -127,13 +129,11 @@ impl Planned {
         self.shape.iter().product::<i64>() as u64
     }
 
-    /// Writes the tensor block by block, each rounded to its dtype; a finite value that would become infinite is refused.
-    fn put(&self, writer: &mut TensorWriter, base: &Checkpoint, change: Option<&Change>) -> Result<()> {
+    /// Makes the tensor block by block, each rounded to its dtype; a finite value that would become infinite is refused.
+    /// `take` says whether it wants more.
+    fn make(&self, base: &Checkpoint, change: Option<&Change>, take: &mut dyn FnMut(Tensor) -> bool) -> Result<()> {
         let name = self.name.as_str();
         let fail = |e: TchError| Error::merge(name, e);
-        if self.elements() == 0 {
-            return Ok(writer.put_bytes(name, &[])?);
-        }
         let mut lost = 0;
         for (first, count) in blocks(&self.shape) {
             let exact = match change {
@@ -146,7 +146,9 @@ impl Planned {
                 change.map_or(Ok(()), |change| change.refuse_infinite(name, &exact))?;
                 lost += count_infinite(&rounded).map_err(fail)? - count_infinite(&exact).map_err(fail)?;
             }
-            writer.put_rows(name, &rounded)?;
+            if !take(rounded) {
+                return Ok(());
+            }
         }
         if lost > 0 {
             return Err(Error::Overflow { tensor: name.into(), count: lost, dtype: lora_torch::kind_name(self.kind) });
@@ -154,6 +156,19 @@ impl Planned {
         Ok(())
     }
 }
+
+/// What is written next.
+enum Piece<'a> {
+    /// The base's tensor as it is.
+    Copied(&'a Planned),
+    /// A tensor without elements.
+    Empty(&'a Planned),
+    /// The next rows of a tensor.
+    Rows(&'a Planned, Tensor),
+}
+
+/// Pieces that wait to be written.
+const AHEAD: usize = 2;
 
 impl<'a> Shard<'a> {
     /// The base's file, tensors in its order; an untied head joins the embedding.
@@ -190,16 +205,50 @@ impl<'a> Shard<'a> {
         let path = dir.join(self.file.path().file_name().unwrap_or_default());
         let header: Vec<_> = self.tensors.iter().map(|t| (t.name.clone(), t.kind, t.shape.clone())).collect();
         let mut writer = TensorWriter::create(&path, &header, self.file.metadata())?;
+        // Blocks are made while those before them are written.
+        std::thread::scope(|scope| {
+            let (sender, pieces) = sync_channel(AHEAD);
+            let writing = scope.spawn(move || -> Result<()> {
+                for piece in pieces {
+                    match piece {
+                        Piece::Copied(tensor) => base.copy(&tensor.name, &mut writer)?,
+                        Piece::Empty(tensor) => writer.put_bytes(&tensor.name, &[])?,
+                        Piece::Rows(tensor, rows) => writer.put_rows(&tensor.name, &rows)?,
+                    }
+                }
+                Ok(writer.finish()?)
+            });
+            let made = self.make(base, plan, sender, wrote);
+            // A file that cannot be written is why no more was wanted.
+            let written = writing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            if made.is_ok() { written } else { made }
+        })
+    }
+
+    /// Makes the pieces in the order of the file, until nobody takes them. The file is whole only where all are made.
+    fn make<'s>(
+        &'s self,
+        base: &Checkpoint,
+        plan: &Plan,
+        pieces: SyncSender<Piece<'s>>,
+        made: &mut dyn FnMut(u64),
+    ) -> Result<()> {
         for tensor in &self.tensors {
-            let name = tensor.name.as_str();
-            match plan.changes.get(name) {
+            let wanted = match plan.changes.get(&tensor.name) {
                 // A head that was untied without a change of its own is in `changes`, too.
-                None if base.info(name)?.kind == tensor.kind => base.copy(name, &mut writer)?,
-                change => tensor.put(&mut writer, base, change)?,
+                None if base.info(&tensor.name)?.kind == tensor.kind => pieces.send(Piece::Copied(tensor)).is_ok(),
+                _ if tensor.elements() == 0 => pieces.send(Piece::Empty(tensor)).is_ok(),
+                change => {
+                    tensor.make(base, change, &mut |rows| pieces.send(Piece::Rows(tensor, rows)).is_ok())?;
+                    true
+                }
+            };
+            if !wanted {
+                break;
             }
-            wrote(tensor.bytes());
+            made(tensor.bytes());
         }
-        Ok(writer.finish()?)
+        Ok(())
     }
 }
 
