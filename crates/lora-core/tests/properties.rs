@@ -195,4 +195,29 @@ proptest! {
             prop_assert!(error_of_mix(&a, &b, &parts).unwrap().0 < F32_SQUARES_TOLERANCE);
         }
     }
+
+    /// What counts for nothing changes nothing. The rules that let a sign prevail are left out: they ask every adapter,
+    /// whatever its weight, as PEFT's do.
+    #[test]
+    fn an_adapter_of_weight_one_beside_one_of_weight_none_is_itself(i in 4i64..24, o in 4i64..24, r in 1i64..4, scale in 0.1f64..4.0) {
+        let (a, b) = (values(r, i, 1.0), values(o, r, 2.0));
+        let (a2, b2) = (values(r, i, 3.0), values(o, r, 4.0));
+        let parts = [(&a, &b, scale, 1.0), (&a2, &b2, 0.5, 0.0)];
+        let parts = parts.map(|(a, b, scale, weight)| MixPart { a, b, scale, weight });
+        let first = delta(&a, &b, scale, Kind::Double).unwrap();
+        let reach = 100.0 * f64::from(f32::EPSILON) * (1.0 + first.abs().max().double_value(&[]));
+        for (combination, rank) in [
+            (Combination::Cat, None),
+            (Combination::Svd, Some(r)),
+            (Combination::Linear, None),
+            (Combination::MagnitudePrune, None),
+            (Combination::DareLinear, None),
+            (Combination::DareLinearSvd, Some(r)),
+        ] {
+            let options = MixOptions { combination, rank, density: 1.0, majority: MajoritySign::Total, seed: 0 };
+            let (a, b) = mix(&parts, &options, 0).unwrap();
+            let mixed = delta(&a, &b, 1.0, Kind::Double).unwrap();
+            prop_assert!(distance(&mixed, &first) < reach, "{combination:?}: {}", distance(&mixed, &first));
+        }
+    }
 }
