@@ -60,7 +60,7 @@ impl AdaLora {
     /// What libtorch reports.
     pub fn fresh(in_features: i64, out_features: i64, init_r: i64, lora_alpha: f64, seed: u64) -> Result<Self> {
         const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);
-        manual_seed(seed);
+        let _drawing = manual_seed(seed);
         let a = Tensor::f_randn([init_r, in_features], CPU)?.f_mul_scalar(INITIAL_DEVIATION)?;
         let b = Tensor::f_randn([out_features, init_r], CPU)?.f_mul_scalar(INITIAL_DEVIATION)?;
         let e = Tensor::f_zeros([init_r, 1], CPU)?;

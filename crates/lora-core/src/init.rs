@@ -41,7 +41,7 @@ pub fn init_linear(
     seed: u64,
     device: Device,
 ) -> Result<Lora> {
-    lora_torch::manual_seed(seed);
+    let _drawing = lora_torch::manual_seed(seed);
     let r = spec.r();
     let a = match init {
         Init::Kaiming | Init::Random => uniform(r, in_features)?,
@@ -59,7 +59,7 @@ pub fn init_linear(
 /// # Errors
 /// What libtorch reports.
 pub fn init_embedding(vocab: i64, hidden: i64, spec: LoraSpec, seed: u64, device: Device) -> Result<Lora> {
-    lora_torch::manual_seed(seed);
+    let _drawing = lora_torch::manual_seed(seed);
     let a = Tensor::f_zeros([spec.r(), vocab], CPU)?;
     let b = Tensor::f_randn([hidden, spec.r()], CPU)?;
     Lora::from_parts(trained(a, device)?, trained(b, device)?, spec.scale())

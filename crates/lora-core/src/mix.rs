@@ -206,7 +206,7 @@ fn prune(t: &Tensor, pruning: Pruning, options: &MixOptions, seed: u64) -> Resul
         return Ok(t.shallow_clone());
     }
     if pruning == Pruning::Random {
-        manual_seed(seed);
+        let _drawing = manual_seed(seed);
         let kept = Tensor::f_rand(t.size(), (Kind::Float, Device::Cpu))?.f_lt(options.density)?;
         return Ok(t.f_mul(&kept)?.f_div_scalar(options.density)?);
     }

@@ -73,7 +73,7 @@ pub(crate) fn split(u: &Tensor, s: &Tensor, vh: &Tensor, scale: f64) -> Result<(
 fn fast_svd(w: &Tensor, r: i64, iterations: u32, seed: u64) -> Result<(Tensor, Tensor, Tensor)> {
     let size = w.size();
     let columns = (r + OVERSAMPLING).min(size[0]).min(size[1]);
-    lora_torch::manual_seed(seed);
+    let _drawing = lora_torch::manual_seed(seed);
     let random = Tensor::f_randn([size[1], columns], (Kind::Float, tch::Device::Cpu))?.f_to_device(w.device())?;
     let mut q = orthonormal(&w.f_matmul(&random)?)?;
     for _ in 0..iterations {

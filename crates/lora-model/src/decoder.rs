@@ -265,13 +265,12 @@ impl Decoder {
         mode: Mode,
         rows: Option<&Tensor>,
     ) -> Result<Tensor> {
-        let dropout = match mode {
+        let (dropout, _drawing) = match mode {
             Mode::Train { seed } if self.lora_dropout > 0.0 => {
                 // From the block's own seed, so that a recomputed block drops what it dropped before.
-                manual_seed(mix_seed(&[seed, i as u64]));
-                self.lora_dropout
+                (self.lora_dropout, Some(manual_seed(mix_seed(&[seed, i as u64]))))
             }
-            _ => 0.0,
+            _ => (0.0, None),
         };
         let rows = rows.filter(|_| i + 1 == self.blocks.len());
         let table = tables.of(self.blocks[i].rule.window);

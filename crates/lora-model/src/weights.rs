@@ -281,7 +281,7 @@ fn fresh_tensor(name: &str, shape: &[i64], std: f64, seed: u64) -> Result<Tensor
     if name.ends_with(".bias") {
         return Ok(Tensor::f_zeros(shape, on)?);
     }
-    lora_torch::manual_seed(mix_seed(&[seed, path_seed(name)]));
+    let _drawing = lora_torch::manual_seed(mix_seed(&[seed, path_seed(name)]));
     Ok(Tensor::f_randn(shape, on)?.f_mul_scalar(std)?)
 }
 

@@ -54,5 +54,5 @@ pub use optim::{AdamWScalars, adamw_step, grad_norm};
 pub use packed::{Int8, NESTED_BLOCK, NF4_BLOCK, Nf4, Scales, dynamic_table};
 pub use pointwise::{rms_norm, rotary, swiglu};
 pub use products::{use_own_products, uses_own_products};
-pub use seed::{manual_seed, mix_seed, uniform_from_seed};
+pub use seed::{Drawing, manual_seed, mix_seed, uniform_from_seed};
 pub use weight::Weight;

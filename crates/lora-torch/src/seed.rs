@@ -3,6 +3,7 @@
 
 use crate::error::Result;
 use crate::ffi;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use tch::Tensor;
 
 /// Matrices drawn in turn, fp32 on the CPU, each uniform in `[-bound, bound)`. They come from a generator of their own, whose
@@ -18,9 +19,20 @@ pub fn uniform_from_seed<const N: usize>(seed: u64, matrices: [([i64; 2], f64); 
     ffi::uniform(seed, &shapes, &bounds)
 }
 
-/// Seeds libtorch's generators on every device.
-pub fn manual_seed(seed: u64) {
+/// The right to draw from libtorch's generators: they are one for the whole process, so while one thread draws what follows
+/// from its seed, others wait.
+#[derive(Debug)]
+#[must_use = "others draw from the same generators as soon as it is dropped"]
+pub struct Drawing(#[allow(dead_code)] MutexGuard<'static, ()>);
+
+/// Seeds libtorch's generators on every device, and keeps other callers away until what it returns is dropped. A thread that
+/// calls it again before waits for ever.
+pub fn manual_seed(seed: u64) -> Drawing {
+    static GENERATORS: Mutex<()> = Mutex::new(());
+    // A thread that broke down while it drew has left nothing behind that a new seed does not set right.
+    let held = GENERATORS.lock().unwrap_or_else(PoisonError::into_inner);
     tch::manual_seed(seed as i64);
+    Drawing(held)
 }
 
 /// Mixes several numbers into one seed: the finaliser of SplitMix64 (Steele, Lea & Flood, 2014) over a running sum.
