@@ -1,5 +1,7 @@
 //! Preference pairs and rated answers as rows of tokens, for objectives that compare answers.
 
+use std::collections::HashSet;
+
 use crate::dataset::{DataOptions, builder, check_options, check_whole};
 use crate::document::{Body, Document};
 use crate::error::{DataError, Result};
@@ -85,10 +87,33 @@ const RATED: &str = "rated answer: this objective needs `label` beside the answe
 /// Records between two reports of progress.
 const READ_AT_ONCE: usize = 256;
 
+/// What a pair or a rated answer is made of: its rows, and whether it is rated good.
+trait Rated {
+    fn rows(&self) -> Vec<&Example>;
+    fn is_good(&self) -> bool {
+        true
+    }
+}
+
+impl Rated for PreferencePair {
+    fn rows(&self) -> Vec<&Example> {
+        vec![&self.chosen, &self.rejected]
+    }
+}
+
+impl Rated for RatedExample {
+    fn rows(&self) -> Vec<&Example> {
+        vec![&self.example]
+    }
+    fn is_good(&self) -> bool {
+        self.desirable
+    }
+}
+
 /// Makes one item of a document: the outer `None` is a document of another kind, the inner one a row that is left out.
 type Make<'m, T> = &'m mut dyn FnMut(&ExampleBuilder<'_>, &Document, &mut DataReport) -> Result<Option<Option<T>>>;
 
-fn build<T>(
+fn build<T: Rated>(
     sources: &[Source],
     tokenizer: &Tokenizer,
     options: &DataOptions,
@@ -100,14 +125,24 @@ fn build<T>(
     let own_template = options.template.as_ref().map(|path| tokenizer.template_named(path)).transpose()?;
     let builder = builder(tokenizer, options, own_template.as_ref());
     let (mut items, mut source_ends, mut report) = (Vec::new(), Vec::new(), DataReport::default());
-    let (mut first, mut read) = (None, 0);
+    let (mut first, mut read, mut seen) = (None, 0, HashSet::new());
     for source in sources {
         let mut documents = Documents::open(source, options.reading)?;
         while let Some(document) = documents.next() {
             let document = document?;
             match make(&builder, &document, &mut report) {
-                Ok(Some(item)) => {
-                    items.extend(item);
+                Ok(Some(None)) => {}
+                Ok(Some(Some(item))) => {
+                    let key = item.rows().into_iter().map(Example::fingerprint).collect::<Vec<_>>();
+                    let is_new = seen.insert((key, item.is_good()));
+                    if !is_new {
+                        report.duplicates += 1;
+                        report.duplicate_tokens += item.rows().iter().map(|row| row.input_ids.len()).sum::<usize>();
+                    }
+                    if is_new || !options.dedup {
+                        item.rows().into_iter().for_each(|row| report.add_kept(row, tokenizer));
+                        items.push(item);
+                    }
                     first = first.or(Some(document.origin));
                 }
                 Ok(None) => {
@@ -140,9 +175,5 @@ fn side(
     let document = Document { origin: document.origin.clone(), body: body.clone() };
     let mut outcome = builder.build(&document)?;
     report.add(&outcome, &document.origin);
-    let example = outcome.examples.pop().filter(|_| outcome.dropped.is_empty());
-    if let Some(example) = &example {
-        report.add_kept(example, builder.tokenizer);
-    }
-    Ok(example)
+    Ok(outcome.examples.pop().filter(|_| outcome.dropped.is_empty()))
 }

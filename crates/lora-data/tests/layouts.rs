@@ -175,6 +175,13 @@ fn pairs_and_ratings_are_typed_examples() {
         ("good<|im_end|>".into(), "bad<|im_end|>".into())
     );
     assert_eq!((report.read, report.kept, report.sources[0].records), (2, 2, 1));
+    let twice = [source.clone(), source.clone()];
+    for (dedup, kept) in [(false, 2), (true, 1)] {
+        let options = DataOptions { dedup, ..DataOptions::default() };
+        let set = build_pairs(&twice, &tokenizer, &options, &mut |_, _| {}).unwrap();
+        assert_eq!((set.items.len(), set.report.kept, set.report.duplicates), (kept, 2 * kept, 1));
+        assert_eq!(set.source_ends, [1, kept]);
+    }
     assert!(chain(&build_rated(&[source], &tokenizer, &options, &mut |_, _| {}).unwrap_err()).contains("`label`"));
 
     let same = r#"{"prompt": "q", "chosen": "a", "rejected": "a"}"#;

@@ -17,6 +17,17 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     persist(temp, path)
 }
 
+/// Replaces or creates the file `to` with a copy of `from`, as [`write_atomic`] does, whatever its size.
+///
+/// # Errors
+/// [`Error::Io`] naming the path that could not be read or written; `to` then is as it was before.
+pub fn copy_atomic(from: &Path, to: &Path) -> Result<()> {
+    let mut source = File::open(from).map_err(|e| Error::io("read", from, e))?;
+    let mut temp = create_temp(to)?;
+    std::io::copy(&mut source, &mut temp).map_err(|e| Error::io("write", to, e))?;
+    persist(temp, to)
+}
+
 /// Makes the names in a folder durable.
 ///
 /// # Errors
@@ -72,6 +83,11 @@ mod tests {
         write_atomic(&path, b"one").unwrap();
         write_atomic(&path, b"two").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"two");
+        write_atomic(&dir.path().join("b"), b"three").unwrap();
+        copy_atomic(&dir.path().join("b"), &path).unwrap();
+        assert!(copy_atomic(&dir.path().join("none"), &path).unwrap_err().to_string().contains("none"));
+        assert_eq!(fs::read(&path).unwrap(), b"three");
+        fs::remove_file(dir.path().join("b")).unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         #[cfg(unix)]
         {

@@ -339,8 +339,10 @@ impl Decoder {
             return self.class_loss(&head.forward(hidden)?, batch);
         }
         let Some((head, chunk)) = self.plain_head(hidden)? else {
-            let losses = self.losses_in_full(hidden, &batch.targets)?;
-            let losses = weights.map_or_else(|| Ok(losses.shallow_clone()), |w| losses.f_mul(w))?;
+            let mut losses = self.losses_in_full(hidden, &batch.targets)?;
+            if let Some(weights) = weights {
+                losses = losses.f_mul(weights)?;
+            }
             return Ok(losses.f_sum(losses.kind())?);
         };
         let loss = cross_entropy(hidden, head, &batch.targets, weights, chunk)?;

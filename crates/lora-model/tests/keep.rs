@@ -8,7 +8,6 @@ use lora_format::{Checkpoint, TensorFile, write_tensors};
 use lora_model::{Decoder, Keeping, Mode, ModelConfig, ModuleMut, Packing, Storage, all_linear, plan_injection};
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
 use tch::{Device, Kind, Tensor};
 
 /// fp32 on both sides, sums over tiles in another order.
@@ -33,11 +32,7 @@ fn results(model: &Decoder, family: &str, checkpointing: bool) -> (Tensor, f64, 
     (logits, loss, parameters.into_iter().map(|p| (p.name, p.tensor.grad())).collect())
 }
 
-/// Fresh adapters are drawn from libtorch's one generator, which tests in other threads draw from, too.
-static GENERATOR: Mutex<()> = Mutex::new(());
-
 fn inject(model: &mut Decoder) {
-    let _alone = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
     let plan = plan_injection(&model.config, &all_linear(2, 4.0)).unwrap();
     model.inject(&plan, 7).unwrap();
 }

@@ -23,16 +23,18 @@ pub fn uniform_from_seed<const N: usize>(seed: u64, matrices: [([i64; 2], f64); 
 /// from its seed, others wait.
 #[derive(Debug)]
 #[must_use = "others draw from the same generators as soon as it is dropped"]
-pub struct Drawing(#[allow(dead_code)] MutexGuard<'static, ()>);
+pub struct Drawing {
+    _alone: MutexGuard<'static, ()>,
+}
 
 /// Seeds libtorch's generators on every device, and keeps other callers away until what it returns is dropped. A thread that
 /// calls it again before waits for ever.
 pub fn manual_seed(seed: u64) -> Drawing {
     static GENERATORS: Mutex<()> = Mutex::new(());
     // A thread that broke down while it drew has left nothing behind that a new seed does not set right.
-    let held = GENERATORS.lock().unwrap_or_else(PoisonError::into_inner);
+    let alone = GENERATORS.lock().unwrap_or_else(PoisonError::into_inner);
     tch::manual_seed(seed as i64);
-    Drawing(held)
+    Drawing { _alone: alone }
 }
 
 /// Mixes several numbers into one seed: the finaliser of SplitMix64 (Steele, Lea & Flood, 2014) over a running sum.

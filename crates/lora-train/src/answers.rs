@@ -1,5 +1,6 @@
 //! Answers that are compared or rated, as rows of tokens.
 
+use crate::digest::hex;
 use crate::error::Result;
 use lora_data::{Example, PreferencePair, RatedExample, RowPlan, Rows};
 use sha2::{Digest, Sha256};
@@ -47,7 +48,10 @@ impl Answers {
 
     /// The rows of batches.
     pub(crate) fn plan(&self) -> RowPlan {
-        RowPlan::groups(self.count(), self.each)
+        match self.each {
+            1 => RowPlan::one_each(self.rows.len()),
+            each => RowPlan::groups(self.count(), each),
+        }
     }
 
     /// Some of the pairs or answers, each as often as `order` names it.
@@ -65,7 +69,7 @@ impl Answers {
         let mut hash = Sha256::new();
         hash.update(format!("{} {} {:?}\n", self.rows.digest(), self.each, self.good));
         self.unrelated.iter().for_each(|rows| hash.update(rows.digest()));
-        hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+        hex(&hash.finalize())
     }
 }
 

@@ -3,6 +3,7 @@
 
 use crate::config::{RunConfig, SourceConfig, TaskType};
 use crate::datasets::{data_options, data_sources, take_held_out};
+use crate::digest::hex;
 use crate::error::Result;
 use crate::events::{Event, EventSink};
 use crate::plan::Trained;
@@ -57,7 +58,7 @@ impl ClassPlan {
                 ClassTarget::Values(values) => values.iter().for_each(|v| hash.update(v.to_le_bytes())),
             }
         }
-        hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+        hex(&hash.finalize())
     }
 }
 

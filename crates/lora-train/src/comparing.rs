@@ -3,6 +3,7 @@
 mod known;
 
 use crate::answers::Answers;
+use crate::digest::hex;
 use crate::error::{Error, Result};
 use crate::eval::{EvalReport, on_device};
 use crate::events::{Event, EventSink};
@@ -15,10 +16,6 @@ use serde::{Serialize, Serializer};
 use sha2::{Digest, Sha256};
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
-
-fn hex(hash: Sha256) -> String {
-    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
-}
 
 /// What the policy stands for, in the terms of the objective.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -123,6 +120,11 @@ impl Comparing {
         Self { objective, train, eval, known: Default::default() }
     }
 
+    /// Whether the reference must be asked.
+    pub(crate) fn needs_reference(&self) -> bool {
+        self.objective.needs_reference()
+    }
+
     /// Asks the model as it stands what it says of every answer, unless the run's folder knows it already.
     pub(crate) fn ask_reference(
         &mut self,
@@ -132,26 +134,26 @@ impl Comparing {
         dir: &Path,
         sink: &mut dyn EventSink,
     ) -> Result<()> {
-        if !self.objective.needs_reference() {
-            return Ok(());
-        }
         let path = dir.join(REFERENCE_FILE);
         let mut hash = Sha256::new();
         hash.update(format!("{belongs_to} {} {}", self.train.digest(), self.eval.digest()));
-        let belongs_to = hex(hash);
+        let belongs_to = hex(&hash.finalize());
         if let Some(known) = read_known(&path, &belongs_to)? {
             self.known = known;
             return Ok(());
         }
-        let all: usize = [&self.train, &self.eval].iter().map(|a| a.rows.len()).sum();
-        let (mut done, drift) = (0, self.objective.needs_drift());
+        let drift = self.objective.needs_drift();
+        let unrelated = |answers: &Answers| answers.unrelated.clone().filter(|_| drift);
+        let count = |answers: &Answers| answers.rows.len() + unrelated(answers).map_or(0, |rows| rows.len());
+        let (mut done, of) = (0, count(&self.train) + count(&self.eval));
+        let mut more = |n| {
+            done += n;
+            sink.event(Event::Reference { done, of });
+        };
         for (known, answers) in self.known.iter_mut().zip([&self.train, &self.eval]) {
-            known.of_rows = sums(model, &answers.rows, rows, &mut |n| {
-                done += n;
-                sink.event(Event::Reference { done, of: all });
-            })?;
-            if let Some(unrelated) = answers.unrelated.as_ref().filter(|_| drift) {
-                known.of_unrelated = sums(model, unrelated, rows, &mut |_| {})?;
+            known.of_rows = sums(model, &answers.rows, rows, &mut more)?;
+            if let Some(unrelated) = unrelated(answers) {
+                known.of_unrelated = sums(model, &unrelated, rows, &mut more)?;
             }
         }
         std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;

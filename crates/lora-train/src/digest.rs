@@ -24,9 +24,10 @@ pub(crate) fn of_checkpoint(dir: &Path) -> Result<String> {
             hash.update(&bytes[start..bytes.len().min(start + BLOCK)]);
         }
     }
-    Ok(hex(hash))
+    Ok(hex(&hash.finalize()))
 }
 
-fn hex(hash: Sha256) -> String {
-    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+/// Lower-case hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

@@ -3,6 +3,8 @@
 //! Everything here is arithmetic in double precision on a few numbers of each answer; [`crate::Trainer`] computes those
 //! numbers and carries the derivatives back through the model. An objective of your own is a type with [`Objective`].
 
+use crate::config::choice;
+
 /// An answer, as an objective sees it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Answer<'a> {
@@ -68,24 +70,25 @@ pub trait Objective: std::fmt::Debug + Send {
     }
 }
 
-/// The losses of direct preference optimisation, by TRL's names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DpoLoss {
-    /// `-log σ(x)` (Rafailov et al. 2023, equation 7), and with label smoothing ε
-    /// `-(1 - ε) log σ(x) - ε log σ(-x)` (Mitchell 2023).
-    Sigmoid,
-    /// The same where each side's ratio is divided by its number of tokens.
-    SigmoidNorm,
-    /// `max(0, 1 - x)` (Zhao et al. 2023).
-    Hinge,
-    /// `(h_w - h_l - 1 / 2β)²` of ratios divided by their numbers of tokens (Azar et al. 2023, equation 17).
-    Ipo,
-    /// `(-(1 - ε) log σ(x) + ε log σ(-x)) / (1 - 2ε)` (Chowdhury et al. 2024).
-    Robust,
-    /// `1 - σ(β h_w) + σ(β h_l)` (D'Oosterlinck et al. 2024).
-    ApoZero,
-    /// `σ(β h_w) + 1 - σ(β h_w - β h_l)` (the same).
-    ApoDown,
+choice! {
+    /// The losses of direct preference optimisation, by TRL's names; KTO has the first and `apo_zero`.
+    DpoLoss {
+        /// `-log σ(x)` (Rafailov et al. 2023, equation 7), and with label smoothing ε
+        /// `-(1 - ε) log σ(x) - ε log σ(-x)` (Mitchell 2023).
+        Sigmoid = "sigmoid",
+        /// The same where each side's ratio is divided by its number of tokens.
+        SigmoidNorm = "sigmoid_norm",
+        /// `max(0, 1 - x)` (Zhao et al. 2023).
+        Hinge = "hinge",
+        /// `(h_w - h_l - 1 / 2β)²` of ratios divided by their numbers of tokens (Azar et al. 2023, equation 17).
+        Ipo = "ipo",
+        /// `(-(1 - ε) log σ(x) + ε log σ(-x)) / (1 - 2ε)` (Chowdhury et al. 2024).
+        Robust = "robust",
+        /// `1 - σ(β h_w) + σ(β h_l)` (D'Oosterlinck et al. 2024).
+        ApoZero = "apo_zero",
+        /// `σ(β h_w) + 1 - σ(β h_w - β h_l)` (the same).
+        ApoDown = "apo_down",
+    }
 }
 
 /// Direct preference optimisation: `h` is [`Answer::log_ratio`], `x = β (h_w - h_l)`.

@@ -1,6 +1,7 @@
 //! Every trained parameter in one flat buffer, with its gradient and its moments beside it: one norm, one optimizer call,
 //! and (later) one exchange between machines.
 
+use crate::digest::hex;
 use crate::error::{Error, Result};
 use lora_model::Parameter;
 use lora_torch::{AdamWScalars, adamw_step, grad_norm, set_grad, with_bytes};
@@ -220,8 +221,7 @@ impl FlatParams {
     /// # Errors
     /// What copying them from a device reports.
     pub fn digest(&self) -> Result<String> {
-        let hash = with_bytes(&self.flat, |bytes| Sha256::digest(bytes))?;
-        Ok(hash.iter().map(|b| format!("{b:02x}")).collect())
+        Ok(with_bytes(&self.flat, |bytes| hex(&Sha256::digest(bytes)))?)
     }
 
     fn buffers(&self) -> [(&'static str, &Tensor); 3] {

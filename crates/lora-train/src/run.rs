@@ -7,7 +7,7 @@ use crate::lock::RunLock;
 use crate::metrics::{EvalRecord, MetricsWriter};
 use crate::plan::RunPlan;
 use crate::trainer::{BEST_FOLDER, StepOutcome, Trainer};
-use lora_format::{read_json_object, write_atomic};
+use lora_format::{copy_atomic, read_json_object, write_atomic};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -181,8 +181,7 @@ fn take_best(out: &Path) -> Result<()> {
     files.sort();
     for file in files.iter().filter(|file| file.is_file()) {
         let Some(name) = file.file_name() else { continue };
-        let bytes = std::fs::read(file).map_err(Error::io("read", file))?;
-        write_atomic(&out.join(name), &bytes)?;
+        copy_atomic(file, &out.join(name))?;
     }
     Ok(())
 }
@@ -217,8 +216,7 @@ fn write_outputs(trainer: &Trainer) -> Result<()> {
             write_atomic(&out.join(name), text.as_bytes())?;
             continue;
         }
-        let bytes = std::fs::read(&file).map_err(Error::io("read", &file))?;
-        write_atomic(&out.join(name), &bytes)?;
+        copy_atomic(&file, &out.join(name))?;
     }
     Ok(())
 }

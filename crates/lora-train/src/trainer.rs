@@ -92,12 +92,16 @@ impl Trainer {
             let [train, eval] = plan.answers.clone().unwrap_or_else(alone);
             Comparing::new(objective, train, eval)
         });
-        let base_is_asked = plan.starts_apart() && plan.config.objective.reference == Reference::Base;
-        if base_is_asked && comparing.is_some() {
+        let mut asks = comparing.as_mut().filter(|comparing| comparing.needs_reference());
+        if plan.starts_apart()
+            && plan.config.objective.reference == Reference::Base
+            && let Some(comparing) = asks.take()
+        {
+            // Before there is an adapter.
             if let Some(packing) = packing.take() {
                 model.pack(packing, &mut progress)?;
             }
-            ask_reference(&mut comparing, &model, &plan, "base", sink)?;
+            ask_reference(comparing, &model, &plan, "base", sink)?;
         }
         let mut progress = |done, of| sink.event(Event::Loading { done, of });
         match &plan.trained {
@@ -110,8 +114,8 @@ impl Trainer {
         }
         model.lora_dropout = plan.config.lora.dropout();
         let params = FlatParams::new(model.parameters(), plan.config.train.lora_plus())?;
-        if !base_is_asked {
-            ask_reference(&mut comparing, &model, &plan, &params.digest()?, sink)?;
+        if let Some(comparing) = asks {
+            ask_reference(comparing, &model, &plan, &params.digest()?, sink)?;
         }
         let budgeting = Budgeting::of(plan.adapter_config().as_ref(), &model, plan.total_steps)?;
         let sampler = match plan.config.data.group_by_length {
@@ -155,9 +159,7 @@ impl Trainer {
         for (micro, laid) in batches.iter().enumerate() {
             let seed = mix_seed(&[self.plan.config.seed, step, micro as u64, RANK]);
             if let Some(comparing) = &self.comparing {
-                let judged = comparing.backward(&self.model, laid, seed, 1.0 / count, config.gradient_checkpointing)?;
-                loss += judged.loss;
-                tally.join(&judged);
+                tally.join(&comparing.backward(&self.model, laid, seed, 1.0 / count, config.gradient_checkpointing)?);
                 continue;
             }
             let batch = self.token_batch(laid)?;
@@ -165,7 +167,7 @@ impl Trainer {
             loss += sum.f_double_value(&[]).map_err(lora_torch::Error::from)?;
         }
         let regulariser = self.budgeting.as_ref().map_or(Ok(0.0), |b| b.regularise(&self.model))?;
-        let loss = loss / count + regulariser;
+        let loss = (loss + tally.loss) / count + regulariser;
         let grad_norm = self.params.clip_grad_norm(config.max_grad_norm)?;
         let learning_rate = self.plan.schedule.lr_at(step);
         let finite = loss.is_finite() && grad_norm.is_finite();
@@ -399,13 +401,12 @@ const RANK: u64 = 0;
 
 /// What the reference says of a run's answers: that of `model` as it stands, which `state` tells apart from others.
 fn ask_reference(
-    comparing: &mut Option<Comparing>,
+    comparing: &mut Comparing,
     model: &Decoder,
     plan: &RunPlan,
     state: &str,
     sink: &mut dyn EventSink,
 ) -> Result<()> {
-    let Some(comparing) = comparing else { return Ok(()) };
     let belongs_to = format!("{state} {:?} {:?} {:?}", plan.digests, plan.kind, plan.config.model.quantization);
     let rows = plan.config.train.per_device_eval_batch_size as usize;
     comparing.ask_reference(model, &belongs_to, rows, &plan.config.output_dir, sink)

@@ -83,8 +83,10 @@ fn a_threshold_and_another_figure_decide_as_asked() {
     let (report, losses) = run(plan(dir.path(), &["train.early_stopping_threshold=1000"]), false, None);
     assert_eq!((report.steps, losses.len()), (6, 4), "nothing is better by so much");
     let other = tempfile::tempdir().unwrap();
-    let more = ["train.metric_for_best_model=eval_macro_f1"];
-    let error = train(plan(other.path(), &more), &TrainOptions::default(), &AtomicBool::new(false), &mut NoEvents);
+    // What a configuration cannot ask for, a program can.
+    let mut without = plan(other.path(), &[]);
+    without.config.train.metric_for_best_model = lora_train::config::BestMetric::MacroF1;
+    let error = train(without, &TrainOptions::default(), &AtomicBool::new(false), &mut NoEvents);
     let error = error.unwrap_err().to_string();
     assert!(error.contains("eval_macro_f1") && error.contains("eval_loss"), "{error}");
 }

@@ -1,6 +1,7 @@
 //! `manifest.json`: what a checkpoint consists of, and of which run and moment it is.
 
 use super::damage::Damage;
+use crate::digest::hex;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -143,8 +144,4 @@ pub(crate) fn digest_file(file: &mut File) -> std::io::Result<FileEntry> {
         hasher.update(buffer.get(..n).unwrap_or_default());
         bytes += n as u64;
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

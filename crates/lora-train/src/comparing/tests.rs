@@ -113,7 +113,9 @@ fn losses_and_gradients_are_those_of_trl() {
         let laid = Laid { batch: answers.rows.batch(examples.iter().copied()).unwrap(), examples };
         let dir = tempfile::tempdir().unwrap();
         let mut comparing = Comparing::new(objective, answers.clone(), answers.clone());
-        comparing.ask_reference(&base, "base", 3, dir.path(), &mut NoEvents).unwrap();
+        if comparing.needs_reference() {
+            comparing.ask_reference(&base, "base", 3, dir.path(), &mut NoEvents).unwrap();
+        }
         let count = comparing.count(std::slice::from_ref(&laid)) as f64;
 
         for checkpointing in [false, true] {
@@ -148,7 +150,7 @@ fn losses_and_gradients_are_those_of_trl() {
         // What the reference said is found again, and not what belongs to another run.
         let mut again = Comparing::new(self::objective(&case).unwrap(), answers.clone(), answers);
         let path = dir.path().join(REFERENCE_FILE);
-        if comparing.objective.needs_reference() {
+        if comparing.needs_reference() {
             again.ask_reference(&policy, "base", 3, dir.path(), &mut NoEvents).unwrap();
             assert_eq!(again.known, comparing.known, "{name}");
             again.ask_reference(&policy, "another", 3, dir.path(), &mut NoEvents).unwrap();
@@ -159,8 +161,6 @@ fn losses_and_gradients_are_those_of_trl() {
                 again.known[0].of_rows.iter().zip(&comparing.known[0].of_rows).all(|(a, b)| near(*a, *b)),
                 "{name}"
             );
-        } else {
-            assert!(!path.exists(), "{name} needs no reference");
         }
     }
     assert_eq!(seen, 14, "every case of TRL but three");

@@ -22,26 +22,6 @@ choice! {
 }
 
 choice! {
-    /// The losses of DPO and KTO.
-    LossType {
-        /// DPO as it was published, and KTO as it was.
-        Sigmoid = "sigmoid",
-        /// Of ratios by token.
-        SigmoidNorm = "sigmoid_norm",
-        /// A hinge.
-        Hinge = "hinge",
-        /// Identity preference optimisation.
-        Ipo = "ipo",
-        /// For pairs of which a known share is the wrong way round.
-        Robust = "robust",
-        /// Anchored: better answers up, worse ones down.
-        ApoZero = "apo_zero",
-        /// Anchored: both down, the worse ones further.
-        ApoDown = "apo_down",
-    }
-}
-
-choice! {
     /// The model that a policy is kept near to.
     Reference {
         /// The base.
@@ -58,7 +38,7 @@ section! {
         /// `lora.task_type = "SEQ_CLS"`.
         name: ObjectiveName = ObjectiveName::Sft, Kind::Choice(ObjectiveName::NAMES);
         /// Which loss of DPO; of KTO `sigmoid` or `apo_zero`.
-        loss_type: LossType = LossType::Sigmoid, Kind::Choice(LossType::NAMES);
+        loss_type: DpoLoss = DpoLoss::Sigmoid, Kind::Choice(DpoLoss::NAMES);
         /// DPO and KTO: how closely the answers keep to the reference; ORPO: weight of the odds ratio; SimPO: scale of the
         /// rewards. 2 for SimPO and 0.1 for the others when absent.
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -108,15 +88,7 @@ impl ObjectiveConfig {
         Some(match self.name {
             ObjectiveName::Sft => return None,
             ObjectiveName::Dpo => Box::new(Dpo {
-                loss: match self.loss_type {
-                    LossType::Sigmoid => DpoLoss::Sigmoid,
-                    LossType::SigmoidNorm => DpoLoss::SigmoidNorm,
-                    LossType::Hinge => DpoLoss::Hinge,
-                    LossType::Ipo => DpoLoss::Ipo,
-                    LossType::Robust => DpoLoss::Robust,
-                    LossType::ApoZero => DpoLoss::ApoZero,
-                    LossType::ApoDown => DpoLoss::ApoDown,
-                },
+                loss: self.loss_type,
                 beta,
                 label_smoothing: self.label_smoothing,
                 rpo_alpha: self.rpo_alpha,
@@ -127,7 +99,7 @@ impl ObjectiveConfig {
                 beta,
                 desirable_weight: self.desirable_weight,
                 undesirable_weight: self.undesirable_weight,
-                drift: self.loss_type != LossType::ApoZero,
+                drift: self.loss_type != DpoLoss::ApoZero,
             }),
             ObjectiveName::Reward => {
                 Box::new(RewardModel { center_rewards_coefficient: self.center_rewards_coefficient })

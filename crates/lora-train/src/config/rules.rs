@@ -3,8 +3,9 @@
 use super::faults::{Fault, FaultKind, shown};
 use super::source::Places;
 use super::{
-    FinetuningType, InitLoraWeights, LossType, Modules, ObjectiveConfig, ObjectiveName, PeftType, RunConfig, TaskType,
+    BestMetric, FinetuningType, InitLoraWeights, Modules, ObjectiveConfig, ObjectiveName, PeftType, RunConfig, TaskType,
 };
+use crate::objective::DpoLoss;
 use crate::schedule::ScheduleKind;
 use toml::{Table, Value};
 
@@ -94,6 +95,16 @@ fn best(config: &RunConfig, rules: &mut Rules<'_>) {
     if !train.load_best_model_at_end && train.early_stopping_patience.is_none() {
         return;
     }
+    let (metric, classifier) = (train.metric_for_best_model, config.lora.task_type == TaskType::SeqCls);
+    let has_it = match metric {
+        BestMetric::Loss => true,
+        BestMetric::Accuracy => config.objective.name != ObjectiveName::Kto,
+        BestMetric::MacroF1 => classifier && !config.objective.compares(),
+        BestMetric::RewardMargin => config.objective.compares(),
+    };
+    let with = format!("objective.name = \"{}\" and its evaluations", config.objective.name.name());
+    let remedy = "they have no such figure; choose another, as \"eval_loss\"";
+    rules.contradiction_if(!has_it, "train.metric_for_best_model", with, remedy);
     let none_held_out = config.data.eval.is_empty() && config.data.eval_split == 0.0;
     let remedy = "the best evaluation is looked for: give data.eval, or a part of the data by data.eval_split";
     rules.required(none_held_out, "data.eval_split", remedy);
@@ -108,11 +119,14 @@ fn schedule_options(config: &RunConfig, rules: &mut Rules<'_>) {
         let value = train.lr_scheduler_kwargs.get(key)?;
         value.as_float().or_else(|| value.as_integer().map(|i| i as f64))
     };
-    let with = || format!("train.lr_scheduler_type = \"{}\"", kind.name());
     let given = train.lr_scheduler_kwargs.keys();
-    for key in given.filter(|key| !kind.options().contains(&key.as_str())) {
-        let remedy = "this schedule has no such option; the reference of keys lists those of each";
-        rules.contradiction("train.lr_scheduler_kwargs", format!("{key} of {}", with()), remedy);
+    if given.into_iter().any(|key| !kind.options().contains(&key.as_str())) {
+        let own = match kind.options() {
+            [] => "none".to_string(),
+            some => some.join(" and "),
+        };
+        let with = format!("train.lr_scheduler_type = \"{}\", whose options are: {own}", kind.name());
+        rules.contradiction("train.lr_scheduler_kwargs", with, "remove the others");
     }
     if number("min_lr").is_some() && number("min_lr_rate").is_some() {
         let remedy = "one is the other times the learning rate; keep one of them";
@@ -200,10 +214,10 @@ fn objective(config: &RunConfig, rules: &mut Rules<'_>) {
             rules.contradiction(&path, with(), remedy);
         }
     }
-    if own.name == Kto && !matches!(own.loss_type, LossType::Sigmoid | LossType::ApoZero) {
+    if own.name == Kto && !matches!(own.loss_type, DpoLoss::Sigmoid | DpoLoss::ApoZero) {
         rules.contradiction("objective.loss_type", with(), "kto has the losses \"sigmoid\" and \"apo_zero\"");
     }
-    if own.label_smoothing > 0.0 && !matches!(own.loss_type, LossType::Sigmoid | LossType::Robust) {
+    if own.label_smoothing > 0.0 && !matches!(own.loss_type, DpoLoss::Sigmoid | DpoLoss::Robust) {
         let loss = format!("objective.loss_type = \"{}\"", own.loss_type.name());
         rules.contradiction(
             "objective.label_smoothing",
@@ -212,8 +226,8 @@ fn objective(config: &RunConfig, rules: &mut Rules<'_>) {
         );
     }
     if own.label_smoothing >= 0.5 {
-        let remedy = "at a half and above, the worse answers would be preferred; set a share below 0.5";
-        rules.contradiction("objective.label_smoothing", "what it means".into(), remedy);
+        let remedy = "at a half and above, the worse ones would be preferred; set a share below 0.5";
+        rules.contradiction("objective.label_smoothing", "preferring the better answers".into(), remedy);
     }
     let classifier = config.lora.task_type == TaskType::SeqCls;
     if own.name == Reward && !classifier {
@@ -231,6 +245,9 @@ fn objective(config: &RunConfig, rules: &mut Rules<'_>) {
         rules.contradiction_if(config.data.train_on_prompt, "data.train_on_prompt", with(), remedy);
         let remedy = "a batch holds whole pairs or answers, without padding in any case; remove it";
         rules.contradiction_if(config.data.packing, "data.packing", with(), remedy);
+        let remedy = "the parts of a divided answer cannot be compared; use \"right\" or \"drop\"";
+        let divides = config.data.truncation == super::Truncation::Split;
+        rules.contradiction_if(divides, "data.truncation", with(), remedy);
         let remedy = "this objective learns from the worse answers, too; remove it";
         rules.contradiction("data.preference", with(), remedy);
     }

@@ -419,6 +419,7 @@ fn keys_of_another_objective_and_data_that_does_not_fit_are_refused() {
         (&["objective.name=dpo", "data.packing=true"], "data.packing", "pairs"),
         (&["objective.name=dpo", "data.train_on_prompt=true"], "data.train_on_prompt", "never trained"),
         (&["objective.name=dpo", "data.preference=chosen"], "data.preference", "worse"),
+        (&["objective.name=dpo", "data.truncation=split"], "data.truncation", "divided"),
         (&["objective.name=ppo"], "objective.name", "dpo"),
         (&["objective.betta=1"], "objective.betta", "beta"),
     ] {
@@ -448,6 +449,15 @@ fn schedules_take_their_own_options_and_the_best_needs_evaluations() {
         (&["train.load_best_model_at_end=true", "train.eval_steps=5"], Some("data.eval_split")),
         (&["train.early_stopping_patience=2", "data.eval_split=0.1"], Some("train.eval_steps")),
         (&["train.metric_for_best_model=eval_bleu"], Some("train.metric_for_best_model")),
+        (
+            &[
+                "train.early_stopping_patience=2",
+                "train.eval_steps=5",
+                "data.eval_split=0.1",
+                "train.metric_for_best_model=eval_macro_f1",
+            ],
+            Some("train.metric_for_best_model"),
+        ),
     ] {
         match (compared(more), key) {
             (Ok(_), None) => {}
