@@ -12,6 +12,7 @@ mod demo;
 mod dist;
 mod doctor;
 mod fixtures;
+mod fuzz;
 mod gpu_check;
 mod hash;
 mod interop;
@@ -119,12 +120,8 @@ enum Verb {
         /// Only these model families of the fixtures; with --gguf, folders of real models to compare greedy texts of
         family: Vec<String>,
     },
-    /// Throw mutations of the corpus at every way into the data pipeline, more of them than the tests do
-    Fuzz {
-        /// Mutations of every file of the corpus
-        #[arg(long, default_value_t = 2000)]
-        runs: u32,
-    },
+    /// Throw hostile input at every way into the data pipeline: mutations of the corpus, or libFuzzer
+    Fuzz(fuzz::Args),
     /// Check the rules that the compiler does not: dependencies, file lengths, printing, links
     Tidy,
     /// Make target/gpu-check: a folder to carry to a machine with a GPU and Python torch
@@ -199,11 +196,7 @@ fn run(cli: Cli) -> Result<()> {
         Verb::Interop { python, table, gguf: false, family } => {
             interop::run(&ws, python.as_deref(), table.as_deref(), &family)
         }
-        Verb::Fuzz { runs } => {
-            setup::ensure(&ws)?;
-            let test = ["test", "--release", "--workspace", "--test", "fuzz_corpus"];
-            cargo::run(ws.cargo().args(test).env("LORA_FUZZ_RUNS", runs.to_string()))
-        }
+        Verb::Fuzz(args) => fuzz::run(&ws, &args),
         Verb::Tidy => tidy::run(&ws),
         Verb::GpuCheck { package } => gpu_check::run(&ws, &package),
         Verb::DemoBase { data_only } => demo::run(&ws, data_only),

@@ -14,7 +14,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::dataset::{DataOptions, Dataset, Prepared, check_whole};
+use crate::answers::AnswerKind;
+use crate::dataset::{Counted, DataOptions, Prepared, check_whole};
 use crate::error::{DataError, Result};
 use crate::report::DataReport;
 use crate::rows::Rows;
@@ -72,9 +73,11 @@ pub enum CacheUse {
 /// Rows of tokens and what became of the records.
 #[derive(Debug, Clone)]
 pub struct TokenSet {
-    /// The rows, in the order of the files.
+    /// The rows, in the order of the files. Rows of a pair of answers lie next to each other, the better answer first.
     pub rows: Rows,
-    /// For each source how many of the rows are of it and of those before it.
+    /// Of answers that are rated one by one, whether each is a good one; else empty.
+    pub good: Vec<bool>,
+    /// For each source how many of the rows, or pairs of rows, are of it and of those before it.
     pub source_ends: Vec<usize>,
     /// What became of every record.
     pub report: DataReport,
@@ -88,6 +91,8 @@ struct Meta {
     /// The names that rows refer to by number.
     files: Vec<String>,
     source_ends: Vec<usize>,
+    /// A digit for each answer that is rated: 1 where it is good.
+    good: String,
     report: DataReport,
 }
 
@@ -105,8 +110,33 @@ pub fn open_dataset(
     cache: Option<&TokenCache>,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<TokenSet> {
-    let prepared = Prepared::new(sources, tokenizer, options)?;
+    open(Prepared::new(sources, tokenizer, options, None)?, cache, progress)
+}
+
+/// Answers of the sources, to be compared or rated: as [`open_dataset`], with two rows for each pair. In every row only the
+/// answer is trained. A pair of which one side is left out, for its length for instance, is left out whole; sides are cut
+/// as `options` say.
+///
+/// # Errors
+/// As [`open_dataset`], and [`DataError::NotPreference`] for a source of another format.
+pub fn open_answers(
+    sources: &[Source],
+    tokenizer: &Tokenizer,
+    options: &DataOptions,
+    kind: AnswerKind,
+    cache: Option<&TokenCache>,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<TokenSet> {
+    open(Prepared::new(sources, tokenizer, options, Some(kind))?, cache, progress)
+}
+
+fn open(
+    prepared: Prepared<'_>,
+    cache: Option<&TokenCache>,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<TokenSet> {
     let Some(cache) = cache else { return in_memory(prepared, CacheUse::Memory, progress) };
+    let options = prepared.options;
     let stamps = Stamps::of(prepared.files())?;
     if stamps.bytes() < cache.min_bytes {
         return in_memory(prepared, CacheUse::Memory, progress);
@@ -133,8 +163,8 @@ pub fn open_dataset(
 }
 
 fn in_memory(prepared: Prepared<'_>, cache: CacheUse, progress: &mut dyn FnMut(usize, usize)) -> Result<TokenSet> {
-    let Dataset { examples, source_ends, report } = prepared.collect(progress)?;
-    Ok(TokenSet { rows: examples.into(), source_ends, report, cache })
+    let (rows, Counted { report, source_ends, good }) = prepared.collect(progress)?;
+    Ok(TokenSet { rows: rows.into(), good, source_ends, report, cache })
 }
 
 /// Makes the rows and writes them; the last of what it gives is whether the file got its name.
@@ -146,9 +176,11 @@ fn write(
     path: &std::path::Path,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<(TokenFile, Meta, bool)> {
-    let (report, source_ends) = prepared.run(progress, &mut |example, print| writer.add(&example, print))?;
+    let Counted { report, source_ends, good } =
+        prepared.run(progress, &mut |example, print| writer.add(&example, print))?;
+    let good = good.into_iter().map(|good| if good { '1' } else { '0' }).collect();
     let fault = |source| DataError::CacheWrite { path: path.to_owned(), source };
-    let meta = Meta { files: writer.files(), source_ends, report };
+    let meta = Meta { files: writer.files(), source_ends, good, report };
     let unnamed = writer.finish(&meta).map_err(fault)?;
     // Mapped before it gets its name, as another process may remove the name at once.
     let (file, meta) = TokenFile::open(unnamed.path(), key)
@@ -163,9 +195,9 @@ fn write(
 }
 
 fn whole(file: TokenFile, meta: Meta, cache: CacheUse, options: &DataOptions) -> Result<TokenSet> {
-    let Meta { source_ends, report, .. } = meta;
+    let Meta { source_ends, good, report, .. } = meta;
     let rows = Rows::from(file);
     let first = if rows.is_empty() { None } else { Some(rows.origin(0)?) };
     check_whole(&report, || first, options)?;
-    Ok(TokenSet { rows, source_ends, report, cache })
+    Ok(TokenSet { rows, good: good.chars().map(|digit| digit == '1').collect(), source_ends, report, cache })
 }

@@ -1,9 +1,10 @@
 //! Texts with labels, for classifiers: which labels there are, what each record says, how a text or a pair of texts
 //! becomes tokens.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 
+use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -11,6 +12,7 @@ use crate::dataset::DataOptions;
 use crate::document::{Body, Document, Origin};
 use crate::error::{DataError, Result};
 use crate::example::Example;
+use crate::fingerprint::{Fingerprint, fingerprint_of};
 use crate::format::Format;
 use crate::report::{DataReport, DropReason, SourceReport};
 use crate::source::{Documents, Source};
@@ -19,6 +21,9 @@ use crate::truncation::Truncation;
 
 /// More classes than anything is told apart by; a larger number is a mistake, such as a rating in cents.
 const MAX_CLASSES: usize = 1 << 16;
+
+/// Texts tokenised between two reports of progress.
+const CHUNK: usize = 1024;
 
 /// What the labels of a dataset are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -68,6 +73,20 @@ pub struct LabelledText {
     pub token_types: Vec<u8>,
     /// What is to be predicted.
     pub target: ClassTarget,
+}
+
+impl LabelledText {
+    /// The same for two texts with the same tokens and the same label.
+    fn fingerprint(&self) -> Fingerprint {
+        let mut words = Vec::new();
+        self.tokens.to_words(&mut words);
+        words.extend_from_slice(&self.token_types);
+        match &self.target {
+            ClassTarget::Id(id) => words.extend(id.to_le_bytes()),
+            ClassTarget::Values(values) => words.extend(values.iter().flat_map(|value| value.to_le_bytes())),
+        }
+        fingerprint_of(&words)
+    }
 }
 
 /// Labelled texts and what became of the records.
@@ -136,41 +155,62 @@ pub fn build_labelled(
     let of = documents.len();
     progress(0, of);
     let mut texts = Vec::with_capacity(of);
-    let mut seen = std::collections::HashSet::new();
-    for document in documents {
-        let Body::Labelled { text, text_pair, label } = &document.body else { continue };
-        let origin = &document.origin;
-        let target = labels.target(label, origin)?;
-        report.read += 1;
-        let (encoded, cut) = encode(tokenizer, text, text_pair.as_deref(), options).map_err(|e| e.at(origin))?;
-        if cut && options.truncation == Truncation::Refuse {
-            let (tokens, max_length) = (encoded.ids.len(), options.max_length);
-            return Err(DataError::TooLong { origin: origin.clone(), tokens, max_length });
+    let mut seen = HashSet::new();
+    for chunk in documents.chunks(CHUNK) {
+        // Looked at in order, so that of several faults the same one is always named.
+        let all: Vec<Result<_>> = chunk.par_iter().map(|document| one(document, tokenizer, &labels, options)).collect();
+        for (document, one) in chunk.iter().zip(all) {
+            let Some((text, cut)) = one? else { continue };
+            let origin = &document.origin;
+            report.read += 1;
+            let dropped = if text.tokens.input_ids.is_empty() {
+                Some(DropReason::Empty)
+            } else {
+                Some(DropReason::TooLong).filter(|_| cut && options.truncation == Truncation::Drop)
+            };
+            if dropped.is_some() || cut {
+                report.add_affected(dropped, origin);
+            }
+            if dropped.is_some() {
+                continue;
+            }
+            let is_new = seen.insert(text.fingerprint());
+            if !is_new {
+                report.duplicates += 1;
+                report.duplicate_tokens += text.tokens.input_ids.len();
+            }
+            if is_new || !options.dedup {
+                report.add_kept(&text.tokens, tokenizer);
+                texts.push(text);
+            }
         }
-        let dropped = if encoded.ids.is_empty() {
-            Some(DropReason::Empty)
-        } else {
-            Some(DropReason::TooLong).filter(|_| cut && options.truncation == Truncation::Drop)
-        };
-        if dropped.is_some() || cut {
-            report.add_affected(dropped, origin);
-        }
-        if dropped.is_none() {
-            let trained = vec![false; encoded.ids.len()];
-            let tokens = Example { input_ids: encoded.ids, trained, origin: origin.clone() };
-            report.add_kept(&tokens, tokenizer);
-            report.duplicates += usize::from(!seen.insert((tokens.input_ids.clone(), label.to_string())));
-            texts.push(LabelledText { tokens, token_types: encoded.types, target });
-        }
-        if report.read % 1024 == 0 || report.read == of {
-            progress(report.read, of);
-        }
+        progress(report.read, of);
     }
     if texts.is_empty() {
         return Err(report.nothing_trained());
     }
     report.check_affected(options.max_affected_share)?;
     Ok(LabelledSet { texts, labels, report })
+}
+
+/// The text of a record, and whether it was too long; none for a record of another kind.
+fn one(
+    document: &Document,
+    tokenizer: &Tokenizer,
+    labels: &LabelSet,
+    options: &DataOptions,
+) -> Result<Option<(LabelledText, bool)>> {
+    let Body::Labelled { text, text_pair, label } = &document.body else { return Ok(None) };
+    let origin = &document.origin;
+    let target = labels.target(label, origin)?;
+    let (encoded, cut) = encode(tokenizer, text, text_pair.as_deref(), options).map_err(|e| e.at(origin))?;
+    if cut && options.truncation == Truncation::Refuse {
+        let (tokens, max_length) = (encoded.ids.len(), options.max_length);
+        return Err(DataError::TooLong { origin: origin.clone(), tokens, max_length });
+    }
+    let trained = vec![false; encoded.ids.len()];
+    let tokens = Example { input_ids: encoded.ids, trained, origin: origin.clone() };
+    Ok(Some((LabelledText { tokens, token_types: encoded.types, target }, cut)))
 }
 
 /// A source that says nothing is one of labelled texts here.

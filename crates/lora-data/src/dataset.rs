@@ -7,9 +7,10 @@ use std::path::PathBuf;
 use rayon::prelude::*;
 use serde_json::{Map, Value};
 
+use crate::answers::{AnswerKind, Item, Made, made};
 use crate::document::{Body, Conversation, Document, Origin};
 use crate::error::{DataError, Result};
-use crate::example::{Example, ExampleBuilder, Outcome, conversation_of};
+use crate::example::{Example, ExampleBuilder, conversation_of};
 use crate::fingerprint::Fingerprint;
 use crate::format::Format;
 use crate::mask::{Choice, Renderer};
@@ -94,11 +95,23 @@ pub fn build_dataset(
     options: &DataOptions,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Dataset> {
-    Prepared::new(sources, tokenizer, options)?.collect(progress)
+    let (rows, Counted { source_ends, report, .. }) =
+        Prepared::new(sources, tokenizer, options, None)?.collect(progress)?;
+    Ok(Dataset { examples: rows, source_ends, report })
 }
 
 /// What takes the rows that are kept, one after the other, in the order of the files.
 pub(crate) type Keep<'k> = &'k mut dyn FnMut(Example, &Fingerprint) -> Result<()>;
+
+/// What there is to say of rows besides the rows.
+#[derive(Default)]
+pub(crate) struct Counted {
+    pub(crate) report: DataReport,
+    /// For each source how many items were kept of it and of those before it: rows, or pairs of rows.
+    pub(crate) source_ends: Vec<usize>,
+    /// Of answers that are rated one by one, whether each is good.
+    pub(crate) good: Vec<bool>,
+}
 
 /// Sources that were opened and settings that were checked, before the first record is read.
 pub(crate) struct Prepared<'a> {
@@ -106,15 +119,23 @@ pub(crate) struct Prepared<'a> {
     pub(crate) own_template: Option<ChatTemplate>,
     pub(crate) tokenizer: &'a Tokenizer,
     pub(crate) options: &'a DataOptions,
+    /// Answers to be compared or rated; plain rows when absent.
+    pub(crate) answers: Option<AnswerKind>,
 }
 
 impl<'a> Prepared<'a> {
-    pub(crate) fn new(sources: &[Source], tokenizer: &'a Tokenizer, options: &'a DataOptions) -> Result<Self> {
+    pub(crate) fn new(
+        sources: &[Source],
+        tokenizer: &'a Tokenizer,
+        options: &'a DataOptions,
+        answers: Option<AnswerKind>,
+    ) -> Result<Self> {
         check_options(sources, options)?;
         let own_template = options.template.as_ref().map(|path| tokenizer.template_named(path)).transpose()?;
         // Every path is opened before the first record is read.
         let open = |source| Documents::open(source, options.reading);
-        Ok(Self { streams: sources.iter().map(open).collect::<Result<_>>()?, own_template, tokenizer, options })
+        let streams = sources.iter().map(open).collect::<Result<_>>()?;
+        Ok(Self { streams, own_template, tokenizer, options, answers })
     }
 
     /// Every file that will be read.
@@ -123,55 +144,58 @@ impl<'a> Prepared<'a> {
     }
 
     /// Makes the rows and holds them all.
-    pub(crate) fn collect(self, progress: &mut dyn FnMut(usize, usize)) -> Result<Dataset> {
+    pub(crate) fn collect(self, progress: &mut dyn FnMut(usize, usize)) -> Result<(Vec<Example>, Counted)> {
         let (options, mut examples) = (self.options, Vec::new());
-        let (report, source_ends) = self.run(progress, &mut |example, _| {
+        let counted = self.run(progress, &mut |example, _| {
             examples.push(example);
             Ok(())
         })?;
-        check_whole(&report, || examples.first().map(|first: &Example| first.origin.clone()), options)?;
-        Ok(Dataset { examples, source_ends, report })
+        check_whole(&counted.report, || examples.first().map(|first: &Example| first.origin.clone()), options)?;
+        Ok((examples, counted))
     }
 
-    /// Makes the rows, some thousand records at a time: what became of the records, and for each source how many rows
-    /// were kept of it and of those before it.
-    pub(crate) fn run(
-        self,
-        progress: &mut dyn FnMut(usize, usize),
-        keep: Keep<'_>,
-    ) -> Result<(DataReport, Vec<usize>)> {
-        let Self { streams, own_template, tokenizer, options } = self;
+    /// Makes the rows, some thousand records at a time.
+    pub(crate) fn run(self, progress: &mut dyn FnMut(usize, usize), keep: Keep<'_>) -> Result<Counted> {
+        let Self { streams, own_template, tokenizer, options, answers } = self;
         let builder = builder(tokenizer, options, own_template.as_ref());
         let mut report = DataReport { template: template_name(&builder), ..DataReport::default() };
         let mut roles = RolesSeen::default();
-        let mut source_ends = Vec::new();
+        let (mut source_ends, mut good, mut items) = (Vec::new(), Vec::new(), 0);
         let mut seen = HashSet::new();
         progress(0, 0);
         for mut documents in streams {
             loop {
-                let chunk = next_chunk(&mut documents, options.preference)?;
+                let chunk = next_chunk(&mut documents, answers.map_or(options.preference, |_| PreferenceUse::Refuse))?;
                 if chunk.is_empty() {
                     break;
                 }
-                roles.check(&builder, &chunk)?;
+                roles.check(&builder, &chunk, answers.is_some())?;
+                let format = documents.format().unwrap_or(Format::Text);
                 // Outcomes are looked at in order, so that of several faults the same one is always named.
-                let outcomes: Vec<Result<Built>> = chunk.par_iter().map(|document| built(&builder, document)).collect();
-                for (document, outcome) in chunk.iter().zip(outcomes) {
-                    let (outcome, fingerprints) = match outcome {
-                        Ok(built) => built,
+                let all: Vec<Result<Made>> =
+                    chunk.par_iter().map(|document| made(&builder, document, answers, format)).collect();
+                for (document, made) in chunk.iter().zip(all) {
+                    let made = match made {
+                        Ok(made) => made,
                         Err(error) => {
                             documents.reject(error)?;
                             continue;
                         }
                     };
-                    report.add(&outcome, &document.origin);
-                    for (example, fingerprint) in outcome.examples.into_iter().zip(fingerprints) {
-                        let is_new = seen.insert(fingerprint);
+                    made.outcomes.iter().for_each(|outcome| report.add(outcome, &document.origin));
+                    for item in made.items {
+                        let is_new = seen.insert(item.fingerprint());
+                        let Item { rows, good: is_good } = item;
                         if !is_new {
                             report.duplicates += 1;
-                            report.duplicate_tokens += example.input_ids.len();
+                            report.duplicate_tokens += rows.iter().map(|(row, _)| row.input_ids.len()).sum::<usize>();
                         }
-                        if is_new || !options.dedup {
+                        if !is_new && options.dedup {
+                            continue;
+                        }
+                        items += 1;
+                        good.extend(is_good);
+                        for (example, fingerprint) in rows {
                             report.add_kept(&example, tokenizer);
                             keep(example, &fingerprint)?;
                         }
@@ -181,19 +205,10 @@ impl<'a> Prepared<'a> {
             }
             documents.check_bad()?;
             report.sources.push(SourceReport::of(&documents));
-            source_ends.push(report.kept);
+            source_ends.push(items);
         }
-        Ok((report, source_ends))
+        Ok(Counted { report, source_ends, good })
     }
-}
-
-/// What became of a document, and the fingerprints of its rows.
-type Built = (Outcome, Vec<Fingerprint>);
-
-fn built(builder: &ExampleBuilder<'_>, document: &Document) -> Result<Built> {
-    let outcome = builder.build(document)?;
-    let fingerprints = outcome.examples.iter().map(Example::fingerprint).collect();
-    Ok((outcome, fingerprints))
 }
 
 /// The next documents; none at the end.
@@ -254,9 +269,14 @@ struct RolesSeen {
 
 impl RolesSeen {
     /// The first conversation with each role, and the first with tools, show whether the template writes what they say.
-    fn check(&mut self, builder: &ExampleBuilder<'_>, documents: &[Document]) -> Result<()> {
-        for document in documents {
-            let conversation: Cow<'_, Conversation> = match &document.body {
+    fn check(&mut self, builder: &ExampleBuilder<'_>, documents: &[Document], answers: bool) -> Result<()> {
+        fn bodies(document: &Document, answers: bool) -> Vec<&Body> {
+            if answers { document.body.sides() } else { vec![&document.body] }
+        }
+        let sides =
+            documents.iter().flat_map(|document| bodies(document, answers).into_iter().map(move |b| (document, b)));
+        for (document, body) in sides {
+            let conversation: Cow<'_, Conversation> = match body {
                 Body::Conversation(conversation) => Cow::Borrowed(conversation),
                 // Without a template an instruction is laid out as plain text, system prompt included.
                 Body::Instruction(instruction) if builder.renderers.is_some() && instruction.system.is_some() => {

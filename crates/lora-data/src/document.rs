@@ -108,6 +108,15 @@ pub enum Body {
 }
 
 impl Body {
+    /// The answers of a pair, or the one that is rated; of other records the record itself.
+    pub(crate) fn sides(&self) -> Vec<&Self> {
+        match self {
+            Self::Preference { chosen, rejected } => vec![chosen, rejected],
+            Self::Rated { answer, .. } => vec![answer],
+            body => vec![body],
+        }
+    }
+
     /// About how many bytes it holds.
     pub(crate) fn size(&self) -> usize {
         match self {

@@ -291,6 +291,14 @@ pub enum DataError {
     /// A token with an id that no model has a row for.
     #[error("{path}: a token has the id {id}; ids must be below {limit}", path = path.display())]
     VocabularySize { path: PathBuf, id: usize, limit: usize },
+    /// A tokenizer whose rules could make more of a text than memory holds.
+    #[error(
+        "the tokenizer's `{field}` can make a text {times} times as long, and this one has {bytes} bytes; up to {limit} bytes are made; is tokenizer.json from a source that you trust?"
+    )]
+    TextGrowth { field: &'static str, times: u64, bytes: usize, limit: u64 },
+    /// A tokenizer that puts too much around every text.
+    #[error("{path}: the `post_processor` puts {tokens} tokens around a text; up to {limit} are taken", path = path.display())]
+    TokensAround { path: PathBuf, tokens: usize, limit: usize },
     /// A field of a tokenizer file that has the wrong type.
     #[error("{path}: field `{field}` must be {wanted}, found {found}", path = path.display())]
     TokenizerField { path: PathBuf, field: String, wanted: &'static str, found: String },

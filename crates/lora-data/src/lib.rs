@@ -19,6 +19,7 @@
 //! # Ok::<(), lora_data::DataError>(())
 //! ```
 
+mod answers;
 mod bad_record;
 mod batch;
 mod cache;
@@ -44,7 +45,6 @@ mod mix;
 mod pack;
 mod page;
 mod pairs;
-mod preference;
 mod prefetch;
 mod preview;
 mod python;
@@ -64,10 +64,12 @@ mod template_source;
 mod template_weight;
 mod tokenizer;
 mod tokenizer_files;
+mod tokenizer_guard;
 mod truncation;
 
+pub use answers::AnswerKind;
 pub use batch::Batch;
-pub use cache::{CacheEntry, CacheUse, TokenCache, TokenSet, open_dataset};
+pub use cache::{CacheEntry, CacheUse, TokenCache, TokenSet, open_answers, open_dataset};
 pub use classes::{
     ClassTarget, EncodedText, KnownLabels, LabelKind, LabelSet, LabelledSet, LabelledText, build_labelled,
     count_labels, encode,
@@ -84,7 +86,6 @@ pub use hub::HubId;
 pub use mix::{Mixing, hold_out, mix_order};
 pub use pack::{RowPlan, pack};
 pub use page::{PageRow, data_page};
-pub use preference::{AnswerSet, PreferencePair, RatedExample, build_pairs, build_rated};
 pub use prefetch::Prefetch;
 pub use preview::{PreviewToken, preview};
 pub use report::{DataReport, DropReason, Dropped, LengthBucket, SourceReport, TemplateReport};

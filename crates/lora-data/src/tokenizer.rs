@@ -15,7 +15,8 @@ use crate::fingerprint::MAX_VOCABULARY;
 use crate::special_tokens::{SpecialTokens, added_tokens};
 use crate::template::ChatTemplate;
 use crate::template_builtin::{builtin_source, builtin_templates};
-use crate::tokenizer_files::{TokenizerFiles, with_model_type};
+use crate::tokenizer_files::{TokenizerFiles, for_library};
+use crate::tokenizer_guard::{Growth, check_around};
 
 /// A checkpoint's tokenizer.
 pub struct Tokenizer {
@@ -24,6 +25,7 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     /// What `add_special_tokens` means for this tokenizer.
     post_processor: Option<PostProcessorWrapper>,
+    growth: Growth,
     special: SpecialTokens,
     bos: Option<u32>,
     eos: Option<u32>,
@@ -56,7 +58,7 @@ impl Tokenizer {
         let mut files = TokenizerFiles::new(dir);
         let path = files.path("tokenizer.json");
         let bytes = files.read("tokenizer.json")?.ok_or_else(|| DataError::NoTokenizer { path: path.clone() })?;
-        let mut inner = parse(with_model_type(bytes, &path)?, &path)?;
+        let mut inner = parse(for_library(bytes, &path)?, &path)?;
 
         let config_path = files.path("tokenizer_config.json");
         let config = files.read_object("tokenizer_config.json")?;
@@ -80,8 +82,11 @@ impl Tokenizer {
         if vocab_size > MAX_VOCABULARY {
             return Err(DataError::VocabularySize { path, id: vocab_size - 1, limit: MAX_VOCABULARY });
         }
+        let around = inner.get_post_processor().map_or(0, |post| post.added_tokens(true).max(post.added_tokens(false)));
+        check_around(&path, around)?;
         let mut tokenizer = Self {
             dir: dir.to_owned(),
+            growth: Growth::of(&inner),
             post_processor: inner.get_post_processor().cloned(),
             inner,
             special,
@@ -178,6 +183,7 @@ impl Tokenizer {
         text: &str,
         encode: impl FnOnce(&tokenizers::Tokenizer) -> tokenizers::Result<tokenizers::Encoding>,
     ) -> Result<tokenizers::Encoding> {
+        self.growth.check_encoding(text.len())?;
         catch_unwind(AssertUnwindSafe(|| encode(&self.inner)))
             .map_err(|_| DataError::EncodePanic { bytes: text.len() })?
             .map_err(|source| DataError::Encode { source })
@@ -193,6 +199,8 @@ impl Tokenizer {
     /// # Errors
     /// When the tokenizer cannot decode them.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String> {
+        let bytes = ids.iter().filter_map(|id| self.inner.id_to_token(*id)).map(|token| token.len()).sum();
+        self.growth.check_decoding(bytes)?;
         self.inner.decode(ids, skip_special_tokens).map_err(|source| DataError::Decode { source })
     }
 

@@ -128,8 +128,10 @@ fn parse_object(bytes: &[u8], path: &Path) -> Result<Map<String, Value>> {
     }
 }
 
-/// Early tokenizer.json files do not say of what type their model is; the library needs to be told.
-pub(crate) fn with_model_type(bytes: Vec<u8>, path: &Path) -> Result<Vec<u8>> {
+/// A `tokenizer.json` as the library is to read it. Early ones do not say of what type their model is, and the library needs
+/// to be told. Merges left out at random would make other tokens of the same text each time: what is trained would be
+/// neither what was looked at nor what is kept for the next run, so none are.
+pub(crate) fn for_library(bytes: Vec<u8>, path: &Path) -> Result<Vec<u8>> {
     #[derive(Deserialize)]
     struct File {
         model: Model,
@@ -140,20 +142,26 @@ pub(crate) fn with_model_type(bytes: Vec<u8>, path: &Path) -> Result<Vec<u8>> {
         merges: Option<IgnoredAny>,
         max_input_chars_per_word: Option<IgnoredAny>,
         unk_id: Option<IgnoredAny>,
+        dropout: Option<IgnoredAny>,
     }
     let broken =
         |source| DataError::TokenizerJson { path: path.to_owned(), problem: "not a tokenizer in JSON form", source };
     let model = serde_json::from_slice::<File>(&bytes).map_err(broken)?.model;
-    if model.r#type.is_some() {
+    if model.r#type.is_some() && model.dropout.is_none() {
         return Ok(bytes);
     }
-    let name = match model {
+    let name = match &model {
         Model { merges: Some(_), .. } => "BPE",
         Model { max_input_chars_per_word: Some(_), .. } => "WordPiece",
         Model { unk_id: Some(_), .. } => "Unigram",
         _ => "WordLevel",
     };
     let mut file: Value = serde_json::from_slice(&bytes).map_err(broken)?;
-    file["model"]["type"] = Value::from(name);
+    if model.r#type.is_none() {
+        file["model"]["type"] = Value::from(name);
+    }
+    if model.dropout.is_some() {
+        file["model"]["dropout"] = Value::Null;
+    }
     serde_json::to_vec(&file).map_err(broken)
 }

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use common::{chain, fixture, tokenizer};
 use lora_data::{
-    BadRecords, CacheUse, Clock, DataError, DataOptions, Format, PreferenceUse, ReadOptions, Source, Tags, TextBy,
-    TokenCache, TokenSet, Tokenizer, Truncation, build_dataset, open_dataset,
+    AnswerKind, BadRecords, CacheUse, Clock, DataError, DataOptions, Format, PreferenceUse, ReadOptions, Source, Tags,
+    TextBy, TokenCache, TokenSet, Tokenizer, Truncation, build_dataset, open_answers, open_dataset,
 };
 use serde_json::json;
 use tempfile::TempDir;
@@ -105,6 +105,41 @@ fn a_second_start_has_the_same_rows_and_the_same_report() {
     let counted = [report.duplicates, report.truncated, report.dropped.len(), report.sources[0].bad.count];
     assert!(!counted.contains(&0), "the set has something of everything: {counted:?}");
     assert_eq!(world.cache().entries().unwrap().len(), 1);
+}
+
+/// Pairs and ratings are kept as rows are, and the same file read for another objective is another set.
+#[test]
+fn answers_are_kept_with_their_ratings() {
+    let mut world = World::new();
+    let pair =
+        |i: usize| json!({"prompt": format!("q {i}"), "chosen": "a longer answer", "rejected": "no"}).to_string();
+    let rated =
+        |i: usize| json!({"prompt": format!("q {i}"), "completion": "an answer", "label": i % 3 == 0}).to_string();
+    let lines = |of: &dyn Fn(usize) -> String| (0..30).map(|i| of(i % 20)).collect::<Vec<_>>().join("\n");
+    let of = |path: PathBuf| Source { path, ..Source::default() };
+    for (name, text) in [("pairs.jsonl", lines(&pair)), ("rated.jsonl", lines(&rated))] {
+        std::fs::write(world.path(name), text).unwrap();
+    }
+    for (name, kind, each) in [("pairs.jsonl", AnswerKind::Pairs, 2), ("rated.jsonl", AnswerKind::Rated, 1)] {
+        world.sources = vec![of(world.path(name))];
+        for (dedup, items) in [(false, 30), (true, 20)] {
+            world.options.dedup = dedup;
+            let open = |cache: Option<&TokenCache>| {
+                open_answers(&world.sources, &world.tokenizer(), &world.options, kind, cache, &mut |_, _| {}).unwrap()
+            };
+            let sets = [open(None), open(Some(&world.cache())), open(Some(&world.cache()))];
+            assert!(is_written(&sets[1].cache) && is_found(&sets[2].cache), "{name}");
+            for set in &sets {
+                assert_eq!((set.rows.len(), &set.source_ends, set.report.duplicates), (items * each, &vec![items], 10));
+                assert_eq!(set.rows.digest(), sets[0].rows.digest());
+                assert_eq!(set.report, sets[0].report);
+                let good: Vec<bool> = (0..items).map(|i| (i % 20) % 3 == 0).collect();
+                assert_eq!(set.good, if each == 1 { good } else { vec![] });
+            }
+        }
+    }
+    world.options.preference = PreferenceUse::BothSides;
+    assert!(is_written(&world.open().cache), "plain rows of the same file are another set");
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! The corpus of the fuzz targets, replayed and mutated. `cargo fuzz` goes on from the same files where there is a
-//! nightly compiler; this needs none.
+//! The corpus of the fuzz targets, replayed and mutated. `cargo xtask fuzz --seconds N` goes on from the same files with
+//! libFuzzer.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};

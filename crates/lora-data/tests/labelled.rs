@@ -133,6 +133,22 @@ fn pairs_have_types_and_columns_may_have_other_names() {
     assert_eq!(set.texts[1].token_types, [0, 0, 0]);
 }
 
+#[test]
+fn the_same_text_with_the_same_label_counts_as_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("d.jsonl");
+    std::fs::write(&path, rows(&["0", "1", "0", "1", "0"])).unwrap();
+    let source = Source { path, ..Source::default() };
+    for (dedup, kept) in [(false, 5), (true, 2)] {
+        let options = DataOptions { dedup, ..DataOptions::default() };
+        let known = KnownLabels::default();
+        let set = build_labelled(std::slice::from_ref(&source), &tokenizer("bert").0, &options, &known, &mut |_, _| {});
+        let set = set.unwrap();
+        assert_eq!((set.texts.len(), set.report.kept, set.report.duplicates), (kept, kept, 3));
+        assert_eq!(set.texts[0].tokens.input_ids.len() * 3, set.report.duplicate_tokens);
+    }
+}
+
 /// A policy that texts do not have is named as a configuration spells it.
 #[test]
 fn a_policy_for_turns_is_refused_by_its_name() {

@@ -5,8 +5,8 @@ mod common;
 
 use common::{chain, tokenizer, write};
 use lora_data::{
-    Body, Conversation, DataOptions, Document, Documents, Format, PreferenceUse, ReadOptions, Source, build_dataset,
-    build_pairs, build_rated, read_documents,
+    AnswerKind, Body, Conversation, DataOptions, Document, Documents, Format, PreferenceUse, ReadOptions, Source,
+    build_dataset, open_answers, read_documents,
 };
 use serde_json::{Value, json};
 
@@ -163,36 +163,38 @@ fn pairs_and_ratings_are_typed_examples() {
     let (_folder, source) = write(PAIR, "jsonl");
     let tokenizer = tokenizer();
     let options = DataOptions::default();
-    let set = build_pairs(std::slice::from_ref(&source), &tokenizer, &options, &mut |_, _| {}).unwrap();
-    let (pairs, report) = (set.items, set.report);
+    let open = |sources: &[Source], options: &DataOptions, kind| {
+        open_answers(sources, &tokenizer, options, kind, None, &mut |_, _| {})
+    };
+    let set = open(std::slice::from_ref(&source), &options, AnswerKind::Pairs).unwrap();
+    let (rows, report) = (set.rows, set.report);
     let trained = |example: &lora_data::Example| {
         let ids: Vec<u32> =
             example.input_ids.iter().zip(&example.trained).filter(|(_, t)| **t).map(|(id, _)| *id).collect();
         tokenizer.decode(&ids, false).unwrap()
     };
     assert_eq!(
-        (trained(&pairs[0].chosen), trained(&pairs[0].rejected)),
+        (trained(&rows.example(0).unwrap()), trained(&rows.example(1).unwrap())),
         ("good<|im_end|>".into(), "bad<|im_end|>".into())
     );
     assert_eq!((report.read, report.kept, report.sources[0].records), (2, 2, 1));
     let twice = [source.clone(), source.clone()];
     for (dedup, kept) in [(false, 2), (true, 1)] {
         let options = DataOptions { dedup, ..DataOptions::default() };
-        let set = build_pairs(&twice, &tokenizer, &options, &mut |_, _| {}).unwrap();
-        assert_eq!((set.items.len(), set.report.kept, set.report.duplicates), (kept, 2 * kept, 1));
+        let set = open(&twice, &options, AnswerKind::Pairs).unwrap();
+        assert_eq!((set.rows.len(), set.report.kept, set.report.duplicates), (2 * kept, 2 * kept, 1));
         assert_eq!(set.source_ends, [1, kept]);
     }
-    assert!(chain(&build_rated(&[source], &tokenizer, &options, &mut |_, _| {}).unwrap_err()).contains("`label`"));
+    assert!(chain(&open(&[source], &options, AnswerKind::Rated).unwrap_err()).contains("`label`"));
 
     let same = r#"{"prompt": "q", "chosen": "a", "rejected": "a"}"#;
     let (_folder, same) = write(format!("{same}\n"), "jsonl");
-    let error = build_pairs(&[same], &tokenizer, &options, &mut |_, _| {}).unwrap_err();
+    let error = open(&[same], &options, AnswerKind::Pairs).unwrap_err();
     assert!(chain(&error).contains("neither is better") && error.is_bad_record(), "{}", chain(&error));
 
     let rated = format!("{}\n{}\n", RATED.replace("LABEL", "true"), RATED.replace("LABEL", "false"));
     let (_folder, kto) = write(rated, "jsonl");
-    let rated = build_rated(&[kto], &tokenizer, &options, &mut |_, _| {}).unwrap().items;
-    assert_eq!(rated.iter().map(|rated| rated.desirable).collect::<Vec<_>>(), [true, false]);
+    assert_eq!(open(&[kto], &options, AnswerKind::Rated).unwrap().good, [true, false]);
 }
 
 #[test]

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use common::chain;
 use lora_data::{
-    DataOptions, Documents, Format, PreferenceUse, ReadOptions, Source, TextBy, Tokenizer, build_dataset, build_pairs,
-    build_rated,
+    AnswerKind, DataOptions, Documents, Format, PreferenceUse, ReadOptions, Source, TextBy, Tokenizer, build_dataset,
+    open_answers,
 };
 use serde_json::Value;
 
@@ -165,10 +165,10 @@ fn chats_calls_pairs_and_ratings_become_rows() {
         assert_eq!(report.read, rows, "{name}");
         assert!(report.kept * 100 >= rows * 98, "{name}: {report:?}");
     }
-    let pairs =
-        build_pairs(&[at("dpo_en_demo"), at("dpo_zh_demo")], &tokenizer, &options, &mut |_, _| {}).unwrap().items;
-    assert_eq!(pairs.len(), 600);
-    let rated = build_rated(&[at("kto_en_demo")], &tokenizer, &options, &mut |_, _| {}).unwrap().items;
-    let good = rated.iter().filter(|rated| rated.desirable).count();
+    let open =
+        |sources: &[Source], kind| open_answers(sources, &tokenizer, &options, kind, None, &mut |_, _| {}).unwrap();
+    assert_eq!(open(&[at("dpo_en_demo"), at("dpo_zh_demo")], AnswerKind::Pairs).rows.len(), 1200);
+    let rated = open(&[at("kto_en_demo")], AnswerKind::Rated).good;
+    let good = rated.iter().filter(|good| **good).count();
     assert!(rated.len() == 300 && (1..300).contains(&good), "{good}");
 }

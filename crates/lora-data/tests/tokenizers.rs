@@ -47,6 +47,45 @@ fn a_model_without_type_loads_the_same() {
 }
 
 #[test]
+fn merges_are_never_left_out_at_random() {
+    let (_folder, random) = copied_tokenizer(|dir| {
+        edit(&dir.join("tokenizer.json"), |file| file["model"]["dropout"] = json!(0.9));
+    });
+    let text = "some words that are merged in several steps";
+    assert_eq!(random.unwrap().encode(text, false).unwrap(), tokenizer().encode(text, false).unwrap());
+}
+
+/// Rules that would make terabytes of a line, and more tokens than there is memory for: refused, not tried.
+#[test]
+fn rules_that_blow_a_text_up_are_refused() {
+    let tenfold = json!({"type": "Replace", "pattern": {"String": "a"}, "content": "aaaaaaaaaa"});
+    let rules = |kind: &str, list: &str| json!({"type": "Sequence", list: vec![tenfold.clone(); 12], "kind": kind});
+    let (_folder, writes) = copied_tokenizer(|dir| {
+        edit(&dir.join("tokenizer.json"), |file| file["normalizer"] = rules("n", "normalizers"));
+    });
+    let message = writes.unwrap().encode("a", false).unwrap_err().to_string();
+    assert!(message.contains("`normalizer`") && message.contains("1000000000000 times"), "{message}");
+    let (_folder, speaks) = copied_tokenizer(|dir| {
+        edit(&dir.join("tokenizer.json"), |file| file["decoder"] = rules("d", "decoders"));
+    });
+    let speaks = speaks.unwrap();
+    let message = speaks.decode(&speaks.encode("a", false).unwrap(), false).unwrap_err().to_string();
+    assert!(message.contains("`decoder`"), "{message}");
+    let many = 3000;
+    let (_folder, around) = copied_tokenizer(|dir| {
+        edit(&dir.join("tokenizer.json"), |file| {
+            let piece = json!({"SpecialToken": {"id": "S", "type_id": 0}});
+            let tokens = json!({"S": {"id": "S", "ids": vec![1; many], "tokens": vec!["<s>"; many]}});
+            let single = [vec![piece; many], vec![json!({"Sequence": {"id": "A", "type_id": 0}})]].concat();
+            file["post_processor"] =
+                json!({"type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": tokens});
+        });
+    });
+    let message = around.err().unwrap().to_string();
+    assert!(message.contains("post_processor") && message.contains("9000000 tokens"), "{message}");
+}
+
+#[test]
 fn truncation_and_padding_of_the_file_are_ignored() {
     let (_folder, cut) = copied_tokenizer(|dir| {
         edit(&dir.join("tokenizer.json"), |file| {

@@ -2,7 +2,7 @@
 
 use crate::digest::hex;
 use crate::error::Result;
-use lora_data::{Example, PreferencePair, RatedExample, RowPlan, Rows};
+use lora_data::{Batch, Example, RowPlan, Rows};
 use sha2::{Digest, Sha256};
 
 /// The answers of a run.
@@ -15,25 +15,23 @@ pub struct Answers {
     /// 2 where they are pairs, 1 where they are rated one by one.
     pub each: usize,
     /// Each prompt with the answer to the one before it, where the drift from the reference is measured.
-    pub unrelated: Option<Rows>,
+    pub(crate) unrelated: Option<Unrelated>,
 }
 
 impl Answers {
-    /// Pairs.
-    pub fn of_pairs(pairs: Vec<PreferencePair>) -> Self {
-        let good = [true, false].repeat(pairs.len());
-        let rows: Vec<Example> = pairs.into_iter().flat_map(|p| [p.chosen, p.rejected]).collect();
-        Self { rows: rows.into(), good, each: 2, unrelated: None }
+    /// Pairs: rows `2 i` and `2 i + 1` are the better and the worse answer.
+    pub fn of_pairs(rows: Rows) -> Self {
+        Self { good: [true, false].repeat(rows.len() / 2), rows, each: 2, unrelated: None }
     }
 
     /// Answers that are rated one by one. Rows of unrelated answers are cut at `max_length` tokens.
-    pub fn of_rated(rated: Vec<RatedExample>, max_length: usize) -> Self {
-        let good = rated.iter().map(|r| r.desirable).collect();
-        let rows: Vec<Example> = rated.into_iter().map(|r| r.example).collect();
-        let unrelated =
-            (0..rows.len()).map(|i| crossed(&rows[i], &rows[(i + rows.len() - 1) % rows.len()], max_length));
-        let unrelated = unrelated.collect::<Vec<_>>();
-        Self { rows: rows.into(), good, each: 1, unrelated: Some(unrelated.into()) }
+    ///
+    /// # Errors
+    /// What choosing among the rows reports.
+    pub fn of_rated(rows: Rows, good: Vec<bool>, max_length: usize) -> Result<Self> {
+        let before = (0..rows.len()).map(|row| (row + rows.len() - 1) % rows.len());
+        let unrelated = Unrelated { answers: rows.select(before.collect())?, prompts: rows.clone(), max_length };
+        Ok(Self { rows, good, each: 1, unrelated: Some(unrelated) })
     }
 
     /// Rows of which every one is an answer that is rated good.
@@ -59,7 +57,7 @@ impl Answers {
         let rows: Vec<usize> = order.iter().flat_map(|i| i * self.each..(i + 1) * self.each).collect();
         Ok(Self {
             good: rows.iter().filter_map(|row| self.good.get(*row).copied()).collect(),
-            unrelated: self.unrelated.as_ref().map(|u| u.select(rows.clone())).transpose()?,
+            unrelated: self.unrelated.as_ref().map(|unrelated| unrelated.select(&rows)).transpose()?,
             rows: self.rows.select(rows)?,
             each: self.each,
         })
@@ -68,18 +66,45 @@ impl Answers {
     pub(crate) fn digest(&self) -> String {
         let mut hash = Sha256::new();
         hash.update(format!("{} {} {:?}\n", self.rows.digest(), self.each, self.good));
-        self.unrelated.iter().for_each(|rows| hash.update(rows.digest()));
+        if let Some(unrelated) = &self.unrelated {
+            hash.update(format!("{} {}", unrelated.answers.digest(), unrelated.max_length));
+        }
         hex(&hash.finalize())
     }
 }
 
-/// The prompt of one row with the answer of another.
-fn crossed(prompt: &Example, answer: &Example, max_length: usize) -> Example {
-    let begin = |e: &Example| e.trained.iter().position(|trained| *trained).unwrap_or(e.trained.len());
-    let (p, a) = (begin(prompt), begin(answer));
-    let mut input_ids = [&prompt.input_ids[..p], &answer.input_ids[a..]].concat();
-    let mut trained = [&prompt.trained[..p], &answer.trained[a..]].concat();
-    input_ids.truncate(max_length);
-    trained.truncate(max_length);
-    Example { input_ids, trained, origin: prompt.origin.clone() }
+/// Prompts with answers to others, put together when they are asked for.
+#[derive(Clone, Debug)]
+pub(crate) struct Unrelated {
+    prompts: Rows,
+    answers: Rows,
+    max_length: usize,
+}
+
+impl Unrelated {
+    pub(crate) fn len(&self) -> usize {
+        self.prompts.len()
+    }
+
+    /// Some of them, laid end to end.
+    pub(crate) fn batch(&self, rows: impl IntoIterator<Item = usize>) -> Result<Batch> {
+        let rows = rows.into_iter().map(|row| self.example(row)).collect::<Result<Vec<_>>>()?;
+        Ok(Batch::from_examples(&rows))
+    }
+
+    pub(crate) fn example(&self, row: usize) -> Result<Example> {
+        let (prompt, answer) = (self.prompts.example(row)?, self.answers.example(row)?);
+        let begin = |e: &Example| e.trained.iter().position(|trained| *trained).unwrap_or(e.trained.len());
+        let (p, a) = (begin(&prompt), begin(&answer));
+        let mut input_ids = [&prompt.input_ids[..p], &answer.input_ids[a..]].concat();
+        let mut trained = [&prompt.trained[..p], &answer.trained[a..]].concat();
+        input_ids.truncate(self.max_length);
+        trained.truncate(self.max_length);
+        Ok(Example { input_ids, trained, origin: prompt.origin })
+    }
+
+    fn select(&self, rows: &[usize]) -> Result<Self> {
+        let (prompts, answers) = (self.prompts.select(rows.to_vec())?, self.answers.select(rows.to_vec())?);
+        Ok(Self { prompts, answers, max_length: self.max_length })
+    }
 }

@@ -10,10 +10,11 @@ use crate::events::{Event, EventSink};
 use crate::loader::Laid;
 use crate::objective::{Answer, Judgement, Objective};
 use known::{Known, REFERENCE_FILE, read_known, write_known};
-use lora_data::{Batch, Rows};
+use lora_data::Batch;
 use lora_model::{ClassTargets, Decoder, ModelConfig, TokenBatch};
 use serde::{Serialize, Serializer};
 use sha2::{Digest, Sha256};
+use std::ops::Range;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
@@ -151,9 +152,10 @@ impl Comparing {
             sink.event(Event::Reference { done, of });
         };
         for (known, answers) in self.known.iter_mut().zip([&self.train, &self.eval]) {
-            known.of_rows = sums(model, &answers.rows, rows, &mut more)?;
+            let (all, each) = (answers.rows.len(), rows.max(1));
+            known.of_rows = sums(model, all, each, &|rows| Ok(answers.rows.batch(rows)?), &mut more)?;
             if let Some(unrelated) = unrelated(answers) {
-                known.of_unrelated = sums(model, &unrelated, rows, &mut more)?;
+                known.of_unrelated = sums(model, all, each, &|rows| unrelated.batch(rows), &mut more)?;
             }
         }
         std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
@@ -243,11 +245,17 @@ fn list<'a>(
     counts.iter().zip(examples).map(answer).collect()
 }
 
-/// The sum of the log-probabilities of every row.
-fn sums(model: &Decoder, all: &Rows, rows: usize, done: &mut dyn FnMut(usize)) -> Result<Vec<f64>> {
-    let mut sums = Vec::with_capacity(all.len());
-    for begin in (0..all.len()).step_by(rows.max(1)) {
-        let batch = all.batch(begin..all.len().min(begin + rows.max(1)))?;
+/// The sum of the log-probabilities of each of `all` rows, of which `batch` lays some end to end.
+fn sums(
+    model: &Decoder,
+    all: usize,
+    each: usize,
+    batch: &dyn Fn(Range<usize>) -> Result<Batch>,
+    done: &mut dyn FnMut(usize),
+) -> Result<Vec<f64>> {
+    let mut sums = Vec::with_capacity(all);
+    for begin in (0..all).step_by(each) {
+        let batch = batch(begin..all.min(begin + each))?;
         let numbers = to_host(&model.log_probabilities(&token_batch(model, &batch)?)?)?;
         let mut rest = numbers.as_slice();
         for count in numbers_of_each(model, &batch) {

@@ -7,8 +7,8 @@ use crate::config::{
 use crate::error::{Error, Result};
 use crate::events::{Event, EventSink};
 use lora_data::{
-    CacheUse, Clock, DataOptions, DataReport, Format, PreferenceUse, ReadOptions, Rows, Source, Tags, TokenCache,
-    TokenSet, Tokenizer, build_pairs, build_rated, hold_out, mix_order, open_dataset,
+    AnswerKind, CacheUse, Clock, DataOptions, DataReport, Format, PreferenceUse, ReadOptions, Rows, Source, Tags,
+    TokenCache, TokenSet, Tokenizer, hold_out, mix_order, open_answers, open_dataset,
 };
 use std::path::Path;
 
@@ -120,6 +120,42 @@ pub fn cache_note(cache: &CacheUse) -> Option<String> {
     }
 }
 
+/// How the objective wants its answers; `None` where it learns from plain rows.
+pub fn answer_kind(config: &RunConfig) -> Option<AnswerKind> {
+    match config.objective.name {
+        _ if !config.objective.compares() => None,
+        ObjectiveName::Kto => Some(AnswerKind::Rated),
+        _ => Some(AnswerKind::Pairs),
+    }
+}
+
+/// The rows of some sources, and notes of what there is to say about them.
+fn token_set(
+    config: &RunConfig,
+    list: &[SourceConfig],
+    answers: Option<AnswerKind>,
+    tokenizer: &Tokenizer,
+    sink: &mut dyn EventSink,
+) -> Result<TokenSet> {
+    let (options, cache) = (data_options(&config.data), token_cache(&config.data));
+    let sources = data_sources(list, config.data.hub_cache.as_deref())?;
+    let mut progress = |done, of| sink.event(Event::Tokenising { done, of });
+    let set = match answers {
+        None => open_dataset(&sources, tokenizer, &options, cache.as_ref(), &mut progress)?,
+        Some(kind) => open_answers(&sources, tokenizer, &options, kind, cache.as_ref(), &mut progress)?,
+    };
+    cache_note(&set.cache).into_iter().for_each(|note| sink.event(Event::Note(note)));
+    for note in set.report.sources.iter().flat_map(|source| &source.notes) {
+        sink.event(Event::Note(note.clone()));
+    }
+    for source in set.report.sources.iter().filter(|source| source.bad.count > 0) {
+        let (path, bad, first) = (source.path.display(), source.bad.count, source.bad.first.first());
+        let first = first.map_or("", String::as_str);
+        sink.event(Event::Note(format!("{path}: {bad} bad records were left out, the first: {first}")));
+    }
+    Ok(set)
+}
+
 /// What is trained and what is evaluated, and what became of their records.
 pub(crate) struct RunData {
     pub(crate) train: Rows,
@@ -133,23 +169,7 @@ pub(crate) struct RunData {
 ///
 /// Examples are held out before datasets are mixed, so that none of them is trained however often a dataset is taken.
 pub(crate) fn datasets(config: &RunConfig, tokenizer: &Tokenizer, sink: &mut dyn EventSink) -> Result<RunData> {
-    let options = data_options(&config.data);
-    let cache = token_cache(&config.data);
-    let mut build = |list: &[SourceConfig]| -> Result<TokenSet> {
-        let mut progress = |done, of| sink.event(Event::Tokenising { done, of });
-        let sources = data_sources(list, config.data.hub_cache.as_deref())?;
-        let set = open_dataset(&sources, tokenizer, &options, cache.as_ref(), &mut progress)?;
-        cache_note(&set.cache).into_iter().for_each(|note| sink.event(Event::Note(note)));
-        for note in set.report.sources.iter().flat_map(|source| &source.notes) {
-            sink.event(Event::Note(note.clone()));
-        }
-        for source in set.report.sources.iter().filter(|source| source.bad.count > 0) {
-            let (path, bad, first) = (source.path.display(), source.bad.count, source.bad.first.first());
-            let first = first.map_or("", String::as_str);
-            sink.event(Event::Note(format!("{path}: {bad} bad records were left out, the first: {first}")));
-        }
-        Ok(set)
-    };
+    let mut build = |list: &[SourceConfig]| token_set(config, list, None, tokenizer, sink);
     let set = build(&config.data.train)?;
     if !config.data.eval.is_empty() {
         let eval = build(&config.data.eval)?;
@@ -190,16 +210,14 @@ pub(crate) fn compared_answers(
     tokenizer: &Tokenizer,
     sink: &mut dyn EventSink,
 ) -> Result<ComparedData> {
-    let options = data_options(&config.data);
+    let kind = answer_kind(config).unwrap_or(AnswerKind::Pairs);
     let mut build = |list: &[SourceConfig]| -> Result<(Answers, Vec<usize>, DataReport)> {
-        let mut progress = |done, of| sink.event(Event::Tokenising { done, of });
-        let sources = data_sources(list, config.data.hub_cache.as_deref())?;
-        if config.objective.name == ObjectiveName::Kto {
-            let set = build_rated(&sources, tokenizer, &options, &mut progress)?;
-            return Ok((Answers::of_rated(set.items, options.max_length), set.source_ends, set.report));
-        }
-        let set = build_pairs(&sources, tokenizer, &options, &mut progress)?;
-        Ok((Answers::of_pairs(set.items), set.source_ends, set.report))
+        let TokenSet { rows, good, source_ends, report, .. } = token_set(config, list, Some(kind), tokenizer, sink)?;
+        let answers = match kind {
+            AnswerKind::Pairs => Answers::of_pairs(rows),
+            AnswerKind::Rated => Answers::of_rated(rows, good, config.data.max_length as usize)?,
+        };
+        Ok((answers, source_ends, report))
     };
     let (all, ends, report) = build(&config.data.train)?;
     let count = all.count();

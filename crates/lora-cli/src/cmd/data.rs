@@ -8,12 +8,14 @@ use crate::out;
 use crate::progress::CountBar;
 use anyhow::Result;
 use lora_data::{
-    CacheUse, DataFigures, DataOptions, DataReport, Example, KnownLabels, PageRow, PreferenceUse, PreviewToken,
-    StatsText, TokenSet, Tokenizer, build_labelled, data_page, open_dataset, preview,
+    AnswerKind, CacheUse, DataFigures, DataOptions, DataReport, Example, KnownLabels, PageRow, PreferenceUse,
+    PreviewToken, StatsText, TokenSet, Tokenizer, build_labelled, data_page, open_answers, open_dataset, preview,
 };
 use lora_format::write_atomic;
 use lora_train::config::TaskType;
-use lora_train::{Override, RunConfig, cache_note, data_options, data_sources, data_tokenizer, token_cache};
+use lora_train::{
+    Override, RunConfig, answer_kind, cache_note, data_options, data_sources, data_tokenizer, token_cache,
+};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -114,7 +116,7 @@ fn read(args: &DataArgs) -> Result<(RunConfig, Tokenizer, TokenSet)> {
     let tokenizer = data_tokenizer(model_dir, &config.data)?;
     let mut options = data_options(&config.data);
     options.max_affected_share = 1.0;
-    if options.preference == PreferenceUse::Refuse {
+    if options.preference == PreferenceUse::Refuse && !config.objective.compares() {
         options.preference = PreferenceUse::BothSides;
     }
     let mut bar = CountBar::new("tokenising");
@@ -124,7 +126,11 @@ fn read(args: &DataArgs) -> Result<(RunConfig, Tokenizer, TokenSet)> {
     }
     let sources = data_sources(&config.data.train, config.data.hub_cache.as_deref())?;
     let cache = token_cache(&config.data);
-    let set = open_dataset(&sources, &tokenizer, &options, cache.as_ref(), &mut |done, of| bar.set(done, of))?;
+    let mut progress = |done, of| bar.set(done, of);
+    let set = match answer_kind(&config) {
+        None => open_dataset(&sources, &tokenizer, &options, cache.as_ref(), &mut progress)?,
+        Some(kind) => open_answers(&sources, &tokenizer, &options, kind, cache.as_ref(), &mut progress)?,
+    };
     bar.finish();
     cache_note(&set.cache).into_iter().for_each(out::note);
     Ok((config, tokenizer, set))
@@ -149,21 +155,29 @@ fn read_labelled(
     }
     let examples: Vec<Example> = set.texts.into_iter().map(|text| text.tokens).collect();
     let source_ends = vec![examples.len()];
-    Ok(TokenSet { source_ends, rows: examples.into(), report: set.report, cache: CacheUse::Memory })
+    Ok(TokenSet { source_ends, good: vec![], rows: examples.into(), report: set.report, cache: CacheUse::Memory })
 }
 
 /// An example as it is shown.
 #[derive(Serialize)]
 struct Shown {
     origin: String,
+    /// What an objective that compares answers takes it for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    answer: Option<&'static str>,
     tokens: Vec<PreviewToken>,
 }
 
 /// Some of the examples, token by token.
-fn shown(set: &TokenSet, tokenizer: &Tokenizer, skip: usize, n: usize) -> Result<Vec<Shown>> {
+fn shown(config: &RunConfig, set: &TokenSet, tokenizer: &Tokenizer, skip: usize, n: usize) -> Result<Vec<Shown>> {
+    let kind = answer_kind(config);
+    let answer = |row: usize| match kind? {
+        AnswerKind::Pairs => Some(["better", "worse"][row % 2]),
+        AnswerKind::Rated => set.good.get(row).map(|good| if *good { "good" } else { "bad" }),
+    };
     let show = |row: usize| -> Result<Shown> {
         let example = set.rows.example(row)?;
-        Ok(Shown { origin: example.origin.to_string(), tokens: preview(&example, tokenizer)? })
+        Ok(Shown { origin: example.origin.to_string(), answer: answer(row), tokens: preview(&example, tokenizer)? })
     };
     (0..set.rows.len()).skip(skip).take(n).map(show).collect()
 }
@@ -172,7 +186,8 @@ fn shown(set: &TokenSet, tokenizer: &Tokenizer, skip: usize, n: usize) -> Result
 fn write_page(args: &DataArgs, set: &TokenSet, figures: &DataFigures, examples: Vec<Shown>) -> Result<()> {
     let Some(path) = &args.html else { return Ok(()) };
     let title = args.what.file_name().map_or_else(|| args.what.display().to_string(), |n| n.to_string_lossy().into());
-    let rows: Vec<PageRow> = examples.into_iter().map(|Shown { origin, tokens }| PageRow { origin, tokens }).collect();
+    let rows: Vec<PageRow> =
+        examples.into_iter().map(|Shown { origin, tokens, .. }| PageRow { origin, tokens }).collect();
     let page = data_page(&title, &set.report, figures, &rows, set.rows.len());
     write_atomic(path, page.as_bytes())?;
     out::note(format!("page written to {}", path.display()));
@@ -189,13 +204,14 @@ fn figures_of(config: &RunConfig, set: &TokenSet) -> DataFigures {
 
 fn show_examples(args: &PreviewArgs) -> Result<()> {
     let (config, tokenizer, set) = read(&args.data)?;
-    let examples = shown(&set, &tokenizer, args.skip, args.n)?;
+    let examples = shown(&config, &set, &tokenizer, args.skip, args.n)?;
     if args.data.json {
         out::json(&examples)?;
     } else {
         for example in &examples {
             let trained = example.tokens.iter().filter(|t| t.trained).count();
-            out::line(format!("--- {}: {} tokens, {trained} trained", example.origin, example.tokens.len()))?;
+            let answer = example.answer.map_or(String::new(), |answer| format!(" {answer} answer,"));
+            out::line(format!("--- {}:{answer} {} tokens, {trained} trained", example.origin, example.tokens.len()))?;
             match args.ids {
                 true => example.tokens.iter().try_for_each(|t| out::line(table_line(t, out::width())))?,
                 false => out::line(marked(&example.tokens, out::colour()))?,
@@ -283,7 +299,7 @@ fn show_stats(args: &StatsArgs) -> Result<()> {
         true => out::json(&Stats { report, figures: &figures })?,
         false => out::text(&StatsText { report, figures: &figures, width: out::width() }.to_string())?,
     }
-    let examples = if args.data.html.is_some() { shown(&set, &tokenizer, 0, PAGE_ROWS)? } else { Vec::new() };
+    let examples = if args.data.html.is_some() { shown(&config, &set, &tokenizer, 0, PAGE_ROWS)? } else { Vec::new() };
     write_page(&args.data, &set, &figures, examples)
 }
 

@@ -28,6 +28,7 @@ pub(super) fn of(prepared: &Prepared<'_>, known: &Known<'_>) -> Result<std::resu
     // What is refused for its share is decided anew each time.
     let options = DataOptions { max_affected_share: 0.0, ..prepared.options.clone() };
     key.add("options", format!("{options:?}").as_bytes());
+    key.add("answers", format!("{:?}", prepared.answers).as_bytes());
     for template in templates(prepared) {
         key.add("template", template.digest().as_bytes());
         match clock(template) {

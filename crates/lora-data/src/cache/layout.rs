@@ -17,7 +17,7 @@ use crate::fingerprint::Fingerprint;
 pub(super) const MAGIC: [u8; 8] = *b"loratok\n";
 
 /// To be raised when the same input would give other rows, another report or another file.
-pub(super) const LAYOUT: u32 = 1;
+pub(super) const LAYOUT: u32 = 2;
 
 pub(super) const HEAD: usize = 16;
 pub(super) const ENTRY: usize = 48;

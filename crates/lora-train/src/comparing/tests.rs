@@ -4,7 +4,7 @@
 use super::*;
 use crate::events::NoEvents;
 use crate::objective::{Dpo, DpoLoss, Kto, Orpo, RewardModel, SimPo};
-use lora_data::{Example, Origin, PreferencePair, RatedExample};
+use lora_data::{Example, Origin};
 use lora_format::{TensorFile, read_adapter};
 use lora_model::{Keeping, Storage};
 use serde_json::Value;
@@ -37,8 +37,8 @@ fn example(record: &Value, answer: &str) -> Example {
 }
 
 fn pairs() -> Answers {
-    let pair = |r: &Value| PreferencePair { chosen: example(r, "chosen"), rejected: example(r, "rejected") };
-    Answers::of_pairs(json("pairs.json").iter().map(pair).collect())
+    let pair = |r: &Value| [example(r, "chosen"), example(r, "rejected")];
+    Answers::of_pairs(json("pairs.json").iter().flat_map(pair).collect::<Vec<_>>().into())
 }
 
 /// The rated answers of a case, which may be some of them.
@@ -48,11 +48,9 @@ fn rated(case: &Value) -> Answers {
         None => (0..all.len()).collect(),
         Some(rows) => rows.iter().map(|row| usize::try_from(row.as_u64().unwrap()).unwrap()).collect(),
     };
-    let of = |row: usize| RatedExample {
-        example: example(&all[row], "completion"),
-        desirable: all[row]["label"].as_bool().unwrap(),
-    };
-    Answers::of_rated(rows.into_iter().map(of).collect(), 64)
+    let good = rows.iter().map(|&row| all[row]["label"].as_bool().unwrap()).collect();
+    let rows: Vec<Example> = rows.into_iter().map(|row| example(&all[row], "completion")).collect();
+    Answers::of_rated(rows.into(), good, 64).unwrap()
 }
 
 /// The objective of a case; `None` where there is none on purpose.
