@@ -2,6 +2,7 @@
 #include "shim.h"
 #include "kernels.h"
 #include <ATen/Parallel.h>
+#include <c10/core/GradMode.h>
 #include <algorithm>
 #include <cmath>
 

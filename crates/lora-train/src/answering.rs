@@ -63,7 +63,7 @@ fn last_answer(example: &Example) -> Option<(usize, usize)> {
 ///
 /// # Errors
 /// What the model or the tokenizer reports.
-pub fn answer(
+pub fn answer_questions(
     model: &Decoder,
     tokenizer: &Tokenizer,
     questions: &[Question],

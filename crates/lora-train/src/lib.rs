@@ -30,7 +30,7 @@ mod schedule;
 mod suggest;
 mod trainer;
 
-pub use answering::{Question, answer, questions};
+pub use answering::{Question, answer_questions, questions};
 pub use answers::Answers;
 pub use bench::{BenchOptions, BenchReport, bench_step};
 pub use class_eval::{ClassReport, ClassScores, LabelScores, evaluate_classes, predict, probabilities};

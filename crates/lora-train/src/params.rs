@@ -54,6 +54,9 @@ impl LoraPlus {
     }
 }
 
+/// Vectors that are neither biases nor weights of norms, by a part of their names.
+const DECAYING_VECTORS: [&str; 2] = [".vera_lambda_", ".lora_magnitude_vector"];
+
 /// Where a parameter lies in the buffer.
 #[derive(Debug)]
 struct Slot {
@@ -77,14 +80,13 @@ impl Slot {
 impl FlatParams {
     /// Moves the leaves into one buffer; whoever holds them sees the same values, now as views.
     ///
-    /// Vectors (weights of norms, biases, magnitudes) do not decay, as in Hugging Face's `Trainer`; everything else does. With
-    /// `plus`, B and adapters of embeddings have learning rates of their own.
+    /// Biases and the weights of norms do not decay, as in Hugging Face's `Trainer`; everything else does. With `plus`, B and adapters
+    /// of embeddings have learning rates of their own.
     ///
     /// # Errors
     /// [`Error::NothingTrained`] without parameters, or [`Error::Torch`] when they differ in dtype or device.
     pub fn new(mut parameters: Vec<Parameter>, plus: Option<LoraPlus>, optim: Optim) -> Result<Self> {
-        // VeRA's vectors are its weights.
-        let decays = |p: &Parameter| p.tensor.dim() > 1 || p.name.contains(".vera_lambda_");
+        let decays = |p: &Parameter| p.tensor.dim() > 1 || DECAYING_VECTORS.iter().any(|part| p.name.contains(part));
         let rate = |p: &Parameter| LoraPlus::rate_of(plus, &p.name, p.tensor.dim() < 2);
         let numbers = |p: &Parameter| p.tensor.numel() as i64;
         let form = |p: &Parameter| Form::of(optim, numbers(p));

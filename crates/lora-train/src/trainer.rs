@@ -1,7 +1,7 @@
 //! The trainer: a model, its trained parameters, the data's order, and THE step.
 
 use crate::allocation::Budgeting;
-use crate::answering::answer;
+use crate::answering::answer_questions;
 use crate::answers::Answers;
 use crate::checkpoint::{RunIdentity, TrainState, compare_for_resume, find_checkpoint, save_checkpoint};
 use crate::class_eval::evaluate_classes;
@@ -267,7 +267,7 @@ impl Trainer {
         let (plan, mut report) = (&self.plan, evaluate(&self.model, &self.plan.eval, rows, sink)?);
         if !plan.questions.is_empty() {
             let most = plan.config.train.generation_max_new_tokens as usize;
-            report.generated = Some(answer(&self.model, &plan.tokenizer, &plan.questions, most, sink)?);
+            report.generated = Some(answer_questions(&self.model, &plan.tokenizer, &plan.questions, most, sink)?);
         }
         Ok(report)
     }

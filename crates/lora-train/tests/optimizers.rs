@@ -189,7 +189,7 @@ fn parameter(name: &str, shape: &[i64]) -> Parameter {
 
 /// With gradients of zero nothing moves but what decays.
 #[test]
-fn biases_norms_and_other_vectors_do_not_decay() {
+fn biases_and_norms_do_not_decay_and_all_else_does() {
     for optim in Optim::ALL {
         let list = [
             ("layers.0.q_proj.lora_A.weight", vec![4, 8]),
@@ -197,16 +197,19 @@ fn biases_norms_and_other_vectors_do_not_decay() {
             ("layers.0.q_proj.bias", vec![8]),
             ("layers.0.input_layernorm.weight", vec![5000]),
             ("layers.0.q_proj.lora_magnitude_vector", vec![8]),
+            ("layers.0.q_proj.vera_lambda_b", vec![8]),
+            ("layers.0.q_proj.lora_B.bias", vec![8]),
         ];
         let tensors: Vec<Parameter> = list.iter().map(|(name, shape)| parameter(name, shape)).collect();
         let seen: Vec<Tensor> = tensors.iter().map(|p| p.tensor.shallow_clone()).collect();
         let params = FlatParams::new(tensors, None, *optim).unwrap();
-        assert_eq!(params.len(), 4 * 8 + 70 * 64 + 8 + 5000 + 8, "{optim:?}");
+        assert_eq!(params.len(), 4 * 8 + 70 * 64 + 8 + 5000 + 3 * 8, "{optim:?}");
         params
             .update(&AdamWScalars { lr: 0.1, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.5, step: 1 })
             .unwrap();
         for ((name, shape), t) in list.iter().zip(&seen) {
-            let wanted = if shape.len() > 1 { 1.0 - 0.1 * 0.5 } else { 1.0 };
+            let decays = shape.len() > 1 || name.contains("magnitude") || name.contains("lambda");
+            let wanted = if decays { 1.0 - 0.1 * 0.5 } else { 1.0 };
             assert!(far(t, &(t.ones_like() * wanted)) < F32_TOLERANCE, "{optim:?} {name}");
         }
     }

@@ -9,7 +9,7 @@ use crate::progress::CountBar;
 use crate::train_view::scores_in_words;
 use anyhow::Result;
 use lora_data::{DataOptions, Format, Rows, Source, build_dataset};
-use lora_train::{Event, answer, evaluate, questions};
+use lora_train::{Event, answer_questions, evaluate, questions};
 use std::path::PathBuf;
 
 /// The flags of `lora eval`.
@@ -98,7 +98,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 bar.set(done, of);
             }
         };
-        report.generated = Some(answer(&model, &tokenizer, &asked, args.max_new_tokens, &mut show)?);
+        report.generated = Some(answer_questions(&model, &tokenizer, &asked, args.max_new_tokens, &mut show)?);
         bar.finish();
     }
     if args.json {

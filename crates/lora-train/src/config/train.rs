@@ -142,8 +142,8 @@ section! {
         /// `adamw_bnb_8bit`; a quarter of the memory for moments).
         #[serde(skip_serializing_if = "is_adamw")]
         optim: Optim = Optim::AdamW, Kind::Named(Optim::NAMES, OTHER_OPTIMS);
-        /// Decay of the weights in a step, as a multiple of the learning rate. Biases, weights of norms and other vectors do
-        /// not decay.
+        /// Decay of the weights in a step, as a multiple of the learning rate. Biases and weights of norms do not
+        /// decay.
         weight_decay: f64 = 0.0, Kind::Number(Range::NotNegative);
         /// Gradients are scaled down so that their common 2-norm is at most this; 0 leaves them as they are.
         max_grad_norm: f64 = 1.0, Kind::Number(Range::NotNegative);
