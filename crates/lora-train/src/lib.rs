@@ -4,6 +4,7 @@
 //! loop) -> [`Trainer::step`] (the step). A program that wants to own the loop calls [`Trainer`] itself.
 
 mod allocation;
+mod answering;
 mod answers;
 mod bench;
 pub mod checkpoint;
@@ -19,6 +20,7 @@ mod events;
 mod loader;
 mod lock;
 mod metrics;
+mod moments;
 pub mod objective;
 mod overrides;
 mod params;
@@ -28,6 +30,7 @@ mod schedule;
 mod suggest;
 mod trainer;
 
+pub use answering::{Question, answer_questions, questions};
 pub use answers::Answers;
 pub use bench::{BenchOptions, BenchReport, bench_step};
 pub use class_eval::{ClassReport, ClassScores, LabelScores, evaluate_classes, predict, probabilities};
@@ -39,12 +42,12 @@ pub use error::{Error, Result};
 pub use eval::{EvalReport, evaluate};
 pub use events::{Event, EventSink, NoEvents};
 pub use lock::{Holder, RunLock};
-pub use metrics::{EvalRecord, METRICS_FILE, MetricsWriter, StepRecord};
+pub use metrics::{EndRecord, EvalRecord, METRICS_FILE, MetricsWriter, StepRecord};
 pub use objective::{Answer, Judgement, Objective};
 pub use overrides::Override;
 pub use params::{FlatParams, LoraPlus};
 pub use plan::{RunPlan, Trained};
-pub use run::{RunReport, TrainOptions, train};
+pub use run::{EndedBy, RunReport, TrainOptions, train};
 pub use schedule::{Schedule, ScheduleKind, ScheduleOptions};
 pub use suggest::nearest;
 pub use trainer::{StepOutcome, Trainer};

@@ -1,6 +1,7 @@
 //! From what the user wrote to a run that can start: files opened, data tokenised and checked, counts known, and nothing
 //! expensive done yet.
 
+use crate::answering::{Question, questions};
 use crate::answers::Answers;
 use crate::classes::{ClassPlan, KnownClasses, check_head};
 use crate::config::{
@@ -58,10 +59,14 @@ pub struct RunPlan {
     pub eval_report: Option<DataReport>,
     /// The labels of `train` and `eval`, where a classifier is trained.
     pub classes: Option<ClassPlan>,
+    /// What is to be answered in an evaluation, where `predict_with_generate` asks for it.
+    pub questions: Vec<Question>,
     /// The answers whose rows `train` and `eval` are, where answers are compared or rated.
     pub answers: Option<[Answers; 2]>,
     /// Rows of the training data: indices into `train`, one for each row, or several where rows are packed.
     pub rows: RowPlan,
+    /// How many of them each dataset has, where datasets are trained one after the other.
+    pub stages: Option<Vec<usize>>,
     /// Optimizer steps of one pass over the rows.
     pub steps_per_epoch: u64,
     /// Optimizer steps of the run.
@@ -103,7 +108,7 @@ impl RunPlan {
         let tokenizer = data_tokenizer(&model_dir, &config.data)?;
 
         let compared = config.objective.compares();
-        let (train, train_report, eval, eval_report, classes, answers) = match known {
+        let (train, stages, train_report, eval, eval_report, classes, answers) = match known {
             known if compared => {
                 let data = compared_answers(&config, &tokenizer, sink)?;
                 if let Some(known) = known {
@@ -112,31 +117,41 @@ impl RunPlan {
                     check_head(&model_dir, &model, &trained)?;
                 }
                 let [train, eval] = &data.answers;
-                (train.rows.clone(), data.report, eval.rows.clone(), data.eval_report, None, Some(data.answers))
+                let (train, eval) = (train.rows.clone(), eval.rows.clone());
+                (train, data.stages, data.report, eval, data.eval_report, None, Some(data.answers))
             }
             None => {
                 let data = datasets(&config, &tokenizer, sink)?;
-                (data.train, data.report, data.eval, data.eval_report, None, None)
+                (data.train, data.stages, data.report, data.eval, data.eval_report, None, None)
             }
             Some(known) => {
                 let data = known.datasets(&config, &model, &tokenizer, sink)?;
                 model = model.for_classes(data.classes.labels.clone());
                 trained = what_is_trained(&config, &model)?;
                 check_head(&model_dir, &model, &trained)?;
-                (data.train, data.report, data.eval, None, Some(data.classes), None)
+                (data.train, None, data.report, data.eval, None, Some(data.classes), None)
             }
         };
         check_vocabulary(&model, &train)?;
         check_vocabulary(&model, &eval)?;
+        let questions = match config.train.predict_with_generate {
+            true => questions(&eval, &tokenizer, config.train.generation_num_samples)?,
+            false => Vec::new(),
+        };
         let lengths = train.lengths();
         let longest = lengths.iter().copied().chain(eval.lengths()).max().unwrap_or(0);
         if model.layout.embed_positions.is_some() && longest as i64 > model.max_position_embeddings {
             return Err(Error::TooLong { tokens: longest, positions: model.max_position_embeddings });
         }
-        let rows = match &answers {
-            Some([answers, _]) => answers.plan(),
-            None if config.data.packing => RowPlan::packed(&lengths, config.data.max_length as usize),
-            None => RowPlan::one_each(train.len()),
+        let (packing, most) = (config.data.packing, config.data.max_length as usize);
+        let (rows, stages) = match (&answers, stages) {
+            (Some([answers, _]), stages) => (answers.plan(), stages),
+            (None, Some(stages)) if packing => {
+                let (rows, stages) = RowPlan::packed_stages(&lengths, &stages, most);
+                (rows, Some(stages))
+            }
+            (None, None) if packing => (RowPlan::packed(&lengths, most), None),
+            (None, stages) => (RowPlan::one_each(train.len()), stages),
         };
         let per_step =
             u64::from(config.train.per_device_train_batch_size) * u64::from(config.train.gradient_accumulation_steps);
@@ -175,8 +190,10 @@ impl RunPlan {
             eval,
             eval_report,
             classes,
+            questions,
             answers,
             rows,
+            stages,
             steps_per_epoch,
             total_steps,
             schedule,

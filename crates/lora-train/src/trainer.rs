@@ -1,6 +1,7 @@
 //! The trainer: a model, its trained parameters, the data's order, and THE step.
 
 use crate::allocation::Budgeting;
+use crate::answering::answer_questions;
 use crate::answers::Answers;
 use crate::checkpoint::{RunIdentity, TrainState, compare_for_resume, find_checkpoint, save_checkpoint};
 use crate::class_eval::evaluate_classes;
@@ -10,13 +11,13 @@ use crate::config::Reference;
 use crate::error::{Error, Result};
 use crate::eval::{EvalReport, evaluate, on_device};
 use crate::events::{Event, EventSink};
-use crate::loader::{Laid, Loader, Step};
+use crate::loader::{Laid, Loader, Step, sampler_of};
 use crate::metrics::StepRecord;
 use crate::objective::Objective;
 use crate::params::FlatParams;
 use crate::plan::{RunPlan, Trained};
 use lora_core::RankAllocator;
-use lora_data::{Batch, Cursor, Sampler};
+use lora_data::{Batch, Cursor};
 use lora_format::{TensorFile, write_adapter, write_tensors};
 use lora_model::{Decoder, Keeping, TokenBatch};
 use lora_torch::{AdamWScalars, device_memory, device_name, libtorch_version, mix_seed, num_threads, peak_rss_bytes};
@@ -113,18 +114,13 @@ impl Trainer {
             model.pack(packing, &mut progress)?;
         }
         model.lora_dropout = plan.config.lora.dropout();
-        let params = FlatParams::new(model.parameters(), plan.config.train.lora_plus())?;
+        model.neftune_noise_alpha = plan.config.train.neftune_noise_alpha;
+        let params = FlatParams::new(model.parameters(), plan.config.train.lora_plus(), plan.config.train.optim)?;
         if let Some(comparing) = asks {
             ask_reference(comparing, &model, &plan, &params.digest()?, sink)?;
         }
         let budgeting = Budgeting::of(plan.adapter_config().as_ref(), &model, plan.total_steps)?;
-        let sampler = match plan.config.data.group_by_length {
-            true => {
-                let batch = plan.config.train.per_device_train_batch_size as usize;
-                Sampler::grouped(plan.row_lengths(), batch, plan.config.seed)
-            }
-            false => Sampler::new(plan.rows.len(), plan.config.seed, plan.config.data.shuffle),
-        };
+        let sampler = sampler_of(&plan);
         let (batch, micro) =
             (plan.config.train.per_device_train_batch_size, plan.config.train.gradient_accumulation_steps);
         let loader = Loader::new(plan.train.clone(), plan.rows.clone(), sampler, batch as usize, micro);
@@ -172,7 +168,7 @@ impl Trainer {
         let learning_rate = self.plan.schedule.lr_at(step);
         let finite = loss.is_finite() && grad_norm.is_finite();
         if finite {
-            self.params.adamw(&AdamWScalars {
+            self.params.update(&AdamWScalars {
                 lr: learning_rate,
                 beta1: config.adam_beta1,
                 beta2: config.adam_beta2,
@@ -240,24 +236,40 @@ impl Trainer {
         }
     }
 
-    /// Evaluates the held-out examples; `None` when there are none.
+    /// Evaluates the held-out examples; `None` when there are none. It counts for what the best evaluation is.
     ///
     /// # Errors
     /// What the model reports.
     pub fn evaluate(&mut self, sink: &mut dyn EventSink) -> Result<Option<EvalReport>> {
+        let report = self.measure(sink)?;
+        if let Some(report) = &report {
+            self.compare_with_best(report)?;
+        }
+        Ok(report)
+    }
+
+    /// The same, and nothing is changed by it.
+    pub(crate) fn measure(&self, sink: &mut dyn EventSink) -> Result<Option<EvalReport>> {
         if self.plan.eval.is_empty() {
             return Ok(None);
         }
         let rows = self.plan.config.train.per_device_eval_batch_size as usize;
-        let report = match (&self.comparing, &self.plan.classes) {
+        Ok(Some(match (&self.comparing, &self.plan.classes) {
             (Some(comparing), _) => comparing.evaluate(&self.model, rows, sink)?,
-            (None, None) => evaluate(&self.model, &self.plan.eval, rows, sink)?,
+            (None, None) => self.measure_language(rows, sink)?,
             (None, Some(classes)) => {
                 evaluate_classes(&self.model, &self.plan.eval, &classes.eval, rows, sink)?.summary()
             }
-        };
-        self.compare_with_best(&report)?;
-        Ok(Some(report))
+        }))
+    }
+
+    fn measure_language(&self, rows: usize, sink: &mut dyn EventSink) -> Result<EvalReport> {
+        let (plan, mut report) = (&self.plan, evaluate(&self.model, &self.plan.eval, rows, sink)?);
+        if !plan.questions.is_empty() {
+            let most = plan.config.train.generation_max_new_tokens as usize;
+            report.generated = Some(answer_questions(&self.model, &plan.tokenizer, &plan.questions, most, sink)?);
+        }
+        Ok(report)
     }
 
     /// Keeps the result where the evaluation is the best so far and that was asked for.

@@ -1,6 +1,7 @@
 //! The keys of a configuration: what each may hold. The structs and this table are made from one text by [`section!`], so
 //! that a key, its default, what it allows and its documentation cannot drift apart.
 
+use std::time::Duration;
 use toml::Value;
 
 /// One key.
@@ -23,6 +24,8 @@ pub(crate) enum Kind {
     /// A text that is not empty.
     Text,
     Choice(&'static [&'static str]),
+    /// One of the first, or another name of one of them.
+    Named(&'static [&'static str], &'static [(&'static str, &'static str)]),
     Device,
     /// A list of texts; one text is taken for a list of one.
     Texts,
@@ -40,6 +43,8 @@ pub(crate) enum Kind {
     Any,
     /// A day, as `2026-11-24`.
     Date,
+    /// A span of time, as `2h30m`.
+    Span,
     /// 0, a fraction below 1, or a whole number.
     Split,
     /// A list of tables with these keys; a text is taken for `{ path = TEXT }`.
@@ -77,7 +82,7 @@ impl Kind {
             Kind::Integer { min, max } => value.as_integer().is_some_and(|i| (*min..=*max).contains(&i)),
             Kind::Number(range) => number(value).is_some_and(|x| range.holds(x)),
             Kind::Text => text.is_some_and(|s| !s.trim().is_empty()),
-            Kind::Choice(names) => text.is_some_and(|s| names.contains(&s)),
+            Kind::Choice(names) | Kind::Named(names, _) => text.is_some_and(|s| names.contains(&s)),
             Kind::Device => text.is_some_and(|s| {
                 ["auto", "cpu", "cuda"].contains(&s)
                     || s.strip_prefix("cuda:").is_some_and(|n| n.parse::<u16>().is_ok())
@@ -102,6 +107,7 @@ impl Kind {
             }
             Kind::Any => true,
             Kind::Date => text.is_some_and(|s| lora_data::Clock::from_date(s).is_some()),
+            Kind::Span => text.is_some_and(|s| span(s).is_some()),
             Kind::Split => {
                 number(value).is_some_and(|x| (0.0..1.0).contains(&x) || (x.fract() == 0.0 && (1.0..1e15).contains(&x)))
             }
@@ -122,7 +128,7 @@ impl Kind {
             Kind::Number(Range::ZeroToBelowOne) => "a number from 0 to below 1".into(),
             Kind::Text => "a text that is not empty".into(),
             Kind::Choice(names @ [_]) => quoted(names),
-            Kind::Choice(names) => format!("one of {}", quoted(names)),
+            Kind::Choice(names) | Kind::Named(names, _) => format!("one of {}", quoted(names)),
             Kind::Device => "one of \"auto\", \"cpu\", \"cuda\", \"cuda:N\"".into(),
             Kind::Texts => "a text or a list of texts".into(),
             Kind::Indices => "an integer of at least 0 or a list of them".into(),
@@ -137,6 +143,7 @@ impl Kind {
             Kind::Map(of) => format!("a table whose values are each {}", of.allowed()),
             Kind::Any => "any value".into(),
             Kind::Date => "a day, as \"2026-11-24\"".into(),
+            Kind::Span => "a time, as \"2h30m\", \"90m\" or \"45s\"".into(),
             Kind::Split => "0, a fraction below 1, or a whole number of examples".into(),
             Kind::Tables(_) => "a path, a list of paths, or a list of tables as [{ path = \"train.jsonl\" }]".into(),
         }
@@ -144,11 +151,16 @@ impl Kind {
 
     /// Whether what follows `=` on a command line is meant as a text even when it looks like a number.
     pub(crate) fn is_text(&self) -> bool {
-        matches!(self, Kind::Text | Kind::Choice(_) | Kind::Device | Kind::Date)
+        matches!(self, Kind::Text | Kind::Choice(_) | Kind::Named(..) | Kind::Device | Kind::Date | Kind::Span)
     }
 
-    /// Brings the short forms of a value to the long one.
+    /// Brings the short forms of a value to the long one, and other names to our own.
     pub(crate) fn normalise(&self, value: &mut Value) {
+        if let (Kind::Named(_, others), Some(name)) = (self, value.as_str())
+            && let Some((_, own)) = others.iter().find(|(other, _)| *other == name)
+        {
+            *value = Value::String((*own).to_string());
+        }
         let is_single = match self {
             Kind::Texts => value.is_str(),
             Kind::Indices | Kind::IndicesOrMap => value.is_integer(),
@@ -170,6 +182,23 @@ const INDEX: Kind = Kind::Integer { min: 0, max: u32::MAX as i64 };
 
 fn number(value: &Value) -> Option<f64> {
     value.as_float().or_else(|| value.as_integer().map(|i| i as f64))
+}
+
+/// A time of whole days, hours, minutes and seconds, each at most once and the longest first: `2h30m`, `90m`, `45s`.
+pub(crate) fn span(text: &str) -> Option<Duration> {
+    let (mut rest, mut seconds) = (text.trim(), 0u64);
+    if rest.is_empty() {
+        return None;
+    }
+    for (unit, each) in [('d', 86_400), ('h', 3_600), ('m', 60), ('s', 1)] {
+        if let Some((count, after)) = rest.split_once(unit)
+            && count.bytes().all(|b| b.is_ascii_digit())
+        {
+            seconds = seconds.checked_add(count.parse::<u64>().ok()?.checked_mul(each)?)?;
+            rest = after;
+        }
+    }
+    (rest.is_empty() && seconds > 0).then(|| Duration::from_secs(seconds))
 }
 
 fn is_comma_list(s: &str) -> bool {

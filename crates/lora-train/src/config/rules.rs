@@ -3,7 +3,8 @@
 use super::faults::{Fault, FaultKind, shown};
 use super::source::Places;
 use super::{
-    BestMetric, FinetuningType, InitLoraWeights, Modules, ObjectiveConfig, ObjectiveName, PeftType, RunConfig, TaskType,
+    BestMetric, DType, FinetuningType, InitLoraWeights, Mixing, Modules, ObjectiveConfig, ObjectiveName, Optim,
+    PeftType, RunConfig, TaskType,
 };
 use crate::objective::DpoLoss;
 use crate::schedule::ScheduleKind;
@@ -29,6 +30,7 @@ pub(crate) fn check(config: &RunConfig, tree: &Table, places: &Places, faults: &
     lengths(config, &mut rules);
     schedule_options(config, &mut rules);
     best(config, &mut rules);
+    answering(config, &mut rules);
     targets(config, &mut rules);
     methods(config, &mut rules);
     objective(config, &mut rules);
@@ -48,6 +50,16 @@ pub(crate) fn check(config: &RunConfig, tree: &Table, places: &Places, faults: &
             );
         }
     }
+    if config.data.mixing == Mixing::Sequential {
+        if config.data.group_by_length {
+            let remedy = "grouping puts examples of all datasets together; keep one of them";
+            rules.exclude("data.group_by_length", "data.mixing", remedy);
+        }
+        if config.lora.task_type == TaskType::SeqCls && !config.objective.compares() {
+            let remedy = "the texts of a classifier are not mixed; remove it";
+            rules.contradiction("data.mixing", "lora.task_type = \"SEQ_CLS\"".into(), remedy);
+        }
+    }
     if config.data.train_on_last_turn_only && config.data.train_on_prompt {
         let remedy = "one trains less than the answers, the other more; keep one of them";
         rules.exclude("data.train_on_last_turn_only", "data.train_on_prompt", remedy);
@@ -60,6 +72,10 @@ pub(crate) fn check(config: &RunConfig, tree: &Table, places: &Places, faults: &
         );
         for key in ["model.quantization", "model.weights"] {
             rules.exclude(key, "train.finetuning_type", "full training changes every weight; it needs them converted");
+        }
+        if config.train.optim == Optim::AdamW8 && matches!(config.model.dtype, DType::BFloat16 | DType::Float16) {
+            let remedy = "moments in 8 bits are made for weights that are trained in float32; set dtype = \"float32\"";
+            rules.exclude("train.optim", "model.dtype", remedy);
         }
         rules.exclude(
             "train.loraplus_lr_ratio",
@@ -101,7 +117,12 @@ fn best(config: &RunConfig, rules: &mut Rules<'_>) {
         BestMetric::Accuracy => config.objective.name != ObjectiveName::Kto,
         BestMetric::MacroF1 => classifier && !config.objective.compares(),
         BestMetric::RewardMargin => config.objective.compares(),
+        BestMetric::Bleu | BestMetric::Chrf | BestMetric::RougeL | BestMetric::ExactMatch => true,
     };
+    if metric.of_answers() && !train.predict_with_generate {
+        let remedy = "no answers are written: set predict_with_generate = true, or choose another, as \"eval_loss\"";
+        rules.contradiction("train.metric_for_best_model", "train.predict_with_generate = false".into(), remedy);
+    }
     let with = format!("objective.name = \"{}\" and its evaluations", config.objective.name.name());
     let remedy = "they have no such figure; choose another, as \"eval_loss\"";
     rules.contradiction_if(!has_it, "train.metric_for_best_model", with, remedy);
@@ -110,6 +131,25 @@ fn best(config: &RunConfig, rules: &mut Rules<'_>) {
     rules.required(none_held_out, "data.eval_split", remedy);
     let remedy = "the best evaluation is looked for: say every how many optimizer steps there is one";
     rules.required(train.eval_steps == 0, "train.eval_steps", remedy);
+}
+
+/// What answers prompts needs some, apart from their answers.
+fn answering(config: &RunConfig, rules: &mut Rules<'_>) {
+    let key = "train.predict_with_generate";
+    if !config.train.predict_with_generate {
+        return;
+    }
+    let classifier = config.lora.task_type == TaskType::SeqCls;
+    let with = format!("lora.task_type = \"{}\"", config.lora.task_type.name());
+    rules.contradiction_if(classifier, key, with, "a classifier writes no answers; remove it");
+    let with = format!("objective.name = \"{}\"", config.objective.name.name());
+    let remedy = "its evaluation compares answers that are there; remove it";
+    rules.contradiction_if(config.objective.compares() && !classifier, key, with, remedy);
+    let remedy = "where prompts are trained they do not end where answers begin; remove one of them";
+    rules.contradiction_if(config.data.train_on_prompt, key, "data.train_on_prompt = true".into(), remedy);
+    let none_held_out = config.data.eval.is_empty() && config.data.eval_split == 0.0;
+    let remedy = "prompts of the evaluation are answered: give data.eval, or a part of the data by data.eval_split";
+    rules.required(none_held_out, "data.eval_split", remedy);
 }
 
 /// Options of the schedule that say nothing to it, or too much.

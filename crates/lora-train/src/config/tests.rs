@@ -98,6 +98,7 @@ fn full() -> RunConfig {
             finetuning_type: FinetuningType::Lora,
             num_train_epochs: Some(1.5),
             max_steps: None,
+            max_time: Some("2h30m".into()),
             per_device_train_batch_size: 2,
             per_device_eval_batch_size: 3,
             gradient_accumulation_steps: 4,
@@ -105,6 +106,8 @@ fn full() -> RunConfig {
             loraplus_lr_ratio: Some(16.0),
             loraplus_lr_embedding: 1e-5,
             lr_scheduler_type: ScheduleKind::Cosine,
+            optim: Optim::AdamW8,
+            neftune_noise_alpha: 5.0,
             warmup_steps: None,
             warmup_ratio: Some(0.03),
             weight_decay: 0.01,
@@ -114,6 +117,9 @@ fn full() -> RunConfig {
             adam_epsilon: 1e-6,
             gradient_checkpointing: true,
             eval_steps: 10,
+            predict_with_generate: false,
+            generation_max_new_tokens: 32,
+            generation_num_samples: Some(9),
             save_steps: 20,
             save_total_limit: 3,
             logging_steps: 5,
@@ -193,6 +199,7 @@ data:
 train:
   num_train_epochs: 1.5
   max_steps: null
+  max_time: 2h30m
   per_device_train_batch_size: 2
   per_device_eval_batch_size: 3
   gradient_accumulation_steps: 4
@@ -201,6 +208,8 @@ train:
   loraplus_lr_embedding: 1e-5
   lr_scheduler_type: cosine
   warmup_ratio: 0.03
+  optim: adamw_bnb_8bit
+  neftune_noise_alpha: 5
   weight_decay: 0.01
   max_grad_norm: 0
   adam_beta1: 0.8
@@ -208,6 +217,8 @@ train:
   adam_epsilon: 1e-6
   gradient_checkpointing: true
   eval_steps: 10
+  generation_max_new_tokens: 32
+  generation_num_samples: 9
   save_steps: 20
   save_total_limit: 3
   logging_steps: 5
@@ -245,6 +256,7 @@ fn with_every_type() -> RunConfig {
     (lora.tinit, lora.tfinal, lora.deltaT, lora.total_step) = (Some(1), Some(2), Some(3), Some(9));
     (lora.beta1, lora.beta2, lora.orth_reg_weight) = (Some(0.8), Some(0.9), Some(0.3));
     lora.loftq_iter = Some(2);
+    config.train.predict_with_generate = true;
     config.train.lr_scheduler_kwargs = "num_cycles = 2".parse().unwrap();
     config.objective = ObjectiveConfig { name: ObjectiveName::Dpo, beta: Some(0.2), ..ObjectiveConfig::default() };
     config
@@ -448,7 +460,39 @@ fn schedules_take_their_own_options_and_the_best_needs_evaluations() {
         (&["train.load_best_model_at_end=true", "train.eval_steps=5", "data.eval_split=0.1"], None),
         (&["train.load_best_model_at_end=true", "train.eval_steps=5"], Some("data.eval_split")),
         (&["train.early_stopping_patience=2", "data.eval_split=0.1"], Some("train.eval_steps")),
-        (&["train.metric_for_best_model=eval_bleu"], Some("train.metric_for_best_model")),
+        (&["train.metric_for_best_model=eval_meteor"], Some("train.metric_for_best_model")),
+        (
+            &[
+                "train.metric_for_best_model=eval_bleu",
+                "train.load_best_model_at_end=true",
+                "train.eval_steps=5",
+                "data.eval_split=0.1",
+            ],
+            Some("train.metric_for_best_model"),
+        ),
+        (
+            &[
+                "train.metric_for_best_model=eval_rouge_l",
+                "train.load_best_model_at_end=true",
+                "train.eval_steps=5",
+                "data.eval_split=0.1",
+                "train.predict_with_generate=true",
+            ],
+            None,
+        ),
+        (&["train.predict_with_generate=true"], Some("data.eval_split")),
+        (
+            &["train.predict_with_generate=true", "data.eval_split=2", "data.train_on_prompt=true"],
+            Some("train.predict_with_generate"),
+        ),
+        (
+            &["train.predict_with_generate=true", "data.eval_split=2", "objective.name=dpo"],
+            Some("train.predict_with_generate"),
+        ),
+        (
+            &["train.predict_with_generate=true", "data.eval_split=2", "lora.task_type=SEQ_CLS"],
+            Some("train.predict_with_generate"),
+        ),
         (
             &[
                 "train.early_stopping_patience=2",
@@ -465,4 +509,51 @@ fn schedules_take_their_own_options_and_the_best_needs_evaluations() {
             (other, _) => panic!("{more:?}: {other:?}"),
         }
     }
+}
+
+#[test]
+fn optimizers_have_several_names_and_lion_its_own_decay() {
+    let optim = |name: &str| compared(&[&format!("train.optim={name}")]).unwrap().train;
+    for (name, own) in [
+        ("adamw", Optim::AdamW),
+        ("adamw_torch", Optim::AdamW),
+        ("adamw_torch_fused", Optim::AdamW),
+        ("adamw_8bit", Optim::AdamW8),
+        ("adamw_bnb_8bit", Optim::AdamW8),
+        ("lion", Optim::Lion),
+        ("lion_32bit", Optim::Lion),
+    ] {
+        assert_eq!(optim(name).optim, own, "{name}");
+        assert_eq!(optim(name).adam_beta2, if own == Optim::Lion { 0.99 } else { 0.999 }, "{name}");
+    }
+    let said = compared(&["train.optim=lion", "train.adam_beta2=0.95"]).unwrap();
+    assert_eq!(said.train.adam_beta2, 0.95);
+    let wrong = compared(&["train.optim=adamw_8bit", "train.finetuning_type=full", "model.dtype=bfloat16"]);
+    assert_eq!(wrong.unwrap_err().faults()[0].key, "train.optim");
+}
+
+#[test]
+fn a_time_is_days_hours_minutes_and_seconds() {
+    for (text, seconds) in [
+        ("2h30m", Some(9000)),
+        ("90m", Some(5400)),
+        ("45s", Some(45)),
+        ("1d", Some(86_400)),
+        ("1d2h3m4s", Some(93_784)),
+        (" 10s ", Some(10)),
+        ("30m2h", None),
+        ("0s", None),
+        ("", None),
+        ("h", None),
+        ("5", None),
+        ("-5s", None),
+        ("1.5h", None),
+        ("1h1h", None),
+        ("99999999999999999999s", None),
+        ("18446744073709551615d", None),
+    ] {
+        assert_eq!(super::keys::span(text).map(|s| s.as_secs()), seconds, "{text}");
+        assert_eq!(compared(&[&format!("train.max_time={text:?}")]).is_ok(), seconds.is_some(), "{text}");
+    }
+    assert!(toml_faults(&format!("{MINIMAL}[train]\nmax_time = 90\n"), &[]).contains("\"2h30m\""));
 }

@@ -1,9 +1,10 @@
 //! `[train]`: the optimizer, its schedule, and when to evaluate and save. Names are those of `TrainingArguments`.
 
-use super::keys::{Kind, Range, choice, section};
+use super::keys::{Kind, Range, choice, section, span};
 use crate::eval::EvalReport;
 use crate::params::LoraPlus;
 use crate::schedule::ScheduleKind;
+use std::time::Duration;
 
 choice! {
     /// What is trained.
@@ -24,23 +25,60 @@ choice! {
         Accuracy = "eval_accuracy",
         /// A classifier's mean F1.
         MacroF1 = "eval_macro_f1",
+        /// BLEU of the answers that are written.
+        Bleu = "eval_bleu",
+        /// Their chrF.
+        Chrf = "eval_chrf",
+        /// Their ROUGE-L.
+        RougeL = "eval_rouge_l",
+        /// The share of those that are right to the letter.
+        ExactMatch = "eval_exact_match",
         /// By how much better answers are preferred.
         RewardMargin = "eval_reward_margin",
     }
 }
 
 impl BestMetric {
+    /// Whether it is told from answers that are written.
+    pub fn of_answers(self) -> bool {
+        matches!(self, Self::Bleu | Self::Chrf | Self::RougeL | Self::ExactMatch)
+    }
+
     /// The figure of an evaluation, turned so that more is better; none where the evaluation has none.
     pub fn of(self, report: &EvalReport) -> Option<f64> {
         let value = match self {
             Self::Loss => Some(-report.loss),
             Self::Accuracy => Some(report.accuracy),
             Self::MacroF1 => report.classes.and_then(|scores| scores.macro_f1),
+            Self::Bleu => report.generated.map(|scores| scores.bleu),
+            Self::Chrf => report.generated.map(|scores| scores.chrf),
+            Self::RougeL => report.generated.map(|scores| scores.rouge_l),
+            Self::ExactMatch => report.generated.map(|scores| scores.exact_match),
             Self::RewardMargin => report.rewards.and_then(|rewards| rewards.margin),
         };
         value.filter(|value| !value.is_nan())
     }
 }
+
+choice! {
+    /// What makes a step of a gradient.
+    Optim {
+        /// Two moments in float32.
+        AdamW = "adamw",
+        /// One moment, of which only signs count.
+        Lion = "lion",
+        /// Two moments in 8 bits.
+        AdamW8 = "adamw_8bit",
+    }
+}
+
+/// What Hugging Face calls them.
+const OTHER_OPTIMS: &[(&str, &str)] = &[
+    ("adamw_torch", "adamw"),
+    ("adamw_torch_fused", "adamw"),
+    ("adamw_bnb_8bit", "adamw_8bit"),
+    ("lion_32bit", "lion"),
+];
 
 const COUNT: Kind = Kind::Integer { min: 1, max: i64::MAX };
 const COUNT_OR_ZERO: Kind = Kind::Integer { min: 0, max: i64::MAX };
@@ -67,6 +105,10 @@ section! {
         /// Optimizer steps of the run, instead of `num_train_epochs`.
         #[serde(skip_serializing_if = "Option::is_none")]
         max_steps: Option<u64> = None, COUNT;
+        /// Ends the run at the first step that is done after this time, as `2h30m`, `90m` or `45s`; `--resume` goes on, with the
+        /// same time again. It counts from the loading of the model. The learning rate goes as if there were no such end.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        max_time: Option<String> = None, Kind::Span;
         /// Rows (examples, or packed rows) of one forward pass of training.
         per_device_train_batch_size: u32 = 8, ROWS;
         /// Rows of one forward pass of evaluation.
@@ -95,21 +137,41 @@ section! {
         /// Part of all optimizer steps over which the learning rate rises, instead of `warmup_steps`; rounded up.
         #[serde(skip_serializing_if = "Option::is_none")]
         warmup_ratio: Option<f64> = None, Kind::Number(Range::ZeroToOne);
-        /// Decay of the weights in a step, as a multiple of the learning rate (AdamW).
+        /// What makes a step of a gradient: `adamw` where nothing is said (also `adamw_torch`, `adamw_torch_fused`), `lion` (also
+        /// `lion_32bit`; half the memory for moments, and a learning rate a third to a tenth of AdamW's), `adamw_8bit` (also
+        /// `adamw_bnb_8bit`; a quarter of the memory for moments).
+        #[serde(skip_serializing_if = "is_adamw")]
+        optim: Optim = Optim::AdamW, Kind::Named(Optim::NAMES, OTHER_OPTIMS);
+        /// Decay of the weights in a step, as a multiple of the learning rate. Biases and weights of norms do not
+        /// decay.
         weight_decay: f64 = 0.0, Kind::Number(Range::NotNegative);
         /// Gradients are scaled down so that their common 2-norm is at most this; 0 leaves them as they are.
         max_grad_norm: f64 = 1.0, Kind::Number(Range::NotNegative);
-        /// Decay of AdamW's mean of the gradients.
+        /// Decay of AdamW's mean of the gradients; in Lion the share of the old gradients in the direction of a step.
         adam_beta1: f64 = 0.9, Kind::Number(Range::ZeroToBelowOne);
-        /// Decay of AdamW's mean of the squared gradients.
+        /// Decay of AdamW's mean of the squared gradients, and of Lion's mean of the gradients, where 0.99 is the default.
         adam_beta2: f64 = 0.999, Kind::Number(Range::ZeroToBelowOne);
         /// Added to AdamW's denominator.
         adam_epsilon: f64 = 1e-8, Kind::Number(Range::Positive);
+        /// Noise on the embeddings while training (NEFTune; its authors take 5 to 15): uniform, of this over the root of an
+        /// example's tokens times the hidden size. 0, where nothing is said, takes none.
+        #[serde(skip_serializing_if = "is_zero")]
+        neftune_noise_alpha: f64 = 0.0, Kind::Number(Range::NotNegative);
         /// Keeps the inputs of the blocks only and computes the rest again in the backward pass: less memory, about a third
         /// more time.
         gradient_checkpointing: bool = false, Kind::Bool;
         /// Evaluates every so many optimizer steps; 0 evaluates at the start and at the end only.
         eval_steps: u64 = 0, COUNT_OR_ZERO;
+        /// Answers the prompts of the evaluation, too, and compares what is written with what stands there: BLEU, chrF, ROUGE-L and
+        /// exact match.
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        predict_with_generate: bool = false, Kind::Bool;
+        /// Most tokens of such an answer.
+        #[serde(skip_serializing_if = "is_usual_answer")]
+        generation_max_new_tokens: u32 = MOST_OF_ANSWER, ROWS;
+        /// Answers the first so many prompts only; all when absent.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        generation_num_samples: Option<u32> = None, ROWS;
         /// Saves a checkpoint every so many optimizer steps; 0 saves one at the end only.
         save_steps: u64 = 500, COUNT_OR_ZERO;
         /// Checkpoints that are kept, the newest ones; at least 2, so that a damaged one never costs the run.
@@ -119,8 +181,8 @@ section! {
         /// Keeps the best evaluation's adapter in `best` of the run's folder, and makes it the result at the end.
         #[serde(skip_serializing_if = "std::ops::Not::not")]
         load_best_model_at_end: bool = false, Kind::Bool;
-        /// What the best is told by: `eval_loss`, `eval_accuracy` (of tokens, texts or pairs), `eval_macro_f1` or
-        /// `eval_reward_margin`.
+        /// What the best is told by: `eval_loss`, `eval_accuracy` (of tokens, texts or pairs), `eval_macro_f1`,
+        /// `eval_reward_margin`, or with `predict_with_generate` `eval_bleu`, `eval_chrf`, `eval_rouge_l`, `eval_exact_match`.
         #[serde(skip_serializing_if = "is_loss")]
         metric_for_best_model: BestMetric = BestMetric::Loss, Kind::Choice(BestMetric::NAMES);
         /// Ends the run after so many evaluations in a row without a better one; it goes on to its end when absent.
@@ -130,6 +192,20 @@ section! {
         #[serde(skip_serializing_if = "is_zero")]
         early_stopping_threshold: f64 = 0.0, Kind::Number(Range::NotNegative);
     }
+}
+
+/// That of Lion's moment, as its authors have it.
+pub(super) const LION_BETA2: f64 = 0.99;
+
+/// Tokens of an answer.
+const MOST_OF_ANSWER: u32 = 128;
+
+fn is_usual_answer(tokens: &u32) -> bool {
+    *tokens == MOST_OF_ANSWER
+}
+
+fn is_adamw(optim: &Optim) -> bool {
+    *optim == Optim::AdamW
 }
 
 fn is_loss(metric: &BestMetric) -> bool {
@@ -147,6 +223,11 @@ impl TrainConfig {
             (Some(steps), _) => Length::Steps(steps),
             (None, epochs) => Length::Epochs(epochs.unwrap_or(3.0)),
         }
+    }
+
+    /// The time that a start of the run has.
+    pub fn time_budget(&self) -> Option<Duration> {
+        self.max_time.as_deref().and_then(span)
     }
 
     /// The learning rates that LoRA+ sets apart, where it is asked for.
