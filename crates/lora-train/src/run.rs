@@ -3,11 +3,14 @@
 use crate::error::{Error, Result};
 use crate::eval::EvalReport;
 use crate::events::{Event, EventSink};
+use crate::journal::Journal;
 use crate::lock::RunLock;
-use crate::metrics::{EvalRecord, MetricsWriter};
+use crate::metrics::EvalRecord;
 use crate::plan::RunPlan;
+use crate::samples::Samples;
 use crate::trainer::{BEST_FOLDER, StepOutcome, Trainer};
 use lora_format::{copy_atomic, read_json_object, write_atomic};
+use lora_report::Status;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -68,18 +71,21 @@ pub fn train(
         refuse_to_overwrite(&plan)?;
     }
     let resolved = plan.config.to_toml()?;
+    let mut samples = Samples::of(&plan)?;
     let mut trainer = Trainer::new(plan, sink)?;
     if options.resume {
         trainer.resume(&options.changed, sink)?;
     }
     write_atomic(&out.join("config.resolved.toml"), resolved.as_bytes())?;
-    let mut metrics = match trainer.state().step {
-        0 => MetricsWriter::create(&out)?,
-        step => MetricsWriter::resume(&out, step)?,
-    };
+    let mut journal = Journal::open(&trainer, &resolved, sink)?;
+    samples.allow(&trainer, journal.matrix_rate());
     let (total, config) = (trainer.plan().total_steps, trainer.plan().config.train.clone());
     sink.event(Event::Started { step: trainer.state().step, total_steps: total });
-    let eval_before = if trainer.state().step == 0 { evaluate(&mut trainer, &mut metrics, sink)? } else { None };
+    let eval_before = if trainer.state().step == 0 { evaluate(&mut trainer, &mut journal, sink)? } else { None };
+    if trainer.state().step == 0 {
+        samples.take(&trainer, sink);
+    }
+    journal.page(&trainer, Status::Running, sink);
 
     let (mut loss, mut eval_after, mut saved) = (None, None, trainer.state().step);
     while trainer.state().step < total && !trainer.has_stalled() && !stop.load(Ordering::Relaxed) {
@@ -87,7 +93,7 @@ pub fn train(
             StepOutcome::Updated(record) => {
                 loss = Some(record.loss);
                 if record.step.is_multiple_of(config.logging_steps) || record.step == total {
-                    metrics.write_step(&record)?;
+                    journal.step(&record)?;
                 }
                 sink.event(Event::Step(record));
             }
@@ -96,15 +102,16 @@ pub fn train(
         let step = trainer.state().step;
         let due = |every: u64| every > 0 && step.is_multiple_of(every);
         if due(config.eval_steps) || step == total {
-            eval_after = evaluate(&mut trainer, &mut metrics, sink)?;
+            eval_after = evaluate(&mut trainer, &mut journal, sink)?;
+            journal.page(&trainer, Status::Running, sink);
         }
         if due(config.save_steps) {
-            saved = save(&trainer, &metrics, sink)?;
+            saved = save(&trainer, &mut journal, sink)?;
         }
     }
     let state = trainer.state().clone();
     if saved != state.step {
-        save(&trainer, &metrics, sink)?;
+        save(&trainer, &mut journal, sink)?;
     }
     let stalled = trainer.has_stalled() && state.step < total;
     let finished = stalled || state.step >= total;
@@ -116,7 +123,9 @@ pub fn train(
     }
     if finished {
         write_outputs(&trainer)?;
+        samples.take(&trainer, sink);
     }
+    journal.page(&trainer, if finished { Status::Finished } else { Status::Stopped }, sink);
     let report = RunReport {
         status: if finished { "finished" } else { "stopped" },
         output_dir: out,
@@ -144,11 +153,7 @@ fn refuse_to_overwrite(plan: &RunPlan) -> Result<()> {
     }
 }
 
-fn evaluate(
-    trainer: &mut Trainer,
-    metrics: &mut MetricsWriter,
-    sink: &mut dyn EventSink,
-) -> Result<Option<EvalReport>> {
+fn evaluate(trainer: &mut Trainer, journal: &mut Journal, sink: &mut dyn EventSink) -> Result<Option<EvalReport>> {
     let report = trainer.evaluate(sink)?;
     if let Some(r) = &report {
         let record = EvalRecord {
@@ -159,16 +164,17 @@ fn evaluate(
             eval_macro_f1: r.classes.and_then(|c| c.macro_f1),
             rewards: r.rewards,
         };
-        metrics.write_eval(&record)?;
+        journal.eval(&record)?;
         sink.event(Event::Evaluated(record));
     }
     Ok(report)
 }
 
 /// Metrics first: no line of a saved step may be lost.
-fn save(trainer: &Trainer, metrics: &MetricsWriter, sink: &mut dyn EventSink) -> Result<u64> {
-    metrics.sync()?;
+fn save(trainer: &Trainer, journal: &mut Journal, sink: &mut dyn EventSink) -> Result<u64> {
+    journal.sync()?;
     sink.event(Event::Saved(trainer.save()?));
+    journal.page(trainer, Status::Running, sink);
     Ok(trainer.state().step)
 }
 
