@@ -200,9 +200,7 @@ fn run(cli: Cli) -> Result<()> {
             let real: Vec<PathBuf> = family.iter().map(PathBuf::from).collect();
             interop::gguf(&ws, python.as_deref(), &real)
         }
-        Verb::Interop { python, table, family, .. } => {
-            interop::run(&ws, python.as_deref(), table.as_deref(), &family)
-        }
+        Verb::Interop { python, table, family, .. } => interop::run(&ws, python.as_deref(), table.as_deref(), &family),
         Verb::Fuzz { runs } => {
             setup::ensure(&ws)?;
             let test = ["test", "--release", "--workspace", "--test", "fuzz_corpus"];

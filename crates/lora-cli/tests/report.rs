@@ -108,7 +108,8 @@ fn samples_are_what_generate_writes_and_change_nothing_of_the_training() {
     let samples = samples(&with.path("run"));
     assert_eq!(samples.len(), 2);
     for (sample, adapter) in samples.iter().zip([&[][..], &["--adapter", "run"]]) {
-        let words = ["generate", "--model", &model, "--raw", "--prompt", "say a 0: ", "--max-new-tokens", "8", "--json"];
+        let words =
+            ["generate", "--model", &model, "--raw", "--prompt", "say a 0: ", "--max-new-tokens", "8", "--json"];
         let said = with.lora_words(&[&words, adapter].concat()).exits(0).json();
         let said = said.get("text").or_else(|| said[0].get("text")).unwrap_or_else(|| panic!("{said}")).clone();
         assert_eq!(said, sample.text.as_str(), "step {}", sample.step);
@@ -242,7 +243,9 @@ fn a_log_of_json_is_json_on_every_line() {
     let steps = of("step");
     assert_eq!(steps.iter().map(|s| s["step"].as_u64().unwrap()).collect::<Vec<_>>(), [2, 4, 6, 8, 10]);
     for step in &steps {
-        for name in ["loss", "learning_rate", "tokens_per_second", "of_matrix_rate", "peak_memory_bytes", "seconds_left"] {
+        for name in
+            ["loss", "learning_rate", "tokens_per_second", "of_matrix_rate", "peak_memory_bytes", "seconds_left"]
+        {
             assert!(step[name].as_f64().is_some_and(|x| x >= 0.0), "{name} in {step}");
         }
     }

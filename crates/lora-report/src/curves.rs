@@ -79,7 +79,8 @@ pub(crate) fn of_many(runs: &[Run], names: &[String]) -> Charts {
             let mut own = name.clone();
             let of_run = of_series(series, i, &names[i], &mut own);
             // One curve for each run: where it is smoothed, not the raw one too.
-            curves.extend(of_run.into_iter().filter(|curve| curve.stroke != Stroke::Raw));
+            let shown = of_run.into_iter().filter(|curve| curve.stroke != Stroke::Raw);
+            curves.extend(shown.map(|curve| Curve { name: names[i].clone(), ..curve }));
             if own.len() > remark.len() {
                 remark = own;
             }
@@ -132,8 +133,8 @@ fn of_series(series: &Series, colour: usize, name: &str, remark: &mut String) ->
         None => vec![curve(Stroke::Line, series.points.clone())],
         Some(reach) => {
             *remark = format!("{remark}, smoothed over {}", 2 * reach + 1);
-            let raw = Curve { name: format!("{name}, each"), ..curve(Stroke::Raw, series.points.clone()) };
-            vec![raw, curve(Stroke::Line, smoothed(&series.points, reach))]
+            let line = curve(Stroke::Line, smoothed(&series.points, reach));
+            vec![curve(Stroke::Raw, series.points.clone()), Curve { name: format!("{name}, smoothed"), ..line }]
         }
     }
 }

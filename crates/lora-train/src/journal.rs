@@ -26,7 +26,7 @@ pub(crate) struct Journal {
     metrics: MetricsWriter,
     board: EventWriter,
     about: About,
-    matrix_rate: f64,
+    matrix_rate: Option<f64>,
     /// When the page was written last, and how long that took.
     paged: Option<(Instant, Duration)>,
 }
@@ -46,9 +46,13 @@ impl Journal {
             let text: String = resolved.lines().map(|line| format!("    {line}\n")).collect();
             board.text(0, "configuration", &text)?;
         }
-        let matrix_rate = matrix_rate(plan.device, if plan.device == Device::Cpu { CPU_SIDE } else { GPU_SIDE })?;
+        // A device with no room for it says nothing of its rate, and that is no reason not to train.
+        let side = if plan.device == Device::Cpu { CPU_SIDE } else { GPU_SIDE };
+        let matrix_rate = matrix_rate(plan.device, side).ok();
         let operations_per_token = operations_per_token(plan);
-        sink.event(Event::Speed { matrix_rate, operations_per_token });
+        if let Some(matrix_rate) = matrix_rate {
+            sink.event(Event::Speed { matrix_rate, operations_per_token });
+        }
         let about = About {
             trained_parameters: trainer.params().len().unsigned_abs(),
             base_parameters: plan.base_parameters().unsigned_abs(),
@@ -57,7 +61,7 @@ impl Journal {
             dtype: kind_name(plan.kind).into(),
             threads: num_threads(),
             libtorch: libtorch_version().into(),
-            matrix_rate: Some(matrix_rate),
+            matrix_rate,
             operations_per_token: Some(operations_per_token),
             data: AboutData {
                 rows: plan.rows.len() as u64,
@@ -71,8 +75,8 @@ impl Journal {
         Ok(Self { metrics, board, about, matrix_rate, paged: None })
     }
 
-    /// Operations a second of a large matrix product.
-    pub(crate) fn matrix_rate(&self) -> f64 {
+    /// Operations a second of a large matrix product, where they could be measured.
+    pub(crate) fn matrix_rate(&self) -> Option<f64> {
         self.matrix_rate
     }
 

@@ -66,12 +66,12 @@ pub fn train(
     sink: &mut dyn EventSink,
 ) -> Result<(RunReport, Trainer)> {
     let out = plan.config.output_dir.clone();
+    let mut samples = Samples::of(&plan)?;
     let _lock = RunLock::acquire(&out)?;
     if !options.resume {
         refuse_to_overwrite(&plan)?;
     }
     let resolved = plan.config.to_toml()?;
-    let mut samples = Samples::of(&plan)?;
     let mut trainer = Trainer::new(plan, sink)?;
     if options.resume {
         trainer.resume(&options.changed, sink)?;

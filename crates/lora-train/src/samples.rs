@@ -21,7 +21,7 @@ const LONGEST_PROMPT: usize = 1024;
 const LOOKED_AT: usize = 1000;
 /// Answers may take this share of the time that the run is expected to take, at least and at most so many seconds.
 const SHARE_OF_RUN: f64 = 0.01;
-const LEAST_SECONDS: f64 = 2.0;
+const LEAST_SECONDS: f64 = 5.0;
 const MOST_SECONDS: f64 = 60.0;
 /// A step reaches about this share of the machine's rate of matrix products.
 const SHARE_OF_RATE: f64 = 0.6;
@@ -62,7 +62,8 @@ impl Samples {
     }
 
     /// Sets how long answers may take, from the operations of the run and the machine's rate.
-    pub(crate) fn allow(&mut self, trainer: &Trainer, matrix_rate: f64) {
+    pub(crate) fn allow(&mut self, trainer: &Trainer, matrix_rate: Option<f64>) {
+        let Some(matrix_rate) = matrix_rate else { return };
         let plan = trainer.plan();
         let run = operations_per_step(plan) * plan.total_steps as f64 / (SHARE_OF_RATE * matrix_rate);
         self.seconds = (SHARE_OF_RUN * run).clamp(LEAST_SECONDS, MOST_SECONDS);
@@ -86,8 +87,12 @@ impl Samples {
             if done > 0 && Instant::now() > until {
                 break;
             }
-            sink.event(Event::Sampling { done, of: self.questions.len() });
-            samples.push(self.answer(trainer, question, until)?);
+            let of = self.questions.len();
+            sink.event(Event::Sampling { done, of });
+            // What is left of the time is shared among the prompts that are left.
+            let now = Instant::now();
+            let share = until.saturating_duration_since(now) / u32::try_from(of - done).unwrap_or(u32::MAX);
+            samples.push(self.answer(trainer, question, now + share)?);
         }
         Ok(samples)
     }

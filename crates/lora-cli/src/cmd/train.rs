@@ -11,6 +11,7 @@ use crate::train_log::{LogFormat, View};
 use anyhow::Result;
 use lora_data::Format;
 use lora_format::ADAPTER_WEIGHTS;
+use lora_report::REPORT_FILE;
 use lora_train::{EvalReport, Override, RunConfig, RunPlan, RunReport, TrainOptions, Trained, train};
 use std::path::{Path, PathBuf};
 
@@ -176,6 +177,7 @@ fn closing(report: &RunReport, next: &Next) -> String {
     if report.skipped_steps > 0 {
         lines.push(format!("{} steps were left out, because they were not finite", report.skipped_steps));
     }
+    lines.push(format!("page         {}", report.output_dir.join(REPORT_FILE).display()));
     if report.status != "finished" {
         lines.push(format!("go on with   lora train --resume --output {out_dir}"));
         return lines.join("\n");

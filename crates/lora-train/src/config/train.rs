@@ -124,7 +124,7 @@ section! {
         /// Examples that are asked when there are no `sample_prompts`; 0 asks nothing at all.
         sample_count: u32 = 3, Kind::Integer { min: 0, max: 10_000 };
         /// Tokens of an answer at most. Answers end early where all of them would take longer than a hundredth of the run is
-        /// expected to take, and than two seconds.
+        /// expected to take, and than five seconds.
         sample_max_new_tokens: u32 = 64, ROWS;
         /// Keeps the best evaluation's adapter in `best` of the run's folder, and makes it the result at the end.
         #[serde(skip_serializing_if = "std::ops::Not::not")]
