@@ -1,4 +1,4 @@
-//! `interop`: our files in PEFT, transformers and llama.cpp, and theirs in ours.
+//! `interop`: our files in PEFT, transformers, llama.cpp and TensorBoard, and theirs in ours.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -40,5 +40,19 @@ pub fn gguf(ws: &Workspace, python: Option<&Path>, real: &[PathBuf]) -> Result<(
     real.iter().for_each(|model| {
         script.arg("--real").arg(model);
     });
+    run_command(&mut script)
+}
+
+/// Builds `lora` and hands it to the script that reads its event files with TensorBoard.
+pub fn tensorboard(ws: &Workspace, python: Option<&Path>) -> Result<()> {
+    setup::ensure(ws)?;
+    let lora = ws.build_lora()?;
+    let work = ws.target()?.join("interop");
+    let python = python::reference(python, &work, &ws.root.join(".libtorch-cache"), &python::TENSORBOARD)?;
+    let mut script = Command::new(python);
+    script.arg(ws.root.join("tests/reference/tensorboard_check.py"));
+    script.arg("--lora").arg(lora);
+    script.arg("--fixtures").arg(ws.root.join("tests/fixtures"));
+    script.arg("--work").arg(work.join("tensorboard"));
     run_command(&mut script)
 }

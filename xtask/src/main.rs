@@ -117,6 +117,9 @@ enum Verb {
         /// Check the GGUF files against llama.cpp instead
         #[arg(long)]
         gguf: bool,
+        /// Check the event files against TensorBoard instead
+        #[arg(long, conflicts_with = "gguf")]
+        tensorboard: bool,
         /// Only these model families of the fixtures; with --gguf, folders of real models to compare greedy texts of
         family: Vec<String>,
     },
@@ -189,13 +192,12 @@ fn run(cli: Cli) -> Result<()> {
         Verb::Fixtures { check: _, update, regenerate, python } => {
             fixtures::run(&ws, update, regenerate, python.as_deref())
         }
-        Verb::Interop { python, table: _, gguf: true, family } => {
+        Verb::Interop { python, tensorboard: true, .. } => interop::tensorboard(&ws, python.as_deref()),
+        Verb::Interop { python, gguf: true, family, .. } => {
             let real: Vec<PathBuf> = family.iter().map(PathBuf::from).collect();
             interop::gguf(&ws, python.as_deref(), &real)
         }
-        Verb::Interop { python, table, gguf: false, family } => {
-            interop::run(&ws, python.as_deref(), table.as_deref(), &family)
-        }
+        Verb::Interop { python, table, family, .. } => interop::run(&ws, python.as_deref(), table.as_deref(), &family),
         Verb::Fuzz(args) => fuzz::run(&ws, &args),
         Verb::Tidy => tidy::run(&ws),
         Verb::GpuCheck { package } => gpu_check::run(&ws, &package),

@@ -75,6 +75,14 @@ pub const LLAMA_CPP: Packages = Packages {
     cost: "builds llama.cpp, some 15 minutes on two cores",
 };
 
+/// TensorBoard, for the event files.
+pub const TENSORBOARD: Packages = Packages {
+    names: &["tensorboard==2.21.0"],
+    imports: "import tensorboard",
+    venv: "venv-tensorboard",
+    cost: "fetches about 50 MB",
+};
+
 /// What others prepare data with.
 pub const DATASETS: Packages = Packages {
     names: &["transformers==5.23.0", "datasets==5.2.0", "jinja2"],

@@ -45,6 +45,8 @@ pub(crate) enum Verb {
     Inspect(cmd::inspect::Args),
     /// Give an adapter that another tool wrote the names that PEFT would have given it
     Repair(cmd::repair::Args),
+    /// A page of a run, or of several laid over each other
+    Report(cmd::report::Args),
     /// What will be trained, token by token
     #[command(subcommand)]
     Data(cmd::data::Verb),
@@ -93,6 +95,9 @@ mod tests {
             "inspect p --json",
             "repair a --output o --model m --json",
             "repair a --dry-run",
+            "report a",
+            "report a b c --output f.html",
+            "train c.toml --quiet --log-format json",
             "data preview c.toml --n 2",
             "data stats f.jsonl --model m",
             "plan c.toml --json",
@@ -112,6 +117,7 @@ mod tests {
             "generate --model m",
             "generate --model m --prompt a --prompts b",
             "repair a",
+            "report",
             "classify --model m",
             "classify --model m --texts f --text-pair a",
             "eval --data d",

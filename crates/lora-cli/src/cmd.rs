@@ -19,6 +19,7 @@ pub(crate) mod merge;
 pub(crate) mod mix;
 pub(crate) mod plan;
 pub(crate) mod repair;
+pub(crate) mod report;
 pub(crate) mod train;
 
 use crate::cli::Verb;
@@ -42,6 +43,7 @@ pub(crate) fn run(verb: Verb) -> Result<()> {
         Verb::Extract(args) => extract::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
         Verb::Repair(args) => repair::run(&args),
+        Verb::Report(args) => report::run(&args),
         Verb::Data(verb) => data::run(&verb),
         Verb::Plan(args) => plan::run(&args),
         Verb::Bench(verb) => bench::run(&verb),

@@ -1,4 +1,4 @@
-//! Memory and operations of a run, from the model's sizes and the lengths of the examples alone.
+//! Memory of a run, from the model's sizes and the lengths of the examples alone.
 
 use lora_model::{ModelConfig, loss_chunk_rows};
 use lora_torch::kind_bytes;
@@ -62,28 +62,6 @@ pub(crate) fn memory(plan: &RunPlan) -> Memory {
     let logits = 2 * rows * m.vocab_size * 4;
     let [weights, trained, activations, logits] = [weights, trained, activations, logits].map(i64::unsigned_abs);
     Memory { weights, trained, activations, logits, total: weights + trained + activations + logits }
-}
-
-/// Floating-point operations of a mean step: two products of the size of each weight forward and two backward (four for full
-/// training), the head for trained tokens only, causal attention at half the square, and the adapters.
-pub(crate) fn operations_per_step(plan: &RunPlan) -> f64 {
-    let m = &plan.model;
-    let (h, hd, l) = (m.hidden_size as f64, m.head_dim as f64, m.num_hidden_layers as f64);
-    let (nh, kv) = (m.num_attention_heads as f64, m.num_key_value_heads as f64);
-    let mlps: i64 = (0..m.windows.len()).map(|i| m.mlp_weights(i)).sum();
-    let block = l * (h * nh * hd * 2.0 + 2.0 * h * kv * hd) + mlps as f64;
-    let lengths: Vec<f64> = plan.train.lengths().into_iter().map(|n| n as f64).collect();
-    let tokens: f64 = lengths.iter().sum();
-    let trained: usize = plan.train.trained_tokens();
-    let pairs: f64 = lengths.iter().map(|n| n * n / 2.0).sum();
-    let (passes, adapters) = match plan.trained {
-        Trained::Everything => (6.0, 0.0),
-        _ => (4.0, plan.trained_parameters() as f64),
-    };
-    let epoch = passes * (tokens * block + trained as f64 * h * m.vocab_size as f64)
-        + 6.0 * pairs * l * 2.0 * nh * hd
-        + 6.0 * adapters * tokens;
-    epoch / plan.steps_per_epoch.max(1) as f64
 }
 
 #[cfg(test)]

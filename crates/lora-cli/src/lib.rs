@@ -19,6 +19,7 @@ mod progress;
 mod prompt;
 mod serve;
 mod summary;
+mod train_log;
 mod train_view;
 
 use clap::Parser;

@@ -15,22 +15,61 @@ pub(crate) struct TrainView {
     loading: Option<ByteBar>,
     reference: Option<CountBar>,
     training: Option<Training>,
+    speed: Option<Speed>,
     lines: NowAndThen,
 }
 
 #[derive(Debug)]
 struct Training {
     bar: ProgressBar,
-    /// When the first step of this process was done, and which it was: it is slower than the others.
-    first: Option<(Instant, u64)>,
+    pace: Pace,
     total_steps: u64,
     eval: Option<f64>,
+}
+
+/// How fast the machine is, and what a token of training needs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Speed {
+    /// Operations a second of a large matrix product.
+    pub(crate) matrix_rate: f64,
+    /// Operations of a token, in the mean.
+    pub(crate) operations_per_token: f64,
+}
+
+impl Speed {
+    /// The share of that rate which so many tokens a second come to.
+    pub(crate) fn share(&self, tokens_per_second: f64) -> f64 {
+        self.operations_per_token * tokens_per_second / self.matrix_rate
+    }
+}
+
+/// When the first step of this process was done, and which it was: it is slower than the others.
+#[derive(Debug, Default)]
+pub(crate) struct Pace(Option<(Instant, u64)>);
+
+impl Pace {
+    /// Seconds from this step to the last; not a number at the first step.
+    pub(crate) fn left(&mut self, step: u64, total_steps: u64) -> f64 {
+        let (start, first) = *self.0.get_or_insert((Instant::now(), step));
+        match step.saturating_sub(first) {
+            0 => f64::NAN,
+            done => start.elapsed().as_secs_f64() / done as f64 * total_steps.saturating_sub(step) as f64,
+        }
+    }
 }
 
 impl TrainView {
     /// A view; a quiet one shows notes only.
     pub(crate) fn new(quiet: bool) -> Self {
-        Self { quiet, tokenising: None, loading: None, reference: None, training: None, lines: NowAndThen::default() }
+        Self {
+            quiet,
+            tokenising: None,
+            loading: None,
+            reference: None,
+            training: None,
+            speed: None,
+            lines: NowAndThen::default(),
+        }
     }
 
     /// Takes the bar away.
@@ -72,27 +111,26 @@ impl TrainView {
     }
 
     fn started(&mut self, step: u64, total_steps: u64) {
-        let bar = bar("{bar:24} {pos}/{len}  {msg}");
+        let bar = bar("{bar:20} {pos}/{len}  {msg}");
         bar.set_length(total_steps);
         bar.set_position(step);
-        self.training = Some(Training { bar, first: None, total_steps, eval: None });
+        self.training = Some(Training { bar, pace: Pace::default(), total_steps, eval: None });
     }
 
     fn step(&mut self, record: &StepRecord) {
         let Some(t) = &mut self.training else { return };
-        let (start, first_step) = *t.first.get_or_insert((Instant::now(), record.step));
-        let left = match record.step - first_step {
-            0 => f64::NAN,
-            done => start.elapsed().as_secs_f64() / done as f64 * (t.total_steps - record.step) as f64,
-        };
+        let left = t.pace.left(record.step, t.total_steps);
+        // On a narrow terminal the end is cut off: what is looked for most comes first.
         let text = format!(
-            "loss {:.4}{}  lr {:.2e}  {:.0} tok/s{}  left {}",
+            "left {}  loss {:.4}{}{}  lr {:.2e}  {:.0} tok/s{}  {}",
+            out::seconds(left),
             record.loss,
             record.rewards.and_then(|r| r.margin).map(|m| format!("  margin {m:.3}")).unwrap_or_default(),
+            t.eval.map(|e| format!("  eval {e:.4}")).unwrap_or_default(),
             record.learning_rate,
             record.tokens_per_second,
-            t.eval.map(|e| format!("  eval {e:.4}")).unwrap_or_default(),
-            out::seconds(left)
+            self.speed.map(|s| percent_of_rate(s.share(record.tokens_per_second))).unwrap_or_default(),
+            out::bytes(record.peak_memory_bytes)
         );
         if out::live() {
             t.bar.set_position(record.step);
@@ -115,6 +153,14 @@ impl EventSink for TrainView {
             Event::Loading { done, of } => self.loading(done, of),
             Event::Reference { done, of } => self.reference(done, of),
             Event::Started { step, total_steps } => self.started(step, total_steps),
+            Event::Speed { matrix_rate, operations_per_token } => {
+                self.speed = Some(Speed { matrix_rate, operations_per_token });
+            }
+            Event::Sampling { done, of } => {
+                if let Some(t) = &self.training {
+                    t.bar.set_message(format!("asking for samples {done}/{of}"));
+                }
+            }
             Event::Step(record) => self.step(&record),
             Event::Evaluating { done, of } => {
                 if let Some(t) = &self.training {
@@ -151,6 +197,11 @@ fn language_in_words(accuracy: Option<f64>, record: &EvalRecord) -> String {
 /// As `BLEU 34.20, chrF 51.03, ROUGE-L 0.5532, exact 0.1250`.
 pub(crate) fn scores_in_words(s: &Scores) -> String {
     format!("BLEU {:.2}, chrF {:.2}, ROUGE-L {:.4}, exact {:.4}", s.bleu, s.chrf, s.rouge_l, s.exact_match)
+}
+
+/// As ` (52 % of the matrix rate)`.
+fn percent_of_rate(share: f64) -> String {
+    format!(" ({:.0} % of the matrix rate)", 100.0 * share)
 }
 
 /// As `reward margin 0.412 (1.203 - 0.791), accuracy 0.8125`.

@@ -51,6 +51,9 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// What is told of a run could not be written.
+    #[error(transparent)]
+    Report(#[from] lora_report::Error),
     /// A file of a model or an adapter is at fault.
     #[error(transparent)]
     Format(#[from] lora_format::Error),

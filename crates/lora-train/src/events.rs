@@ -37,6 +37,20 @@ pub enum Event {
         /// Steps of the whole run.
         total_steps: u64,
     },
+    /// How fast the machine is, and what a token of training needs.
+    Speed {
+        /// Operations a second of a large matrix product.
+        matrix_rate: f64,
+        /// Operations of a token of training, in the mean.
+        operations_per_token: f64,
+    },
+    /// Prompts were answered for the samples: how many of how many.
+    Sampling {
+        /// Done.
+        done: usize,
+        /// In all.
+        of: usize,
+    },
     /// An optimizer step is done.
     Step(StepRecord),
     /// A step was left out, because its loss or gradient was not finite.

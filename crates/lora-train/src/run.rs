@@ -3,11 +3,14 @@
 use crate::error::{Error, Result};
 use crate::eval::EvalReport;
 use crate::events::{Event, EventSink};
+use crate::journal::Journal;
 use crate::lock::RunLock;
-use crate::metrics::{EndRecord, EvalRecord, MetricsWriter};
+use crate::metrics::{EndRecord, EvalRecord};
 use crate::plan::RunPlan;
+use crate::samples::Samples;
 use crate::trainer::{BEST_FOLDER, StepOutcome, Trainer};
 use lora_format::{copy_atomic, read_json_object, write_atomic};
+use lora_report::Status;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -81,6 +84,7 @@ pub fn train(
     sink: &mut dyn EventSink,
 ) -> Result<(RunReport, Trainer)> {
     let (out, start, budget) = (plan.config.output_dir.clone(), Instant::now(), plan.config.train.time_budget());
+    let mut samples = Samples::of(&plan)?;
     let _lock = RunLock::acquire(&out)?;
     if !options.resume {
         refuse_to_overwrite(&plan)?;
@@ -91,13 +95,15 @@ pub fn train(
         trainer.resume(&options.changed, sink)?;
     }
     write_atomic(&out.join("config.resolved.toml"), resolved.as_bytes())?;
-    let mut metrics = match trainer.state().step {
-        0 => MetricsWriter::create(&out)?,
-        step => MetricsWriter::resume(&out, step)?,
-    };
+    let mut journal = Journal::open(&trainer, &resolved, sink)?;
+    samples.allow(&trainer, journal.matrix_rate());
     let (total, config) = (trainer.plan().total_steps, trainer.plan().config.train.clone());
     sink.event(Event::Started { step: trainer.state().step, total_steps: total });
-    let eval_before = if trainer.state().step == 0 { evaluate(&mut trainer, &mut metrics, sink)? } else { None };
+    let eval_before = if trainer.state().step == 0 { evaluate(&mut trainer, &mut journal, sink)? } else { None };
+    if trainer.state().step == 0 {
+        samples.take(&trainer, sink);
+    }
+    journal.page(&trainer, Status::Running, sink);
 
     let (mut loss, mut eval_after, mut saved, mut evaluated) = (None, None, trainer.state().step, 0);
     let over = || budget.is_some_and(|budget| start.elapsed() >= budget);
@@ -115,7 +121,7 @@ pub fn train(
             StepOutcome::Updated(record) => {
                 loss = Some(record.loss);
                 if record.step.is_multiple_of(config.logging_steps) || record.step == total {
-                    metrics.write_step(&record)?;
+                    journal.step(&record)?;
                 }
                 sink.event(Event::Step(record));
             }
@@ -124,21 +130,22 @@ pub fn train(
         let step = trainer.state().step;
         let due = |every: u64| every > 0 && step.is_multiple_of(every);
         if due(config.eval_steps) || step == total {
-            eval_after = evaluate(&mut trainer, &mut metrics, sink)?;
+            eval_after = evaluate(&mut trainer, &mut journal, sink)?;
             evaluated = step;
+            journal.page(&trainer, Status::Running, sink);
         }
         if due(config.save_steps) {
-            saved = save(&trainer, &metrics, sink)?;
+            saved = save(&trainer, &mut journal, sink)?;
         }
     };
     let state = trainer.state().clone();
     if ended_by == EndedBy::MaxTime && evaluated != state.step {
         // It shows what has come of the run so far, and does not count for what goes on from here.
         let report = trainer.measure(sink)?;
-        eval_after = tell(report, state.step, &mut metrics, sink)?;
+        eval_after = tell(report, state.step, &mut journal, sink)?;
     }
     if saved != state.step {
-        save(&trainer, &metrics, sink)?;
+        save(&trainer, &mut journal, sink)?;
     }
     let at = format!("ended at step {} of {total}", state.step);
     match ended_by {
@@ -153,9 +160,11 @@ pub fn train(
     }
     if ended_by != EndedBy::Interrupt {
         write_outputs(&trainer)?;
+        samples.take(&trainer, sink);
     }
-    metrics.write_end(&EndRecord { step: state.step, ended_by })?;
+    journal.end(&EndRecord { step: state.step, ended_by })?;
     let finished = matches!(ended_by, EndedBy::Steps | EndedBy::EarlyStopping);
+    journal.page(&trainer, if finished { Status::Finished } else { Status::Stopped }, sink);
     let report = RunReport {
         status: if finished { "finished" } else { "stopped" },
         ended_by,
@@ -184,33 +193,30 @@ fn refuse_to_overwrite(plan: &RunPlan) -> Result<()> {
     }
 }
 
-fn evaluate(
-    trainer: &mut Trainer,
-    metrics: &mut MetricsWriter,
-    sink: &mut dyn EventSink,
-) -> Result<Option<EvalReport>> {
+fn evaluate(trainer: &mut Trainer, journal: &mut Journal, sink: &mut dyn EventSink) -> Result<Option<EvalReport>> {
     let report = trainer.evaluate(sink)?;
-    tell(report, trainer.state().step, metrics, sink)
+    tell(report, trainer.state().step, journal, sink)
 }
 
 fn tell(
     report: Option<EvalReport>,
     step: u64,
-    metrics: &mut MetricsWriter,
+    journal: &mut Journal,
     sink: &mut dyn EventSink,
 ) -> Result<Option<EvalReport>> {
     if let Some(r) = &report {
         let record = EvalRecord::of(r, step);
-        metrics.write_eval(&record)?;
+        journal.eval(&record)?;
         sink.event(Event::Evaluated(record));
     }
     Ok(report)
 }
 
 /// Metrics first: no line of a saved step may be lost.
-fn save(trainer: &Trainer, metrics: &MetricsWriter, sink: &mut dyn EventSink) -> Result<u64> {
-    metrics.sync()?;
+fn save(trainer: &Trainer, journal: &mut Journal, sink: &mut dyn EventSink) -> Result<u64> {
+    journal.sync()?;
     sink.event(Event::Saved(trainer.save()?));
+    journal.page(trainer, Status::Running, sink);
     Ok(trainer.state().step)
 }
 

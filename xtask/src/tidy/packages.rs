@@ -9,19 +9,42 @@ use serde_json::Value;
 use super::Finding;
 
 /// The crates of the workspace that each crate may depend on. Dependencies point one way: down this list never.
-const DIRECTIONS: [(&str, &[&str]); 10] = [
+const DIRECTIONS: [(&str, &[&str]); 11] = [
     ("lora-torch", &[]),
     ("lora-core", &["lora-torch"]),
     ("lora-format", &["lora-torch"]),
     ("lora-data", &[]),
+    ("lora-report", &[]),
     ("lora-model", &["lora-torch", "lora-core", "lora-format"]),
-    ("lora-train", &["lora-torch", "lora-core", "lora-format", "lora-data", "lora-model"]),
+    ("lora-train", &["lora-torch", "lora-core", "lora-format", "lora-data", "lora-model", "lora-report"]),
     ("lora-export", &["lora-torch", "lora-core", "lora-format"]),
-    ("lora-cli", &["lora-torch", "lora-core", "lora-format", "lora-data", "lora-model", "lora-train", "lora-export"]),
+    (
+        "lora-cli",
+        &[
+            "lora-torch",
+            "lora-core",
+            "lora-format",
+            "lora-data",
+            "lora-model",
+            "lora-train",
+            "lora-export",
+            "lora-report",
+        ],
+    ),
     ("xtask", &[]),
     (
         "e2e",
-        &["lora-torch", "lora-core", "lora-format", "lora-data", "lora-model", "lora-train", "lora-export", "lora-cli"],
+        &[
+            "lora-torch",
+            "lora-core",
+            "lora-format",
+            "lora-data",
+            "lora-model",
+            "lora-train",
+            "lora-export",
+            "lora-report",
+            "lora-cli",
+        ],
     ),
 ];
 
@@ -34,7 +57,7 @@ const RESTRICTED: [(&str, &[&str]); 4] = [
 ];
 
 /// Crates that must run where there is no libtorch.
-const NO_TORCH: [&str; 2] = ["lora-data", "xtask"];
+const NO_TORCH: [&str; 3] = ["lora-data", "lora-report", "xtask"];
 
 /// The packages of the workspace.
 fn members(metadata: &Value) -> impl Iterator<Item = &Value> {

@@ -1,9 +1,10 @@
 //! `lora doctor`: what this machine has to offer.
 
-use crate::machine::{matmul_rate, memory};
+use crate::machine::memory;
 use crate::out;
 use anyhow::Result;
 use lora_torch::{CudaStatus, cuda_status, device_memory, libtorch_version, num_threads};
+use lora_train::matrix_rate;
 use serde_json::json;
 use std::path::PathBuf;
 use tch::Device;
@@ -29,11 +30,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         CudaStatus::Failed { reason } => format!("not usable: {reason}"),
     };
     let from = loaded_from("libtorch_cpu.so").map_or_else(|| "unknown".to_string(), |p| p.display().to_string());
-    let cpu_rate = matmul_rate(Device::Cpu, 1024)?;
+    let cpu_rate = matrix_rate(Device::Cpu, 1024)?;
     let gpu = match cuda_status() {
         CudaStatus::Loaded { .. } => {
             let device = Device::Cuda(0);
-            let rate = matmul_rate(device, 8192)?;
+            let rate = matrix_rate(device, 8192)?;
             device_memory(device)?.map(|m| (rate, m.peak))
         }
         _ => None,
@@ -78,6 +79,6 @@ mod tests {
     #[test]
     fn libtorch_is_found_and_computes() {
         assert!(loaded_from("libtorch_cpu.so").is_some_and(|p| p.is_file()));
-        assert!(matmul_rate(Device::Cpu, 64).unwrap() > 0.0);
+        assert!(matrix_rate(Device::Cpu, 64).unwrap() > 0.0);
     }
 }

@@ -1,13 +1,12 @@
 //! `lora plan`: parameters, memory, steps and time of a run, before any weight is loaded.
 
-use crate::estimate::{ACTIVATIONS_FORMULA, Memory, memory, operations_per_step};
+use crate::estimate::{ACTIVATIONS_FORMULA, Memory, memory};
 use crate::load::check_model_folder;
-use crate::machine::matmul_rate;
 use crate::out;
 use crate::summary::PlanSummary;
 use crate::train_view::TrainView;
 use anyhow::Result;
-use lora_train::{Override, RunConfig, RunPlan};
+use lora_train::{Override, RunConfig, RunPlan, matrix_rate, operations_per_step};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use tch::Device;
@@ -51,7 +50,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     check_model_folder(Path::new(&config.model.path))?;
     let plan = RunPlan::resolve(config, &mut TrainView::new(false))?;
     let operations = operations_per_step(&plan);
-    let rate = matmul_rate(plan.device, if plan.device == Device::Cpu { 1024 } else { 8192 })?;
+    let rate = matrix_rate(plan.device, if plan.device == Device::Cpu { 1024 } else { 8192 })?;
     let seconds_per_step = operations / rate / SHARE_OF_RATE;
     let plan = Plan {
         summary: PlanSummary::of(&plan),

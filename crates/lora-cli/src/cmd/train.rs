@@ -7,10 +7,12 @@ use crate::interrupt::stop_on_signals;
 use crate::load::check_model_folder;
 use crate::out;
 use crate::summary::{PlanSummary, file_size};
-use crate::train_view::{TrainView, scores_in_words};
+use crate::train_log::{LogFormat, View};
+use crate::train_view::scores_in_words;
 use anyhow::Result;
 use lora_data::Format;
 use lora_format::ADAPTER_WEIGHTS;
+use lora_report::REPORT_FILE;
 use lora_train::{EndedBy, EvalReport, Override, RunConfig, RunPlan, RunReport, TrainOptions, Trained, train};
 use std::path::{Path, PathBuf};
 
@@ -43,6 +45,9 @@ pub(crate) struct Args {
     /// Show neither plan nor progress
     #[arg(long)]
     quiet: bool,
+    /// How plan, progress and notes are written to stderr: for a reader, or for programs as a line of JSON each
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    log_format: LogFormat,
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
@@ -69,14 +74,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     find_caches(&mut config);
     check_model_folder(Path::new(&config.model.path))?;
-    let mut view = TrainView::new(args.quiet);
+    let mut view = View::new(args.log_format, args.quiet, config.train.logging_steps);
     let plan = RunPlan::resolve(config, &mut view)?;
     let summary = PlanSummary::of(&plan);
     if args.dry_run {
         return if args.json { out::json(&summary) } else { out::line(summary.to_string()) };
     }
     if !args.quiet {
-        out::note(format!("{summary}\n"));
+        view.plan(&summary);
     }
     let next = Next::of(&plan);
     let stop = stop_on_signals()?;
@@ -182,6 +187,7 @@ fn closing(report: &RunReport, next: &Next) -> String {
     if report.skipped_steps > 0 {
         lines.push(format!("{} steps were left out, because they were not finite", report.skipped_steps));
     }
+    lines.push(format!("page         {}", report.output_dir.join(REPORT_FILE).display()));
     if report.status != "finished" {
         lines.push(format!("go on with   lora train --resume --output {out_dir}"));
         if report.ended_by == EndedBy::Interrupt {

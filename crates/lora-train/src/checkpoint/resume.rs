@@ -21,6 +21,9 @@ const HARMLESS: &[&str] = &[
 /// Keys that only say where something lies; a digest stands for what lies there.
 const PLACES: &[&str] = &["output_dir", "model.path", "data.hub_cache", "data.cache", "data.cache_dir"];
 
+/// Keys of what a run tells and not of what it does.
+const TELLING: &[&str] = &["train.sample_prompts", "train.sample_count", "train.sample_max_new_tokens"];
+
 /// Keys that say the same as a field of [`RunIdentity`], as they were asked for and not as they came out.
 const RESOLVED: &[&str] = &["model.device", "model.threads"];
 
@@ -55,7 +58,7 @@ pub fn compare_for_resume(old: &RunIdentity, new: &RunIdentity, allowed: &[Strin
     let mut differences = Vec::new();
     let no_prefix = |key: &str| key.to_string();
     compare(&old.config, &new.config, no_prefix, &mut differences);
-    differences.retain(|d| !PLACES.contains(&d.field.as_str()) && !RESOLVED.contains(&d.field.as_str()));
+    differences.retain(|d| ![PLACES, RESOLVED, TELLING].iter().any(|keys| keys.contains(&d.field.as_str())));
     compare(&old.digests, &new.digests, |key| format!("the sha256 of the {key}"), &mut differences);
     compare(&fields(old), &fields(new), no_prefix, &mut differences);
 

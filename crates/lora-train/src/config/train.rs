@@ -178,6 +178,16 @@ section! {
         save_total_limit: u32 = 2, Kind::Integer { min: 2, max: 1_000_000 };
         /// Writes every so many-th optimizer step, and the last, to `metrics.jsonl`.
         logging_steps: u64 = 1, COUNT;
+        /// Prompts that the model answers before the first step and after the last, for `samples.jsonl` and `report.html`: each
+        /// a user's message where there is a chat template and the data has messages. When empty, the first `sample_count`
+        /// examples of the evaluation data are asked, or of the training data where nothing is held out.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        sample_prompts: Vec<String> = Vec::new(), Kind::Texts;
+        /// Examples that are asked when there are no `sample_prompts`; 0 asks nothing at all.
+        sample_count: u32 = 3, Kind::Integer { min: 0, max: 10_000 };
+        /// Tokens of an answer at most. Answers end early where all of them would take longer than a hundredth of the run is
+        /// expected to take, and than five seconds.
+        sample_max_new_tokens: u32 = 64, ROWS;
         /// Keeps the best evaluation's adapter in `best` of the run's folder, and makes it the result at the end.
         #[serde(skip_serializing_if = "std::ops::Not::not")]
         load_best_model_at_end: bool = false, Kind::Bool;
