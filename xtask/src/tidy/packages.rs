@@ -9,19 +9,33 @@ use serde_json::Value;
 use super::Finding;
 
 /// The crates of the workspace that each crate may depend on. Dependencies point one way: down this list never.
-const DIRECTIONS: [(&str, &[&str]); 10] = [
+const DIRECTIONS: [(&str, &[&str]); 11] = [
     ("lora-torch", &[]),
     ("lora-core", &["lora-torch"]),
     ("lora-format", &["lora-torch"]),
     ("lora-data", &[]),
+    ("lora-hub", &[]),
     ("lora-model", &["lora-torch", "lora-core", "lora-format"]),
     ("lora-train", &["lora-torch", "lora-core", "lora-format", "lora-data", "lora-model"]),
     ("lora-export", &["lora-torch", "lora-core", "lora-format"]),
-    ("lora-cli", &["lora-torch", "lora-core", "lora-format", "lora-data", "lora-model", "lora-train", "lora-export"]),
+    (
+        "lora-cli",
+        &["lora-torch", "lora-core", "lora-format", "lora-data", "lora-hub", "lora-model", "lora-train", "lora-export"],
+    ),
     ("xtask", &[]),
     (
         "e2e",
-        &["lora-torch", "lora-core", "lora-format", "lora-data", "lora-model", "lora-train", "lora-export", "lora-cli"],
+        &[
+            "lora-torch",
+            "lora-core",
+            "lora-format",
+            "lora-data",
+            "lora-hub",
+            "lora-model",
+            "lora-train",
+            "lora-export",
+            "lora-cli",
+        ],
     ),
 ];
 
@@ -34,7 +48,7 @@ const RESTRICTED: [(&str, &[&str]); 4] = [
 ];
 
 /// Crates that must run where there is no libtorch.
-const NO_TORCH: [&str; 2] = ["lora-data", "xtask"];
+const NO_TORCH: [&str; 3] = ["lora-data", "lora-hub", "xtask"];
 
 /// The packages of the workspace.
 fn members(metadata: &Value) -> impl Iterator<Item = &Value> {
