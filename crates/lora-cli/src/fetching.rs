@@ -4,7 +4,7 @@ use crate::failure::usage;
 use crate::hub::{find_caches, settings};
 use crate::out;
 use crate::progress::{ByteBar, NowAndThen};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use lora_data::{HubId, Source, hub_dataset};
 use lora_hub::{Event, Fetched, Freshness, Repo, RepoKind, Settings, fetch, model_files};
 use lora_model::ModelConfig;
@@ -30,7 +30,8 @@ pub(crate) enum Part {
 /// # Errors
 /// What is not there and cannot be had.
 pub(crate) fn prepare(config: &mut RunConfig, part: Part, quiet: bool) -> Result<PathBuf> {
-    let named = hub_model(&config.model.path)?;
+    let text = config.model.path.clone();
+    let named = hub_model(&text)?;
     if let Some(hub) = &named {
         config.model.path = hub.at(&hub.revision).to_string_lossy().into_owned();
     }
@@ -38,7 +39,7 @@ pub(crate) fn prepare(config: &mut RunConfig, part: Part, quiet: bool) -> Result
     let cache = config.data.hub_cache.clone();
     if let Some(hub) = &named {
         let settings = settings(cache.as_deref())?;
-        let found = get_model(hub, Part::Settings, &settings, quiet)?;
+        let found = get_model(hub, Part::Settings, &settings, quiet).map_err(|e| or_no_folder(&text, e))?;
         if part == Part::Whole && found.folder.join("config.json").is_file() {
             // A model that is not known is refused before its weights are fetched.
             ModelConfig::read(&found.folder)?;
@@ -67,7 +68,7 @@ pub(crate) fn model(path: &Path) -> Result<PathBuf> {
     let text = path.to_string_lossy();
     let Some(hub) = hub_model(&text)? else { return Ok(path.to_path_buf()) };
     let settings = settings(None)?;
-    let found = get_model(&hub, Part::Settings, &settings, false)?;
+    let found = get_model(&hub, Part::Settings, &settings, false).map_err(|e| or_no_folder(&text, e))?;
     if found.folder.join("config.json").is_file() {
         ModelConfig::read(&found.folder)?;
     }
@@ -130,15 +131,17 @@ fn get_model(hub: &HubId, part: Part, settings: &Settings, quiet: bool) -> Resul
         files
     };
     let repo = Repo::new(RepoKind::Model, &hub.id, &hub.revision)?;
-    let at_fault = |error: lora_hub::HubError| match error.is_usage() {
-        // A folder may have been meant.
-        true => usage(format!("model {}: there is no such folder, and of the hub: {error}", hub.id)),
-        false => error.into(),
-    };
-    get(&repo, &select, Freshness::Cached, settings, quiet).or_else(|error| match error.downcast() {
-        Ok(error) => Err(at_fault(error)),
-        Err(error) => Err(error),
-    })
+    get(&repo, &select, Freshness::Cached, settings, quiet)
+}
+
+/// A name without `hf://` may have been meant as a folder's.
+fn or_no_folder(named: &str, error: anyhow::Error) -> anyhow::Error {
+    match error.downcast_ref::<lora_hub::HubError>() {
+        Some(error) if error.is_usage() && !HubId::is_hub(Path::new(named)) => {
+            usage(format!("model {named}: there is no such folder, and on the hub: {error}"))
+        }
+        _ => error,
+    }
 }
 
 /// Fetches the dataset of the hub that a source names. Gives its path with the commit, unless an entry of `dataset_info.json`
@@ -234,10 +237,10 @@ impl View {
 /// What is not there and cannot be had.
 pub(crate) fn resolve(models: Vec<&mut PathBuf>, adapters: Vec<&mut PathBuf>) -> Result<()> {
     for path in models {
-        *path = model(path).with_context(|| format!("--model {}", path.display()))?;
+        *path = model(path)?;
     }
     for path in adapters {
-        *path = adapter(path).with_context(|| format!("--adapter {}", path.display()))?;
+        *path = adapter(path)?;
     }
     Ok(())
 }

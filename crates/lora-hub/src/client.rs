@@ -15,6 +15,8 @@ use crate::settings::Settings;
 
 /// A hub answers after two or three; more are a loop.
 const MAX_REDIRECTS: usize = 10;
+/// For what is small, so many attempts are made after the first.
+pub(crate) const ASKED_AGAIN: u32 = 2;
 /// The list of the largest repositories has some tens of megabytes.
 const MAX_LIST: u64 = 256 << 20;
 /// We wait no longer than this, though a server may ask for it.
@@ -119,11 +121,11 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// The files of a revision.
-    pub(crate) fn listing(&self, repo: &Repo, revision: &str) -> Result<Listing> {
+    /// The files of a revision; asked again `retries` times.
+    pub(crate) fn listing(&self, repo: &Repo, revision: &str, retries: u32) -> Result<Listing> {
         let what = repo.to_string();
         let path = format!("{}?blobs=true", repo.api(revision));
-        self.patiently(&what, || {
+        self.patiently(&what, retries, || {
             let mut reply = self.get(&path, &[])?;
             self.expect_ok(&reply, &what)?;
             let body = reply.response.body_mut().with_config().limit(MAX_LIST).read_to_vec();
@@ -136,7 +138,7 @@ impl<'a> Client<'a> {
     pub(crate) fn known(&self, repo: &Repo, commit: &str, file: &str) -> Result<Known> {
         let what = format!("{file} of {repo}");
         let address = format!("{}/{}", self.endpoint, repo.file(commit, file));
-        self.patiently(&what, || {
+        self.patiently(&what, ASKED_AGAIN, || {
             let request = self.authorised(self.agent.head(&address).header("accept-encoding", "identity"), true);
             let response = request.call().map_err(|e| Fault::passing(reason(&e)))?;
             let reply = Reply { response, of_hub: true };
@@ -158,13 +160,18 @@ impl<'a> Client<'a> {
     }
 
     /// Asks again, with pauses, while what is wrong may pass.
-    fn patiently<T>(&self, what: &str, mut ask: impl FnMut() -> std::result::Result<T, Fault>) -> Result<T> {
+    fn patiently<T>(
+        &self,
+        what: &str,
+        retries: u32,
+        mut ask: impl FnMut() -> std::result::Result<T, Fault>,
+    ) -> Result<T> {
         let mut failures = 0;
         loop {
             match ask() {
                 Ok(answer) => return Ok(answer),
                 Err(Fault::Final(error)) => return Err(error),
-                Err(Fault::Passing { reason, .. }) if failures >= self.settings.retries.min(2) => {
+                Err(Fault::Passing { reason, .. }) if failures >= self.settings.retries.min(retries) => {
                     return Err(HubError::Unreachable { what: what.into(), host: self.host(), reason });
                 }
                 Err(Fault::Passing { wait, .. }) => {

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use crate::cache::{Claim, Store};
-use crate::client::Client;
+use crate::client::{ASKED_AGAIN, Client};
 use crate::download::{Download, Step};
 use crate::error::{HubError, Result};
 use crate::listing::{Known, Listing, RemoteFile};
@@ -119,9 +119,12 @@ impl Work<'_> {
         }
         let client = Client::new(self.settings)?;
         let revision = cached.clone().filter(|_| settled).unwrap_or_else(|| self.repo.revision().to_owned());
+        // Where there is something to fall back on, nobody waits long.
+        let in_hand = cached.as_deref().is_some_and(|commit| self.store.snapshot(commit).is_dir());
+        let retries = if in_hand { 0 } else { ASKED_AGAIN };
         let mut listing = match kept {
             Some(listing) if settled => listing,
-            kept => match client.listing(self.repo, &revision) {
+            kept => match client.listing(self.repo, &revision, retries) {
                 Ok(listing) => listing,
                 // A hub that lists such names is not one to fall back from quietly.
                 Err(error @ HubError::FileName { .. }) => return Err(error),
