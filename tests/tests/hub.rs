@@ -139,7 +139,11 @@ fn a_run_takes_model_and_data_from_the_hub_and_later_from_the_cache() {
         .exits(2)
         .says(&["no such folder", "model own/none is not in the cache"]);
     let unreached = place.lora("train --model own/base --data hf://own/other --output no").exits(1);
-    unreached.says(&["127.0.0.1", "was not reached for dataset own/other"]);
+    unreached.says(&[
+        "dataset own/other is not in the cache",
+        "was not reached",
+        "lora fetch --dataset hf://own/other",
+    ]);
     assert!(!place.path("no").exists());
 }
 

@@ -21,10 +21,10 @@ pub enum HubError {
     Setting { name: &'static str, problem: String },
     /// Not in the cache, and not to be had.
     #[error("{what} is not in the cache ({}), and {reason}; fetch it where there is a network with `{command}`", cache.display())]
-    NotCached { what: String, cache: PathBuf, reason: String, command: String },
+    NotCached { what: String, cache: PathBuf, reason: String, offline: bool, command: String },
     /// Only a part is in the cache, and the rest is not to be had.
     #[error("{what} is not whole in the cache: {missing} is missing in {}, and {reason}; complete it where there is a network with `{command}`", folder.display())]
-    Incomplete { what: String, folder: PathBuf, missing: String, reason: String, command: String },
+    Incomplete { what: String, folder: PathBuf, missing: String, reason: String, offline: bool, command: String },
     /// The hub has no such repository, revision or file.
     #[error("{host} has no {what}; check owner, name and revision, and HF_TOKEN where it is private")]
     NotFound { what: String, host: String },
@@ -78,8 +78,8 @@ impl HubError {
             self,
             Self::Name { .. }
                 | Self::Setting { .. }
-                | Self::NotCached { .. }
-                | Self::Incomplete { .. }
+                | Self::NotCached { offline: true, .. }
+                | Self::Incomplete { offline: true, .. }
                 | Self::NotFound { .. }
                 | Self::Denied { .. }
                 | Self::NothingWanted { .. }

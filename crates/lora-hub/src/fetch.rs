@@ -115,7 +115,7 @@ impl Work<'_> {
             return Ok(self.found(&listing.commit));
         }
         if self.settings.offline {
-            return self.what_there_is(cached, kept, "offline work is asked for (HF_HUB_OFFLINE)".into(), None);
+            return self.what_there_is(cached, kept, None);
         }
         let client = Client::new(self.settings)?;
         let revision = cached.clone().filter(|_| settled).unwrap_or_else(|| self.repo.revision().to_owned());
@@ -130,7 +130,7 @@ impl Work<'_> {
                 Err(error @ HubError::FileName { .. }) => return Err(error),
                 Err(error) => {
                     let reason = error.to_string();
-                    let found = self.what_there_is(cached, kept, reason.clone(), Some(error))?;
+                    let found = self.what_there_is(cached, kept, Some(error))?;
                     tell(Event::Unasked { what: &self.what, reason });
                     return Ok(found);
                 }
@@ -140,24 +140,32 @@ impl Work<'_> {
         self.download(&client, &listing, lacking, tell)
     }
 
-    /// What the cache has, when nobody can be asked.
+    /// What the cache has, when nobody can be asked: because of `cause`, or because nobody should be.
     fn what_there_is(
         &self,
         commit: Option<String>,
         listing: Option<Listing>,
-        reason: String,
         cause: Option<HubError>,
     ) -> Result<Fetched> {
+        // What the hub said itself goes before what the cache lacks.
+        let (reason, offline) = match cause {
+            None => ("offline work is asked for (HF_HUB_OFFLINE)".to_owned(), true),
+            Some(HubError::Unreachable { ref host, ref reason, .. }) => {
+                (format!("{host} was not reached ({reason})"), false)
+            }
+            Some(_) => (String::new(), false),
+        };
+        let cause = cause.filter(|_| reason.is_empty());
         let command = self.repo.command();
         let Some(commit) = commit.filter(|commit| self.store.snapshot(commit).is_dir()) else {
             let (what, cache) = (self.what.clone(), self.settings.cache.clone());
-            return Err(cause.unwrap_or(HubError::NotCached { what, cache, reason, command }));
+            return Err(cause.unwrap_or(HubError::NotCached { what, cache, reason, offline, command }));
         };
         if let Some(listing) = listing
             && let Some(first) = self.lacking(&listing)?.first()
         {
             let (what, folder, missing) = (self.what.clone(), self.store.snapshot(&commit), first.path.clone());
-            return Err(cause.unwrap_or(HubError::Incomplete { what, folder, missing, reason, command }));
+            return Err(cause.unwrap_or(HubError::Incomplete { what, folder, missing, reason, offline, command }));
         }
         Ok(self.found(&commit))
     }

@@ -314,7 +314,12 @@ fn h7_what_is_not_cached_is_refused_with_the_reason() {
         assert!(message.contains(part), "{message}");
     }
     let error = get(&settings(&gone, cache.path())).unwrap_err();
-    assert!(matches!(error, HubError::Unreachable { .. }) && !error.is_usage(), "{error}");
+    let message = error.to_string();
+    assert!(matches!(error, HubError::NotCached { .. }) && !error.is_usage(), "{error}");
+    assert!(
+        message.contains("127.0.0.1:") && message.contains("was not reached (") && message.contains("lora fetch"),
+        "{message}"
+    );
     assert!(walk(cache.path()).is_empty());
     // Half of it.
     let hub = Hub::new(vec![Content::new("datasets", "own/set", 'a').file("a.jsonl", "a").file("b.jsonl", "b")]);
