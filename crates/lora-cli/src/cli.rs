@@ -1,7 +1,9 @@
 //! The command line: verbs and what each of them takes.
 
 use crate::cmd;
+use crate::load::ModelArgs;
 use clap::{Parser, Subcommand};
+use std::path::PathBuf;
 
 /// The command line of `lora`.
 #[derive(Debug, Parser)]
@@ -41,6 +43,8 @@ pub(crate) enum Verb {
     /// Write a model or an adapter for other programs
     #[command(subcommand)]
     Export(cmd::export::Verb),
+    /// Get a model or a dataset of the hub, as it is there now
+    Fetch(cmd::fetch::Args),
     /// What an adapter, a checkpoint, a run or a safetensors file holds
     Inspect(cmd::inspect::Args),
     /// Give an adapter that another tool wrote the names that PEFT would have given it
@@ -62,6 +66,30 @@ pub(crate) enum Verb {
     Demo(cmd::demo::Args),
     /// What this machine has to offer
     Doctor(cmd::doctor::Args),
+}
+
+impl Verb {
+    /// What the flags name that may lie on the hub: models, and adapters. Verbs with a configuration see to it themselves.
+    pub(crate) fn of_hub(&mut self) -> (Vec<&mut PathBuf>, Vec<&mut PathBuf>) {
+        fn both(args: &mut ModelArgs) -> (Vec<&mut PathBuf>, Vec<&mut PathBuf>) {
+            (vec![&mut args.model], args.adapter.iter_mut().collect())
+        }
+        match self {
+            Self::Eval(args) => both(&mut args.model),
+            Self::Generate(args) => both(&mut args.model),
+            Self::Chat(args) => both(&mut args.model),
+            Self::Classify(args) => both(&mut args.model),
+            Self::Logits(args) => both(&mut args.model),
+            Self::Merge(args) => (vec![&mut args.model], args.adapter.iter_mut().collect()),
+            Self::Mix(args) => (args.model.iter_mut().collect(), args.adapter.iter_mut().collect()),
+            Self::Extract(args) => (vec![&mut args.model, &mut args.tuned], Vec::new()),
+            Self::Repair(args) => (args.model.iter_mut().collect(), vec![&mut args.adapter]),
+            Self::Export(verb) => verb.of_hub(),
+            Self::Bench(verb) => (vec![verb.model()], Vec::new()),
+            Self::Train(_) | Self::Data(_) | Self::Plan(_) | Self::Fetch(_) => (Vec::new(), Vec::new()),
+            Self::Inspect(_) | Self::InitModel(_) | Self::Demo(_) | Self::Doctor(_) => (Vec::new(), Vec::new()),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -92,6 +120,9 @@ mod tests {
             "export gguf-lora --model m --adapter a --output f.gguf",
             "export ollama --model m --output d",
             "extract --model m --tuned t --rank 8 --output o",
+            "fetch hf://a/b@v1 --json",
+            "fetch hf://a/b/data/*.parquet --dataset",
+            "fetch a/b --split test",
             "inspect p --json",
             "repair a --output o --model m --json",
             "repair a --dry-run",
@@ -123,6 +154,8 @@ mod tests {
             "eval --data d",
             "bench step --model m",
             "train --rezume",
+            "fetch",
+            "fetch a/b --model --dataset",
         ] {
             let words = std::iter::once("lora").chain(line.split(' '));
             assert_eq!(Cli::try_parse_from(words).unwrap_err().exit_code(), 2, "{line}");

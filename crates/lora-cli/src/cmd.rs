@@ -11,6 +11,7 @@ pub(crate) mod doctor;
 pub(crate) mod eval;
 pub(crate) mod export;
 pub(crate) mod extract;
+pub(crate) mod fetch;
 pub(crate) mod generate;
 pub(crate) mod init_model;
 pub(crate) mod inspect;
@@ -23,13 +24,16 @@ pub(crate) mod report;
 pub(crate) mod train;
 
 use crate::cli::Verb;
+use crate::fetching;
 use anyhow::Result;
 
 /// Runs a verb.
 ///
 /// # Errors
 /// What the verb reports.
-pub(crate) fn run(verb: Verb) -> Result<()> {
+pub(crate) fn run(mut verb: Verb) -> Result<()> {
+    let (models, adapters) = verb.of_hub();
+    fetching::resolve(models, adapters)?;
     match verb {
         Verb::Train(args) => train::run(&args),
         Verb::Eval(args) => eval::run(&args),
@@ -41,6 +45,7 @@ pub(crate) fn run(verb: Verb) -> Result<()> {
         Verb::Mix(args) => mix::run(&args),
         Verb::Export(verb) => export::run(&verb),
         Verb::Extract(args) => extract::run(&args),
+        Verb::Fetch(args) => fetch::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
         Verb::Repair(args) => repair::run(&args),
         Verb::Report(args) => report::run(&args),

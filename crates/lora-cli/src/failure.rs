@@ -73,6 +73,9 @@ fn code(error: &anyhow::Error) -> u8 {
         if let Some(e) = e.downcast_ref::<lora_report::Error>() {
             return Some(e.is_usage());
         }
+        if let Some(e) = e.downcast_ref::<lora_hub::HubError>() {
+            return Some(e.is_usage());
+        }
         if let Some(e) = e.downcast_ref::<lora_torch::Error>() {
             return Some(matches!(e, lora_torch::Error::Device { .. }));
         }

@@ -9,6 +9,7 @@ mod cmd;
 mod compute;
 mod estimate;
 mod failure;
+mod fetching;
 mod generator;
 mod hub;
 mod interrupt;

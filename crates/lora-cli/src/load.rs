@@ -24,7 +24,7 @@ pub(crate) enum Wanted {
 /// The flags that name a model and its adapters.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ModelArgs {
-    /// Folder of the base model: a Hugging Face checkpoint
+    /// Base model: the folder of a Hugging Face checkpoint, or a model of the hub as OWNER/NAME
     #[arg(long, value_name = "DIR")]
     pub(crate) model: PathBuf,
     /// Folder of an adapter to put beside the weights; several are added up, each with its --weight
@@ -168,6 +168,6 @@ pub(crate) fn check_model_folder(dir: &Path) -> Result<()> {
     };
     Err(usage(format!(
         "model {shown}: {what}; give the folder of a downloaded Hugging Face checkpoint, with config.json, safetensors files \
-         and tokenizer.json"
+         and tokenizer.json, or the name of one on the hub, as OWNER/NAME"
     )))
 }

@@ -28,6 +28,18 @@ impl ByteBar {
         Self(bar)
     }
 
+    /// The same for what takes long: with the time that is left.
+    pub(crate) fn with_time(word: &str) -> Self {
+        let bar = bar("{prefix:<10} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta} left");
+        bar.set_prefix(word.to_string());
+        Self(bar)
+    }
+
+    /// Shows a message above it.
+    pub(crate) fn above(&self, line: &str) {
+        above(Some(&self.0), line);
+    }
+
     /// Shows how far it is.
     pub(crate) fn set(&mut self, done: u64, of: u64) {
         self.0.set_length(of);

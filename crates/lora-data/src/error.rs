@@ -218,14 +218,14 @@ pub enum DataError {
     UnknownTag { path: PathBuf, key: String, known: String },
 
     // The hub
-    /// Not a dataset's name.
-    #[error("{path}: not the name of a dataset; write hf://OWNER/NAME, with @REVISION and /PATH behind it where wanted", path = path.display())]
-    HubName { path: PathBuf },
-    /// A dataset that is not in the cache.
+    /// Not the name of a dataset or of a model.
+    #[error("{path}: not the name of a {kind}; write hf://OWNER/NAME, with @REVISION and, in a dataset, /PATH behind it where wanted", path = path.display())]
+    HubName { path: PathBuf, kind: &'static str },
+    /// A dataset or a model that is not in the cache.
     #[error(
-        "dataset {id} of the hub (revision {revision}) is not in the cache ({cache}); put it there with `hf download --repo-type dataset --revision {revision} {id}`, or name a file"
+        "{kind} {id} of the hub (revision {revision}) is not in the cache ({cache}); put it there with `lora fetch --{kind} hf://{id}@{revision}` or `hf download --repo-type {kind} --revision {revision} {id}`, or name files"
     )]
-    HubMissing { id: String, revision: String, cache: String },
+    HubMissing { kind: &'static str, id: String, revision: String, cache: String },
     /// A split that a dataset does not have.
     #[error("dataset {id} of the hub has no file of split `{split}`; name its files, as hf://{id}/data/*.parquet")]
     HubSplit { id: String, split: String },

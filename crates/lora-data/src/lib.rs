@@ -83,7 +83,7 @@ pub use error::{DataError, Result};
 pub use example::Example;
 pub use figures::{DataFigures, LengthBar, PackingFigures, PaddingFigures, StatsText};
 pub use format::Format;
-pub use hub::HubId;
+pub use hub::{HubId, hub_dataset};
 pub use mix::{Mixing, hold_out, mix_order, stage_lengths};
 pub use pack::{RowPlan, pack};
 pub use page::{PageRow, data_page};

@@ -11,7 +11,7 @@ mod page_limits;
 mod tables;
 mod text_file;
 
-pub(crate) use files::{DataFile, expand, expand_below};
+pub(crate) use files::{DataFile, expand, expand_below, is_dataset_file, is_pattern};
 
 use std::path::Path;
 use std::sync::Arc;

@@ -7,10 +7,10 @@ use crate::config::{
 use crate::error::{Error, Result};
 use crate::events::{Event, EventSink};
 use lora_data::{
-    AnswerKind, CacheUse, Clock, DataOptions, DataReport, Format, PreferenceUse, ReadOptions, Rows, Source, Tags,
-    TokenCache, TokenSet, Tokenizer, hold_out, mix_order, open_answers, open_dataset, stage_lengths,
+    AnswerKind, CacheUse, Clock, DataError, DataOptions, DataReport, Format, HubId, PreferenceUse, ReadOptions, Rows,
+    Source, Tags, TokenCache, TokenSet, Tokenizer, hold_out, mix_order, open_answers, open_dataset, stage_lengths,
 };
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The data sources of a configuration in the pipeline's terms; `hub_cache` is where datasets of the hub are looked for.
 ///
@@ -19,6 +19,32 @@ use std::path::Path;
 pub fn data_sources(list: &[SourceConfig], hub_cache: Option<&Path>) -> Result<Vec<Source>> {
     let in_cache = |source: Source| Source { hub_cache: hub_cache.map(Path::to_path_buf), ..source };
     list.iter().map(|source| data_source(source).map(in_cache)).collect()
+}
+
+/// The folder of the base model: what the configuration names, or the snapshot of a model of the hub in the cache.
+///
+/// # Errors
+/// [`Error::Data`] for a name that is none, and for a model that is not in the cache.
+pub fn model_folder(config: &RunConfig) -> Result<PathBuf> {
+    let path = Path::new(&config.model.path);
+    if !HubId::is_hub(path) {
+        return Ok(path.to_path_buf());
+    }
+    let hub = HubId::parse_model(&config.model.path)?;
+    let cache = config.data.hub_cache.as_deref();
+    let missing = || DataError::HubMissing {
+        kind: "model",
+        id: hub.id.clone(),
+        revision: hub.revision.clone(),
+        cache: cache.map_or_else(|| "no cache folder".to_owned(), |cache| cache.display().to_string()),
+    };
+    Ok(cache.and_then(|cache| hub.model_snapshot(cache)).ok_or_else(missing)?)
+}
+
+/// The base model as an adapter names it: a model of the hub by its id alone, as others write it.
+pub(crate) fn base_name(path: &str) -> String {
+    let hub = HubId::is_hub(Path::new(path)).then(|| HubId::parse_model(path).ok()).flatten();
+    hub.map_or_else(|| path.to_owned(), |hub| hub.id)
 }
 
 fn data_source(s: &SourceConfig) -> Result<Source> {

@@ -40,7 +40,7 @@ pub use class_eval::{ClassReport, ClassScores, LabelScores, evaluate_classes, pr
 pub use classes::{ClassLabel, ClassPlan, known_labels, labels_of, split_texts};
 pub use comparing::Rewards;
 pub use config::{ConfigErrors, RunConfig};
-pub use datasets::{answer_kind, cache_note, data_options, data_sources, data_tokenizer, token_cache};
+pub use datasets::{answer_kind, cache_note, data_options, data_sources, data_tokenizer, model_folder, token_cache};
 pub use error::{Error, Result};
 pub use eval::{EvalReport, evaluate};
 pub use events::{Event, EventSink, NoEvents};

@@ -7,7 +7,7 @@ use crate::classes::{ClassPlan, KnownClasses, check_head};
 use crate::config::{
     DType, FinetuningType, InitLoraWeights, Length, LoraConfig, Modules, RunConfig, TaskType, Tokens, Weights,
 };
-use crate::datasets::{compared_answers, data_tokenizer, datasets};
+use crate::datasets::{base_name, compared_answers, data_tokenizer, datasets, model_folder};
 use crate::digest;
 use crate::error::{Error, Result};
 use crate::events::{Event, EventSink};
@@ -92,7 +92,7 @@ impl RunPlan {
         if config.model.threads > 0 {
             lora_torch::set_num_threads(config.model.threads as usize);
         }
-        let model_dir = PathBuf::from(&config.model.path);
+        let model_dir = model_folder(&config)?;
         let mut model = ModelConfig::read(&model_dir)?;
         let known = KnownClasses::of(&config, &model_dir, &model)?;
         if let Some(known) = &known {
@@ -245,7 +245,7 @@ impl RunPlan {
 
     /// The adapter configuration that is saved; none for full training.
     pub fn adapter_config(&self) -> Option<AdapterConfig> {
-        let base_model_name_or_path = Some(self.config.model.path.clone());
+        let base_model_name_or_path = Some(base_name(&self.config.model.path));
         match &self.trained {
             Trained::Fresh(plan) => Some(AdapterConfig { base_model_name_or_path, ..saved_form(plan.config.clone()) }),
             Trained::Existing(folder) => Some(AdapterConfig {

@@ -9,12 +9,13 @@ use serde_json::Value;
 use super::Finding;
 
 /// The crates of the workspace that each crate may depend on. Dependencies point one way: down this list never.
-const DIRECTIONS: [(&str, &[&str]); 11] = [
+const DIRECTIONS: [(&str, &[&str]); 12] = [
     ("lora-torch", &[]),
     ("lora-core", &["lora-torch"]),
     ("lora-format", &["lora-torch"]),
     ("lora-data", &[]),
     ("lora-report", &[]),
+    ("lora-hub", &[]),
     ("lora-model", &["lora-torch", "lora-core", "lora-format"]),
     ("lora-train", &["lora-torch", "lora-core", "lora-format", "lora-data", "lora-model", "lora-report"]),
     ("lora-export", &["lora-torch", "lora-core", "lora-format"]),
@@ -25,6 +26,7 @@ const DIRECTIONS: [(&str, &[&str]); 11] = [
             "lora-core",
             "lora-format",
             "lora-data",
+            "lora-hub",
             "lora-model",
             "lora-train",
             "lora-export",
@@ -39,6 +41,7 @@ const DIRECTIONS: [(&str, &[&str]); 11] = [
             "lora-core",
             "lora-format",
             "lora-data",
+            "lora-hub",
             "lora-model",
             "lora-train",
             "lora-export",
@@ -57,7 +60,7 @@ const RESTRICTED: [(&str, &[&str]); 4] = [
 ];
 
 /// Crates that must run where there is no libtorch.
-const NO_TORCH: [&str; 3] = ["lora-data", "lora-report", "xtask"];
+const NO_TORCH: [&str; 4] = ["lora-data", "lora-report", "lora-hub", "xtask"];
 
 /// The packages of the workspace.
 fn members(metadata: &Value) -> impl Iterator<Item = &Value> {

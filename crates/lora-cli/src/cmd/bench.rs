@@ -21,6 +21,16 @@ pub(crate) enum Verb {
     Data(DataArgs),
 }
 
+impl Verb {
+    /// The model, which may lie on the hub.
+    pub(crate) fn model(&mut self) -> &mut PathBuf {
+        match self {
+            Self::Step(args) => &mut args.model,
+            Self::Data(args) => &mut args.model,
+        }
+    }
+}
+
 /// The flags of `lora bench step`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct StepArgs {

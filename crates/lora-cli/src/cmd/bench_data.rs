@@ -1,5 +1,6 @@
 //! `lora bench data`: how long it takes from a data file to the first packed batch.
 
+use crate::fetching;
 use crate::load::check_model_folder;
 use crate::out;
 use anyhow::{Result, bail};
@@ -18,7 +19,7 @@ pub(crate) struct DataArgs {
     data: PathBuf,
     /// Folder of the model whose tokenizer is used
     #[arg(long, value_name = "DIR")]
-    model: PathBuf,
+    pub(crate) model: PathBuf,
     /// Chat template that goes before the tokenizer's own: a Jinja file or a name
     #[arg(long, value_name = "FILE|NAME")]
     template: Option<PathBuf>,
@@ -61,7 +62,7 @@ pub(crate) fn run(args: &DataArgs) -> Result<()> {
     let folder = args.data.parent().filter(|folder| folder.is_dir());
     let folder = folder.map_or_else(tempfile::tempdir, tempfile::tempdir_in)?;
     let cache = TokenCache::new(folder.path()).for_every_size();
-    let source = Source { path: args.data.clone(), ..Source::default() };
+    let source = fetching::dataset(Source { path: args.data.clone(), ..Source::default() })?;
     let options = DataOptions {
         max_length: args.max_length,
         truncation: Truncation::Right,

@@ -21,7 +21,7 @@ const APPLIES: f64 = 0.5;
 #[command(group(clap::ArgGroup::new("what").required(true).args(["text", "texts"])))]
 pub(crate) struct Args {
     #[command(flatten)]
-    model: ModelArgs,
+    pub(crate) model: ModelArgs,
     /// Text to classify
     #[arg(long, value_name = "TEXT")]
     text: Option<String>,

@@ -2,7 +2,7 @@
 
 use crate::cmd::data_cache::{self, CacheArgs};
 use crate::failure::usage;
-use crate::hub::find_caches;
+use crate::fetching::{Part, prepare};
 use crate::load::check_model_folder;
 use crate::out;
 use crate::progress::CountBar;
@@ -33,7 +33,7 @@ pub(crate) enum Verb {
 /// Which data.
 #[derive(Debug, clap::Args)]
 struct DataArgs {
-    /// Configuration (.toml, .yaml) or dataset (a file, a folder, a pattern, dataset_info.json#NAME); a dataset needs --model
+    /// Configuration (.toml, .yaml) or dataset (a file, a folder, a pattern, dataset_info.json#NAME, hf://OWNER/NAME); a dataset needs --model
     #[arg(value_name = "CONFIG|FILE")]
     what: PathBuf,
     /// Folder of the model whose tokenizer is used
@@ -110,10 +110,9 @@ fn read(args: &DataArgs) -> Result<(RunConfig, Tokenizer, TokenSet)> {
         overrides.push(Override::text("output_dir", "unused"));
     }
     let mut config = RunConfig::load(is_config.then_some(args.what.as_path()), &overrides)?;
-    find_caches(&mut config);
-    let model_dir = Path::new(&config.model.path);
-    check_model_folder(model_dir)?;
-    let tokenizer = data_tokenizer(model_dir, &config.data)?;
+    let model_dir = prepare(&mut config, Part::Settings, false)?;
+    check_model_folder(&model_dir)?;
+    let tokenizer = data_tokenizer(&model_dir, &config.data)?;
     let mut options = data_options(&config.data);
     options.max_affected_share = 1.0;
     if options.preference == PreferenceUse::Refuse && !config.objective.compares() {

@@ -3,6 +3,7 @@
 
 use crate::classes;
 use crate::failure::usage;
+use crate::fetching;
 use crate::load::{ModelArgs, Wanted};
 use crate::out;
 use crate::progress::CountBar;
@@ -16,8 +17,8 @@ use std::path::PathBuf;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
-    model: ModelArgs,
-    /// Dataset: a file, a folder, a pattern or dataset_info.json#NAME
+    pub(crate) model: ModelArgs,
+    /// Dataset: a file, a folder, a pattern, dataset_info.json#NAME or hf://OWNER/NAME
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     /// Format of its records: alpaca, sharegpt, messages, prompt_completion, text or tokenized; told from the first when absent; a
@@ -55,7 +56,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     args.model.check()?;
     let tokenizer = args.model.tokenizer()?;
     let format = args.format.as_deref().map(str::parse::<Format>).transpose()?;
-    let source = Source { path: args.data.clone(), format, ..Source::default() };
+    let source = fetching::dataset(Source { path: args.data.clone(), format, ..Source::default() })?;
     let options = DataOptions {
         max_length: args.max_length,
         truncation: lora_data::Truncation::Right,

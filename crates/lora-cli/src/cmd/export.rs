@@ -21,6 +21,17 @@ pub(crate) enum Verb {
     Ollama(OllamaArgs),
 }
 
+impl Verb {
+    /// What the flags name that may lie on the hub: models, and adapters.
+    pub(crate) fn of_hub(&mut self) -> (Vec<&mut PathBuf>, Vec<&mut PathBuf>) {
+        match self {
+            Self::Gguf(args) => (vec![&mut args.model], args.adapter.iter_mut().collect()),
+            Self::GgufLora(args) => (vec![&mut args.model], vec![&mut args.adapter]),
+            Self::Ollama(args) => (vec![&mut args.model], args.adapter.iter_mut().collect()),
+        }
+    }
+}
+
 fn file_type(name: &str) -> Result<GgufFileType, String> {
     GgufFileType::named(name).ok_or_else(|| format!("one of {}", GgufFileType::names().join(", ")))
 }

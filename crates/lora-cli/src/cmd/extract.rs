@@ -12,10 +12,10 @@ use std::path::PathBuf;
 pub(crate) struct Args {
     /// Folder of the base model
     #[arg(long, value_name = "DIR")]
-    model: PathBuf,
+    pub(crate) model: PathBuf,
     /// Folder of the model that was fine-tuned from it
     #[arg(long, value_name = "DIR")]
-    tuned: PathBuf,
+    pub(crate) tuned: PathBuf,
     /// Rank of the adapter
     #[arg(long, value_name = "R", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
     rank: u16,

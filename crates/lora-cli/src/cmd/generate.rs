@@ -15,7 +15,7 @@ use std::path::PathBuf;
 #[command(group(clap::ArgGroup::new("what").required(true).args(["prompt", "prompts"])))]
 pub(crate) struct Args {
     #[command(flatten)]
-    model: ModelArgs,
+    pub(crate) model: ModelArgs,
     /// Text to continue; where the tokenizer has a chat template, a message to answer
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,

@@ -15,7 +15,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
-    model: ModelArgs,
+    pub(crate) model: ModelArgs,
     /// safetensors file with `input_ids` [batch, seq] and, if rows are padded, `attention_mask` (0 is padding); for an encoder
     /// also `token_type_ids`, if there are pairs of texts
     #[arg(long, value_name = "FILE")]

@@ -3,6 +3,7 @@
 use crate::cmd::logits::Input;
 use crate::compute::{Compute, STORED_DTYPES};
 use crate::failure::usage;
+use crate::hub::model_name;
 use crate::load::{Wanted, check_model_folder, load};
 use crate::out;
 use crate::progress::ByteBar;
@@ -22,10 +23,10 @@ const MERGE_THREADS: usize = 4;
 pub(crate) struct Args {
     /// Folder of the base model
     #[arg(long, value_name = "DIR")]
-    model: PathBuf,
+    pub(crate) model: PathBuf,
     /// Folder of an adapter; several are added up
     #[arg(long, value_name = "DIR", required = true)]
-    adapter: Vec<PathBuf>,
+    pub(crate) adapter: Vec<PathBuf>,
     /// Folder to write, new or empty
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
@@ -71,7 +72,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     for (adapter, base) in args.adapter.iter().zip(&report.named_bases) {
         let named = base.as_deref().and_then(|b| b.trim_end_matches('/').rsplit('/').next());
-        let given = args.model.file_name().map(|n| n.to_string_lossy());
+        let given = model_name(&args.model);
         if let (Some(named), Some(given)) = (named, given)
             && named != given
         {

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 pub(crate) struct Args {
     /// Folder of an adapter; give it several times, with a --weight for each
     #[arg(long, value_name = "DIR", required = true)]
-    adapter: Vec<PathBuf>,
+    pub(crate) adapter: Vec<PathBuf>,
     /// What the change of the adapter in the same place is multiplied by; 1 for all when absent
     #[arg(long, value_name = "W", allow_hyphen_values = true)]
     weight: Vec<f64>,
@@ -38,7 +38,7 @@ pub(crate) struct Args {
     seed: u64,
     /// Folder of the base model, which is needed for DoRA and for PiSSA and OLoRA that were not converted
     #[arg(long, value_name = "DIR")]
-    model: Option<PathBuf>,
+    pub(crate) model: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,

@@ -1,6 +1,7 @@
 //! `lora plan`: parameters, memory, steps and time of a run, before any weight is loaded.
 
 use crate::estimate::{ACTIVATIONS_FORMULA, Memory, memory};
+use crate::fetching::{Part, prepare};
 use crate::load::check_model_folder;
 use crate::out;
 use crate::summary::PlanSummary;
@@ -8,7 +9,7 @@ use crate::train_view::TrainView;
 use anyhow::Result;
 use lora_train::{Override, RunConfig, RunPlan, matrix_rate, operations_per_step};
 use serde::Serialize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use tch::Device;
 
 /// A step reaches about this share of the machine's rate of matrix products.
@@ -46,8 +47,8 @@ struct Plan {
 /// Every fault of the configuration and the data.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let overrides = args.set.iter().map(|s| s.parse()).collect::<Result<Vec<Override>, _>>()?;
-    let config = RunConfig::load(Some(&args.config), &overrides)?;
-    check_model_folder(Path::new(&config.model.path))?;
+    let mut config = RunConfig::load(Some(&args.config), &overrides)?;
+    check_model_folder(&prepare(&mut config, Part::Whole, false)?)?;
     let plan = RunPlan::resolve(config, &mut TrainView::new(false))?;
     let operations = operations_per_step(&plan);
     let rate = matrix_rate(plan.device, if plan.device == Device::Cpu { 1024 } else { 8192 })?;

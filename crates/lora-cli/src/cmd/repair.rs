@@ -14,13 +14,13 @@ use std::path::PathBuf;
 pub(crate) struct Args {
     /// Folder of the adapter; it stays as it is
     #[arg(value_name = "ADAPTER")]
-    adapter: PathBuf,
+    pub(crate) adapter: PathBuf,
     /// Folder to write, new or empty
     #[arg(long, value_name = "DIR", required_unless_present = "dry_run")]
     output: Option<PathBuf>,
     /// Folder of the base model, which decides where modules are that classes of one model place differently
     #[arg(long, value_name = "DIR")]
-    model: Option<PathBuf>,
+    pub(crate) model: Option<PathBuf>,
     /// Say what would be done, and write nothing
     #[arg(long)]
     dry_run: bool,

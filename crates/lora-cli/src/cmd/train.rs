@@ -2,7 +2,7 @@
 
 use crate::compute::DTYPES;
 use crate::failure::usage;
-use crate::hub::find_caches;
+use crate::fetching::{Part, prepare};
 use crate::interrupt::stop_on_signals;
 use crate::load::check_model_folder;
 use crate::out;
@@ -14,17 +14,17 @@ use lora_data::Format;
 use lora_format::ADAPTER_WEIGHTS;
 use lora_report::REPORT_FILE;
 use lora_train::{EndedBy, EvalReport, Override, RunConfig, RunPlan, RunReport, TrainOptions, Trained, train};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// The flags of `lora train`. Flags go before --set, and --set before the configuration's file.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Configuration: TOML, or YAML by extension
     config: Option<PathBuf>,
-    /// Folder of the base model (model.path)
+    /// Base model: a folder, or a model of the hub as OWNER/NAME (model.path)
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// Dataset: a file, a folder, a pattern or dataset_info.json#NAME (data.train)
+    /// Dataset: a file, a folder, a pattern, dataset_info.json#NAME or hf://OWNER/NAME (data.train)
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
     /// Folder of the run (output_dir)
@@ -72,8 +72,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.print_config {
         return out::text(&config.to_toml()?);
     }
-    find_caches(&mut config);
-    check_model_folder(Path::new(&config.model.path))?;
+    check_model_folder(&prepare(&mut config, Part::Whole, args.quiet)?)?;
     let mut view = View::new(args.log_format, args.quiet, config.train.logging_steps);
     let plan = RunPlan::resolve(config, &mut view)?;
     let summary = PlanSummary::of(&plan);
@@ -135,7 +134,7 @@ impl Next {
         let plain = |format| matches!(format, Format::PromptCompletion | Format::Text | Format::Tokenized);
         let raw = plan.tokenizer.template().is_some() && plan.train_report.sources.iter().any(|s| plain(s.format));
         Self {
-            model: plan.model_dir.clone(),
+            model: PathBuf::from(&plan.config.model.path),
             full: matches!(plan.trained, Trained::Everything),
             classifies: plan.model.labels.is_some(),
             raw: if raw { " --raw" } else { "" },

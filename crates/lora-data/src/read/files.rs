@@ -71,8 +71,7 @@ fn walk(folder: &Path, depth: usize, found: &mut Vec<DataFile>) -> Result<()> {
     entries.sort();
     for path in entries {
         let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(['.', '_']));
-        let describes = ["dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"];
-        if hidden || path.file_name().is_some_and(|name| describes.iter().any(|known| name == *known)) {
+        if hidden || describes(&path) {
             continue;
         }
         if path.is_dir() {
@@ -86,7 +85,18 @@ fn walk(folder: &Path, depth: usize, found: &mut Vec<DataFile>) -> Result<()> {
     Ok(())
 }
 
-fn is_pattern(path: &Path) -> bool {
+/// Whether a file says something of a dataset and is none.
+fn describes(path: &Path) -> bool {
+    let known = ["dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"];
+    path.file_name().is_some_and(|name| known.iter().any(|known| name == *known))
+}
+
+/// Whether a file is one that a folder is searched for, by its name.
+pub(crate) fn is_dataset_file(path: &Path) -> bool {
+    !describes(path) && data_file(path).is_ok()
+}
+
+pub(crate) fn is_pattern(path: &Path) -> bool {
     path.to_string_lossy().contains(['*', '?', '['])
 }
 

@@ -105,7 +105,7 @@ section! {
     SourceConfig {
         /// A file, a folder of files or a pattern as `data/*.jsonl`: JSON, JSON Lines, CSV, TSV, Parquet, Arrow, Feather or text, each
         /// also with `.gz` or `.zst` behind; `dataset_info.json#NAME`, an entry of LLaMA-Factory's list of datasets; or
-        /// `hf://OWNER/NAME`, a dataset of the hub from its cache on this machine.
+        /// `hf://OWNER/NAME`, a dataset of the hub, which the program fetches where the cache lacks it.
         path: PathBuf = PathBuf::new(), Kind::Text;
         /// Format of the records; told from the keys of the first record when absent.
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -145,7 +145,7 @@ section! {
         eval: Vec<SourceConfig> = Vec::new(), Kind::Tables(SourceConfig::KEYS);
         /// Takes this part of `train` for evaluation instead: a fraction below 1, or a number of examples; 0 takes none.
         eval_split: f64 = 0.0, Kind::Split;
-        /// Folder in which the hub's tools keep what they fetched, for paths as `hf://OWNER/NAME`; the program takes it from
+        /// Folder in which datasets and models of the hub are kept, for paths as `hf://OWNER/NAME`; the program takes it from
         /// `HF_HUB_CACHE`, `HF_HOME` or the home folder when absent.
         #[serde(skip_serializing_if = "Option::is_none")]
         hub_cache: Option<PathBuf> = None, Kind::Text;

@@ -70,7 +70,8 @@ fn is_converted(of: &Weights) -> bool {
 section! {
     /// The base model.
     ModelConfig {
-        /// Folder of the base model: a Hugging Face checkpoint with `config.json`, safetensors files and tokenizer.
+        /// Folder of the base model: a Hugging Face checkpoint with `config.json`, safetensors files and tokenizer. Or a model of
+        /// the hub, as `hf://OWNER/NAME`, with `@REVISION` behind it where wanted.
         path: String = String::new(), Kind::Text;
         /// The dtype in which the base model computes; adapters are float32 whatever it is. `auto` takes that of the
         /// checkpoint, or float32 where the device has no matrix units for it.
