@@ -11,6 +11,7 @@ mod compare;
 mod demo;
 mod dist;
 mod doctor;
+mod faults;
 mod fixtures;
 mod gpu_check;
 mod hash;
@@ -119,12 +120,14 @@ enum Verb {
         /// Only these model families of the fixtures; with --gguf, folders of real models to compare greedy texts of
         family: Vec<String>,
     },
-    /// Throw mutations of the corpus at every way into the data pipeline, more of them than the tests do
+    /// Throw mutations of the corpus and the fixtures at every reader of files, more of them than the tests do
     Fuzz {
         /// Mutations of every file of the corpus
         #[arg(long, default_value_t = 2000)]
         runs: u32,
     },
+    /// Kill, damage, fill up and interrupt runs, and see that nothing is lost
+    Faults(faults::Args),
     /// Check the rules that the compiler does not: dependencies, file lengths, printing, links
     Tidy,
     /// Make target/gpu-check: a folder to carry to a machine with a GPU and Python torch
@@ -201,9 +204,10 @@ fn run(cli: Cli) -> Result<()> {
         }
         Verb::Fuzz { runs } => {
             setup::ensure(&ws)?;
-            let test = ["test", "--release", "--workspace", "--test", "fuzz_corpus"];
+            let test = ["test", "--release", "--workspace", "--test", "fuzz_corpus", "--test", "mutations"];
             cargo::run(ws.cargo().args(test).env("LORA_FUZZ_RUNS", runs.to_string()))
         }
+        Verb::Faults(args) => faults::run(&ws, &args),
         Verb::Tidy => tidy::run(&ws),
         Verb::GpuCheck { package } => gpu_check::run(&ws, &package),
         Verb::DemoBase { data_only } => demo::run(&ws, data_only),

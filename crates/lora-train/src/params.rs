@@ -68,6 +68,12 @@ impl Slot {
     }
 }
 
+/// About what a checkpoint of so many trained parameters takes: they, both moments and the result, in float32, and an eighth
+/// more for what is not.
+pub(crate) fn checkpoint_bytes(parameters: u64) -> u64 {
+    18 * parameters
+}
+
 impl FlatParams {
     /// Moves the leaves into one buffer; whoever holds them sees the same values, now as views.
     ///
@@ -165,11 +171,6 @@ impl FlatParams {
     /// What libtorch reports.
     pub fn is_finite(&self) -> Result<bool> {
         Ok(grad_norm(&self.flat)?.is_finite())
-    }
-
-    /// Bytes of a checkpoint of this state: parameters and both moments.
-    pub fn state_bytes(&self) -> u64 {
-        3 * self.flat.numel() as u64 * lora_torch::kind_bytes(self.flat.kind()) as u64
     }
 
     /// Parameters and moments by name, as views: `NAME`, `exp_avg.NAME`, `exp_avg_sq.NAME`.

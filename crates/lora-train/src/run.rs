@@ -1,11 +1,14 @@
 //! THE loop: steps, evaluations, checkpoints, and what is left at the end.
 
+use crate::checkpoint::{check_free_space, has_checkpoints, newest_whole};
 use crate::error::{Error, Result};
 use crate::eval::EvalReport;
 use crate::events::{Event, EventSink};
 use crate::lock::RunLock;
 use crate::metrics::{EvalRecord, MetricsWriter};
+use crate::params::checkpoint_bytes;
 use crate::plan::RunPlan;
+use crate::resume_point::find_resume_point;
 use crate::trainer::{BEST_FOLDER, StepOutcome, Trainer};
 use lora_format::{copy_atomic, read_json_object, write_atomic};
 use serde::Serialize;
@@ -52,6 +55,25 @@ pub struct RunReport {
     pub base_parameters: i64,
 }
 
+/// Takes a run's folder where there is one, and says at once what would keep a run from starting in it: another run, a file
+/// in its place, checkpoints that would be written over or that are missing. `None` where there is no folder yet: none is
+/// made. To be called before anything that takes time; [`train_claimed`] takes the lock.
+///
+/// # Errors
+/// [`Error::OutputDir`], [`Error::Locked`], [`Error::OutputTaken`], [`Error::NothingToResume`].
+pub fn claim(output_dir: &Path, resume: bool) -> Result<Option<RunLock>> {
+    let nothing = || Error::NothingToResume { path: output_dir.to_path_buf() };
+    if std::fs::symlink_metadata(output_dir).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
+        return if resume { Err(nothing()) } else { Ok(None) };
+    }
+    let lock = RunLock::acquire(output_dir)?;
+    match (has_checkpoints(output_dir)?, resume) {
+        (true, false) => Err(Error::OutputTaken { path: output_dir.to_path_buf() }),
+        (false, true) => Err(nothing()),
+        _ => Ok(Some(lock)),
+    }
+}
+
 /// Trains until the plan's last step, or until `stop` is set; the step in progress is finished and saved either way.
 ///
 /// # Errors
@@ -62,86 +84,148 @@ pub fn train(
     stop: &AtomicBool,
     sink: &mut dyn EventSink,
 ) -> Result<(RunReport, Trainer)> {
+    train_claimed(None, plan, options, stop, sink)
+}
+
+/// The same in a folder that [`claim`] has taken.
+///
+/// # Errors
+/// As [`train`].
+pub fn train_claimed(
+    lock: Option<RunLock>,
+    plan: RunPlan,
+    options: &TrainOptions,
+    stop: &AtomicBool,
+    sink: &mut dyn EventSink,
+) -> Result<(RunReport, Trainer)> {
     let out = plan.config.output_dir.clone();
-    let _lock = RunLock::acquire(&out)?;
-    if !options.resume {
-        refuse_to_overwrite(&plan)?;
+    let lock = match lock {
+        Some(lock) => lock,
+        None => RunLock::acquire(&out)?,
+    };
+    if let Some(other) = lock.abandoned().filter(|other| !other.is_here()) {
+        sink.event(Event::Note(format!(
+            "the last run in {} did not give it back: {other}. If it may still be at work, stop it there: network file systems \
+             do not always keep locks between machines",
+            out.display()
+        )));
     }
+    if !options.resume && has_checkpoints(&out)? {
+        // A folder with checkpoints of an earlier run is never written over.
+        return Err(Error::OutputTaken { path: out });
+    }
+    // Before a weight is read: room for one checkpoint, and the checkpoint to go on from.
+    check_free_space(&out, checkpoint_bytes(plan.trained_parameters().unsigned_abs()))?;
+    let found = options.resume.then(|| find_resume_point(&plan, &options.changed, sink)).transpose()?;
     let resolved = plan.config.to_toml()?;
     let mut trainer = Trainer::new(plan, sink)?;
-    if options.resume {
-        trainer.resume(&options.changed, sink)?;
+    if let Some(found) = found {
+        trainer.go_on_from(found)?;
     }
     write_atomic(&out.join("config.resolved.toml"), resolved.as_bytes())?;
     let mut metrics = match trainer.state().step {
         0 => MetricsWriter::create(&out)?,
         step => MetricsWriter::resume(&out, step)?,
     };
-    let (total, config) = (trainer.plan().total_steps, trainer.plan().config.train.clone());
-    sink.event(Event::Started { step: trainer.state().step, total_steps: total });
-    let eval_before = if trainer.state().step == 0 { evaluate(&mut trainer, &mut metrics, sink)? } else { None };
-
-    let (mut loss, mut eval_after, mut saved) = (None, None, trainer.state().step);
-    while trainer.state().step < total && !trainer.has_stalled() && !stop.load(Ordering::Relaxed) {
-        match trainer.step()? {
-            StepOutcome::Updated(record) => {
-                loss = Some(record.loss);
-                if record.step.is_multiple_of(config.logging_steps) || record.step == total {
-                    metrics.write_step(&record)?;
-                }
-                sink.event(Event::Step(record));
-            }
-            StepOutcome::Skipped { step, loss, grad_norm } => sink.event(Event::Skipped { step, loss, grad_norm }),
-        }
-        let step = trainer.state().step;
-        let due = |every: u64| every > 0 && step.is_multiple_of(every);
-        if due(config.eval_steps) || step == total {
-            eval_after = evaluate(&mut trainer, &mut metrics, sink)?;
-        }
-        if due(config.save_steps) {
-            saved = save(&trainer, &metrics, sink)?;
-        }
-    }
+    let mut progress = Progress { saved: trainer.state().step, ..Default::default() };
+    let finished = steps(&mut trainer, &mut metrics, &mut progress, stop, sink);
+    let finished = finished.map_err(|error| stopped(&trainer, &metrics, &progress, error, sink))?;
     let state = trainer.state().clone();
-    if saved != state.step {
-        save(&trainer, &metrics, sink)?;
-    }
-    let stalled = trainer.has_stalled() && state.step < total;
-    let finished = stalled || state.step >= total;
-    if stalled {
-        sink.event(Event::Note(format!(
-            "ended at step {} of {total}: {} evaluations in a row were not better",
-            state.step, state.evals_since_best
-        )));
-    }
-    if finished {
-        write_outputs(&trainer)?;
-    }
     let report = RunReport {
         status: if finished { "finished" } else { "stopped" },
         output_dir: out,
         steps: state.step,
-        total_steps: total,
+        total_steps: trainer.plan().total_steps,
         skipped_steps: state.skipped_steps,
         seconds: state.seconds,
         tokens: state.tokens,
         trained_tokens: state.trained_tokens,
-        loss,
-        eval_before,
-        eval_after,
+        loss: progress.loss,
+        eval_before: progress.eval_before,
+        eval_after: progress.eval_after,
         trained_parameters: trainer.params().len(),
         base_parameters: trainer.plan().base_parameters(),
     };
     Ok((report, trainer))
 }
 
-/// A folder with checkpoints of an earlier run is never written over.
-fn refuse_to_overwrite(plan: &RunPlan) -> Result<()> {
-    let path = &plan.config.output_dir;
-    match crate::checkpoint::has_checkpoints(path)? {
-        true => Err(Error::OutputTaken { path: path.clone() }),
-        false => Ok(()),
+/// What the loop has to tell, however it ends.
+#[derive(Debug, Default)]
+struct Progress {
+    loss: Option<f64>,
+    eval_before: Option<EvalReport>,
+    eval_after: Option<EvalReport>,
+    /// The step of the last checkpoint.
+    saved: u64,
+}
+
+/// The loop; returns whether the run is finished.
+fn steps(
+    trainer: &mut Trainer,
+    metrics: &mut MetricsWriter,
+    progress: &mut Progress,
+    stop: &AtomicBool,
+    sink: &mut dyn EventSink,
+) -> Result<bool> {
+    let (total, config) = (trainer.plan().total_steps, trainer.plan().config.train.clone());
+    sink.event(Event::Started { step: trainer.state().step, total_steps: total });
+    if trainer.state().step == 0 {
+        progress.eval_before = evaluate(trainer, metrics, sink)?;
     }
+    while trainer.state().step < total && !trainer.has_stalled() && !stop.load(Ordering::Relaxed) {
+        match trainer.step()? {
+            StepOutcome::Updated(record) => {
+                progress.loss = Some(record.loss);
+                if record.step.is_multiple_of(config.logging_steps) || record.step == total {
+                    metrics.write_step(&record)?;
+                }
+                sink.event(Event::Step(record));
+            }
+            StepOutcome::Skipped { step, loss, grad_norm, rows } => {
+                sink.event(Event::Skipped { step, loss, grad_norm, rows });
+            }
+        }
+        let step = trainer.state().step;
+        let due = |every: u64| every > 0 && step.is_multiple_of(every);
+        if due(config.eval_steps) || step == total {
+            progress.eval_after = evaluate(trainer, metrics, sink)?;
+        }
+        if due(config.save_steps) {
+            progress.saved = save(trainer, metrics, sink)?;
+        }
+    }
+    let (step, evals_since_best) = (trainer.state().step, trainer.state().evals_since_best);
+    if progress.saved != step {
+        progress.saved = save(trainer, metrics, sink)?;
+    }
+    let stalled = trainer.has_stalled() && step < total;
+    if stalled {
+        sink.event(Event::Note(format!(
+            "ended at step {step} of {total}: {evals_since_best} evaluations in a row were not better"
+        )));
+    }
+    let finished = stalled || step >= total;
+    if finished {
+        write_outputs(trainer)?;
+    }
+    Ok(finished)
+}
+
+/// The error of a run that was under way, with what was kept. Where memory ran out the last whole step is kept, too.
+fn stopped(
+    trainer: &Trainer,
+    metrics: &MetricsWriter,
+    progress: &Progress,
+    error: Error,
+    sink: &mut dyn EventSink,
+) -> Error {
+    let step = trainer.state().step;
+    if error.is_out_of_memory() && trainer.is_whole() && progress.saved != step {
+        // What cannot be saved, either, leaves the older checkpoint; the first error is the one to tell.
+        let _ = save(trainer, metrics, sink);
+    }
+    let checkpoint = newest_whole(&trainer.plan().config.output_dir);
+    Error::Stopped { step, source: Box::new(error), checkpoint }
 }
 
 fn evaluate(
@@ -181,6 +265,10 @@ fn take_best(out: &Path) -> Result<()> {
     files.sort();
     for file in files.iter().filter(|file| file.is_file()) {
         let Some(name) = file.file_name() else { continue };
+        // What a killed run was writing there.
+        if name.to_string_lossy().starts_with('.') {
+            continue;
+        }
         copy_atomic(file, &out.join(name))?;
     }
     Ok(())

@@ -11,6 +11,7 @@ const HARMLESS: &[&str] = &[
     "train.num_train_epochs",
     "train.save_steps",
     "train.save_total_limit",
+    "train.gradient_checkpointing",
     "train.logging_steps",
     "train.eval_steps",
     "train.per_device_eval_batch_size",
@@ -45,7 +46,7 @@ impl fmt::Display for Difference {
 }
 
 /// Compares the run of a checkpoint with the one that is to go on from it. `allowed` are the keys that the user set for this
-/// start on the command line: of the harmless ones (how long the run is, when it saves, logs and evaluates) a change is then
+/// start on the command line: of the harmless ones (how long the run is, when it saves, logs and evaluates, what it keeps in memory) a change is then
 /// meant, and it is returned so that it can be told. A longer run changes what the schedule still does, never what was done.
 ///
 /// # Errors
