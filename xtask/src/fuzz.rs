@@ -46,7 +46,7 @@ pub struct Args {
 pub fn run(ws: &Workspace, args: &Args) -> Result<()> {
     let Some(seconds) = args.seconds else {
         setup::ensure(ws)?;
-        let test = ["test", "--release", "--workspace", "--test", "fuzz_corpus"];
+        let test = ["test", "--release", "--workspace", "--test", "fuzz_corpus", "--test", "mutations"];
         return run_command(ws.cargo().args(test).env("LORA_FUZZ_RUNS", args.runs.to_string()));
     };
     let targets = targets(&ws.root.join("fuzz/corpus"))?;

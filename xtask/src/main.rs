@@ -11,6 +11,7 @@ mod compare;
 mod demo;
 mod dist;
 mod doctor;
+mod faults;
 mod fixtures;
 mod fuzz;
 mod gpu_check;
@@ -123,8 +124,10 @@ enum Verb {
         /// Only these model families of the fixtures; with --gguf, folders of real models to compare greedy texts of
         family: Vec<String>,
     },
-    /// Throw hostile input at every way into the data pipeline: mutations of the corpus, or libFuzzer
+    /// Throw hostile input at every reader of files: mutations of the corpus and the fixtures, or libFuzzer
     Fuzz(fuzz::Args),
+    /// Kill, damage, fill up and interrupt runs, and see that nothing is lost
+    Faults(faults::Args),
     /// Check the rules that the compiler does not: dependencies, file lengths, printing, links
     Tidy,
     /// Make target/gpu-check: a folder to carry to a machine with a GPU and Python torch
@@ -199,6 +202,7 @@ fn run(cli: Cli) -> Result<()> {
         }
         Verb::Interop { python, table, family, .. } => interop::run(&ws, python.as_deref(), table.as_deref(), &family),
         Verb::Fuzz(args) => fuzz::run(&ws, &args),
+        Verb::Faults(args) => faults::run(&ws, &args),
         Verb::Tidy => tidy::run(&ws),
         Verb::GpuCheck { package } => gpu_check::run(&ws, &package),
         Verb::DemoBase { data_only } => demo::run(&ws, data_only),

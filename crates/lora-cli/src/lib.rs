@@ -23,9 +23,17 @@ mod summary;
 mod train_log;
 mod train_view;
 
+use anyhow::Context;
 use clap::Parser;
 use lora_torch::keep_freed_memory;
+use rayon::ThreadPoolBuilder;
 use std::process::ExitCode;
+
+/// The threads that libraries share for work on data, which they could only panic without.
+fn start_threads() -> anyhow::Result<()> {
+    let started = ThreadPoolBuilder::new().build_global();
+    started.context("cannot start threads; allow more processes or more address space (ulimit -u, ulimit -v)")
+}
 
 /// Runs the command line of this process and returns its exit code: 0 done, 1 the run failed, 2 the command line, the
 /// configuration or the data is at fault.
@@ -38,7 +46,7 @@ pub fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(failure::USAGE));
         }
     };
-    match keep_freed_memory().map_err(Into::into).and_then(|()| cmd::run(cli.verb)) {
+    match start_threads().and_then(|()| Ok(keep_freed_memory()?)).and_then(|()| cmd::run(cli.verb)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failure::report(&error),
     }

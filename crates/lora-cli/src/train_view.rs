@@ -145,9 +145,13 @@ impl EventSink for TrainView {
     fn event(&mut self, event: Event) {
         match event {
             Event::Note(note) => self.say(&format!("note: {note}")),
-            Event::Skipped { step, loss, grad_norm } => self.say(&format!(
-                "warning: step {step} was left out: loss = {loss}, grad_norm = {grad_norm}; the parameters are as before"
-            )),
+            Event::Skipped { step, loss, grad_norm, rows } => {
+                let rows: Vec<String> = rows.iter().map(ToString::to_string).collect();
+                self.say(&format!(
+                    "warning: step {step} was left out: loss = {loss}, grad_norm = {grad_norm}; the parameters are as before. Its rows: {}",
+                    rows.join(", ")
+                ));
+            }
             _ if self.quiet => {}
             Event::Tokenising { done, of } => self.tokenising(done, of),
             Event::Loading { done, of } => self.loading(done, of),

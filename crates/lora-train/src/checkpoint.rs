@@ -12,7 +12,7 @@ mod resume;
 mod save;
 
 pub use damage::Damage;
-pub use find::{Found, find_checkpoint};
+pub use find::{Found, find_checkpoint, newest_whole};
 pub use manifest::{FORMAT_VERSION, FileEntry, MANIFEST_FILE, Manifest, RunIdentity, TrainState};
 pub use resume::{Difference, compare_for_resume};
 pub use save::{check_free_space, save_checkpoint, verify_checkpoint};

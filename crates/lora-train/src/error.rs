@@ -3,6 +3,7 @@
 use crate::checkpoint::{Damage, Difference};
 use crate::config::ConfigErrors;
 use crate::lock::Holder;
+use lora_format::ADAPTER_CONFIG;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -210,7 +211,8 @@ pub enum Error {
     },
     /// Loss or gradient were not finite three times in a row.
     #[error(
-        "step {step}: loss = {loss}, grad_norm = {grad_norm} at learning_rate = {learning_rate:e}, for the third time in a row; lower          train.learning_rate or set train.max_grad_norm, and resume from the last checkpoint"
+        "step {step}: loss = {loss}, grad_norm = {grad_norm} at learning_rate = {learning_rate:e}, for the third time in a row; \
+         these steps changed nothing. Lower train.learning_rate, set train.max_grad_norm, or look at the rows that were named"
     )]
     NotFinite {
         /// The step.
@@ -224,11 +226,22 @@ pub enum Error {
     },
     /// A trained parameter is not finite, and such an adapter is never saved.
     #[error(
-        "step {step}: a trained parameter is not finite, and nothing was saved; resume from the last checkpoint with a lower train.learning_rate"
+        "step {step}: a trained parameter is not finite, and nothing was saved; lower train.learning_rate or set train.max_grad_norm"
     )]
     AdapterNotFinite {
         /// The step.
         step: u64,
+    },
+    /// A run that was under way had to end.
+    #[error("stopped at step {step}: {source}; {}", remedy(source, checkpoint.as_deref()))]
+    Stopped {
+        /// Optimizer steps done.
+        step: u64,
+        /// Why.
+        #[source]
+        source: Box<Error>,
+        /// The newest checkpoint that is whole.
+        checkpoint: Option<PathBuf>,
     },
     /// More examples were to be held out than there are.
     #[error("data.eval_split = {split} leaves none of the {examples} examples to train on; lower it")]
@@ -291,10 +304,43 @@ impl Error {
         }
     }
 
+    /// Whether memory ran out, on the host or on a device.
+    pub(crate) fn is_out_of_memory(&self) -> bool {
+        use lora_torch::Error::OutOfMemory;
+        matches!(
+            self,
+            Self::Torch(OutOfMemory { .. })
+                | Self::Model(lora_model::Error::Torch(OutOfMemory { .. }))
+                | Self::Core(lora_core::Error::Torch(OutOfMemory { .. }))
+                | Self::Model(lora_model::Error::Core(lora_core::Error::Torch(OutOfMemory { .. })))
+        )
+    }
+
     /// Wraps an error of the system with what was tried on which path.
     pub(crate) fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
         let path = path.as_ref().to_path_buf();
         move |source| Self::Io { action, path, source }
+    }
+}
+
+/// What to do after a run had to end, by the reason and by what was kept.
+fn remedy(source: &Error, checkpoint: Option<&Path>) -> String {
+    let Some(checkpoint) = checkpoint else {
+        return "no checkpoint was saved yet: put that right and start again".into();
+    };
+    let whole = checkpoint.display();
+    match source {
+        // Another learning rate is another run.
+        Error::NotFinite { .. } | Error::AdapterNotFinite { .. } => {
+            let is_adapter = checkpoint.join(ADAPTER_CONFIG).is_file();
+            let key = if is_adapter { "lora.init_adapter" } else { "model.path" };
+            format!("{key} = \"{whole}\" begins another run, in another output_dir, from the last good state")
+        }
+        e if e.is_out_of_memory() => format!(
+            "{whole} is whole: go on with --resume --set train.gradient_checkpointing=true, which changes no result, or with \
+             more memory"
+        ),
+        _ => format!("{whole} is whole: put that right and go on with --resume"),
     }
 }
 

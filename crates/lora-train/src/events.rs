@@ -1,6 +1,7 @@
 //! What a run tells while it goes on; the program that owns the run decides how to show it.
 
 use crate::metrics::{EvalRecord, StepRecord};
+use lora_data::Origin;
 use std::path::PathBuf;
 
 /// Something that happened.
@@ -61,6 +62,8 @@ pub enum Event {
         loss: f64,
         /// Its gradient norm.
         grad_norm: f64,
+        /// Its rows, the first of them where there are many.
+        rows: Vec<Origin>,
     },
     /// An evaluation goes on.
     Evaluating {

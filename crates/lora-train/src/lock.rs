@@ -9,6 +9,9 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 const LOCK_FILE: &str = ".lock";
+const PROBE_PREFIX: &str = ".probe-";
+/// How files begin that are being written beside their place.
+const TEMPORARY_PREFIX: &str = ".tmp-";
 
 /// The run that holds a folder.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,10 +26,18 @@ pub struct Holder {
 
 impl Holder {
     fn this_process() -> Self {
-        let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        let host = if host.trim().is_empty() { "unknown".to_string() } else { host.trim().to_string() };
-        Self { pid: std::process::id(), host, started: now() }
+        Self { pid: std::process::id(), host: this_host(), started: now() }
     }
+
+    /// Whether it is on this machine, whose system keeps locks truly: it is gone when its lock is free.
+    pub fn is_here(&self) -> bool {
+        self.host == this_host()
+    }
+}
+
+fn this_host() -> String {
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    if host.trim().is_empty() { "unknown".to_string() } else { host.trim().to_string() }
 }
 
 impl fmt::Display for Holder {
@@ -82,6 +93,9 @@ impl RunLock {
             .and_then(|()| file.seek(SeekFrom::Start(0)))
             .and_then(|_| file.write_all(holder.as_bytes()));
         written.map_err(Error::io("write", &path))?;
+        if found.is_some() {
+            sweep(run_dir)?;
+        }
         Ok(Self { file, run_dir: run_dir.to_path_buf(), abandoned: found })
     }
 
@@ -105,9 +119,23 @@ impl Drop for RunLock {
     }
 }
 
+/// Removes what a killed run left half written beside its results.
+fn sweep(run_dir: &Path) -> Result<()> {
+    for entry in fs::read_dir(run_dir).map_err(Error::io("list", run_dir))? {
+        let entry = entry.map_err(Error::io("list", run_dir))?;
+        let (name, path) = (entry.file_name(), entry.path());
+        let name = name.to_string_lossy();
+        let ours = name.starts_with(TEMPORARY_PREFIX) || name.starts_with(PROBE_PREFIX);
+        if ours && entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+        }
+    }
+    Ok(())
+}
+
 /// Writes, syncs and removes a small file.
 fn probe(run_dir: &Path) -> std::io::Result<()> {
-    let mut file = tempfile::Builder::new().prefix(".probe-").tempfile_in(run_dir)?;
+    let mut file = tempfile::Builder::new().prefix(PROBE_PREFIX).tempfile_in(run_dir)?;
     file.write_all(b"probe")?;
     file.as_file().sync_all()?;
     file.close()
@@ -138,11 +166,22 @@ mod tests {
     }
 
     #[test]
-    fn what_a_killed_run_left_is_taken_over() {
+    fn what_a_killed_run_left_is_taken_over_and_its_halves_go() {
         let dir = tempfile::tempdir().unwrap();
+        for half in [".tmp-a1b2", ".probe-c3"] {
+            fs::write(dir.path().join(half), b"half").unwrap();
+        }
+        fs::create_dir(dir.path().join(".tmp-folder")).unwrap();
+        fs::write(dir.path().join("adapter_model.safetensors"), b"whole").unwrap();
         let old = Holder { pid: 1, host: "elsewhere".into(), started: 5 };
         fs::write(dir.path().join(LOCK_FILE), serde_json::to_string(&old).unwrap()).unwrap();
-        assert_eq!(RunLock::acquire(dir.path()).unwrap().abandoned(), Some(&old));
+        let lock = RunLock::acquire(dir.path()).unwrap();
+        assert_eq!(lock.abandoned(), Some(&old));
+        assert!(!old.is_here() && Holder::this_process().is_here());
+        drop(lock);
+        let mut names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, [LOCK_FILE, ".tmp-folder", "adapter_model.safetensors"]);
         fs::write(dir.path().join(LOCK_FILE), b"{\"pid\": 12, \xff").unwrap();
         assert_eq!(RunLock::acquire(dir.path()).unwrap().abandoned(), None);
     }

@@ -110,6 +110,12 @@ impl RunPlan {
         Form::of(optim, 0).bytes(rest.max(0)) + sizes.into_iter().map(bytes).sum::<i64>()
     }
 
+    /// About what a checkpoint takes: the parameters and the result in float32, the moments, and an eighth more for what is
+    /// not.
+    pub(crate) fn checkpoint_bytes(&self) -> u64 {
+        (8 * self.trained_parameters() + self.moment_bytes()).unsigned_abs() / 8 * 9
+    }
+
     /// Numbers of each trained matrix.
     fn matrix_sizes(&self) -> Vec<i64> {
         let product = |shape: &[i64]| shape.iter().product::<i64>();

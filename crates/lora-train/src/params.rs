@@ -171,13 +171,6 @@ impl FlatParams {
         Ok(grad_norm(&self.flat)?.is_finite())
     }
 
-    /// Bytes of a checkpoint of this state: parameters and moments.
-    pub fn state_bytes(&self) -> u64 {
-        let bytes = |t: &Tensor| t.numel() as u64 * lora_torch::kind_bytes(t.kind()) as u64;
-        let moments = self.groups.iter().flat_map(|group| group.moments.tensors());
-        bytes(&self.flat) + moments.map(|(_, t, _)| bytes(t)).sum::<u64>()
-    }
-
     /// Parameters and moments by name, as views: `NAME`, `exp_avg.NAME`, and what else the optimizer keeps.
     ///
     /// # Errors

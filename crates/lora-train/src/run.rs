@@ -1,5 +1,6 @@
 //! THE loop: steps, evaluations, checkpoints, and what is left at the end.
 
+use crate::checkpoint::{check_free_space, has_checkpoints, newest_whole};
 use crate::error::{Error, Result};
 use crate::eval::EvalReport;
 use crate::events::{Event, EventSink};
@@ -7,6 +8,7 @@ use crate::journal::Journal;
 use crate::lock::RunLock;
 use crate::metrics::{EndRecord, EvalRecord};
 use crate::plan::RunPlan;
+use crate::resume_point::find_resume_point;
 use crate::samples::Samples;
 use crate::trainer::{BEST_FOLDER, StepOutcome, Trainer};
 use lora_format::{copy_atomic, read_json_object, write_atomic};
@@ -72,8 +74,34 @@ pub enum EndedBy {
     Interrupt,
 }
 
-/// Trains until the plan's last step, until its time is over, or until `stop` is set; the step in progress is finished and saved in
-/// any case.
+impl EndedBy {
+    /// Whether nothing is left to do.
+    fn is_finished(self) -> bool {
+        matches!(self, Self::Steps | Self::EarlyStopping)
+    }
+}
+
+/// Takes a run's folder where there is one, and says at once what would keep a run from starting in it: another run, a file
+/// in its place, checkpoints that would be written over or that are missing. `None` where there is no folder yet: none is
+/// made. To be called before anything that takes time; [`train_claimed`] takes the lock.
+///
+/// # Errors
+/// [`Error::OutputDir`], [`Error::Locked`], [`Error::OutputTaken`], [`Error::NothingToResume`].
+pub fn claim(output_dir: &Path, resume: bool) -> Result<Option<RunLock>> {
+    let nothing = || Error::NothingToResume { path: output_dir.to_path_buf() };
+    if std::fs::symlink_metadata(output_dir).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
+        return if resume { Err(nothing()) } else { Ok(None) };
+    }
+    let lock = RunLock::acquire(output_dir)?;
+    match (has_checkpoints(output_dir)?, resume) {
+        (true, false) => Err(Error::OutputTaken { path: output_dir.to_path_buf() }),
+        (false, true) => Err(nothing()),
+        _ => Ok(Some(lock)),
+    }
+}
+
+/// Trains until the plan's last step, until its time is over, or until `stop` is set; the step in progress is finished and
+/// saved in any case.
 ///
 /// # Errors
 /// What any part reports; older checkpoints are intact then.
@@ -83,114 +111,193 @@ pub fn train(
     stop: &AtomicBool,
     sink: &mut dyn EventSink,
 ) -> Result<(RunReport, Trainer)> {
-    let (out, start, budget) = (plan.config.output_dir.clone(), Instant::now(), plan.config.train.time_budget());
+    train_claimed(None, plan, options, stop, sink)
+}
+
+/// The same in a folder that [`claim`] has taken.
+///
+/// # Errors
+/// As [`train`].
+pub fn train_claimed(
+    lock: Option<RunLock>,
+    plan: RunPlan,
+    options: &TrainOptions,
+    stop: &AtomicBool,
+    sink: &mut dyn EventSink,
+) -> Result<(RunReport, Trainer)> {
+    let (out, start) = (plan.config.output_dir.clone(), Instant::now());
     let mut samples = Samples::of(&plan)?;
-    let _lock = RunLock::acquire(&out)?;
-    if !options.resume {
-        refuse_to_overwrite(&plan)?;
+    let lock = match lock {
+        Some(lock) => lock,
+        None => RunLock::acquire(&out)?,
+    };
+    if let Some(other) = lock.abandoned().filter(|other| !other.is_here()) {
+        sink.event(Event::Note(format!(
+            "the last run in {} did not give it back: {other}. If it may still be at work, stop it there: network file systems \
+             do not always keep locks between machines",
+            out.display()
+        )));
     }
+    if !options.resume && has_checkpoints(&out)? {
+        // A folder with checkpoints of an earlier run is never written over.
+        return Err(Error::OutputTaken { path: out });
+    }
+    // Before a weight is read: room for one checkpoint, and the checkpoint to go on from.
+    check_free_space(&out, plan.checkpoint_bytes())?;
+    let found = options.resume.then(|| find_resume_point(&plan, &options.changed, sink)).transpose()?;
     let resolved = plan.config.to_toml()?;
     let mut trainer = Trainer::new(plan, sink)?;
-    if options.resume {
-        trainer.resume(&options.changed, sink)?;
+    if let Some(found) = found {
+        trainer.go_on_from(found)?;
     }
     write_atomic(&out.join("config.resolved.toml"), resolved.as_bytes())?;
     let mut journal = Journal::open(&trainer, &resolved, sink)?;
     samples.allow(&trainer, journal.matrix_rate());
-    let (total, config) = (trainer.plan().total_steps, trainer.plan().config.train.clone());
-    sink.event(Event::Started { step: trainer.state().step, total_steps: total });
-    let eval_before = if trainer.state().step == 0 { evaluate(&mut trainer, &mut journal, sink)? } else { None };
-    if trainer.state().step == 0 {
-        samples.take(&trainer, sink);
-    }
-    journal.page(&trainer, Status::Running, sink);
-
-    let (mut loss, mut eval_after, mut saved, mut evaluated) = (None, None, trainer.state().step, 0);
-    let over = || budget.is_some_and(|budget| start.elapsed() >= budget);
-    let ended_by = loop {
-        if trainer.state().step >= total {
-            break EndedBy::Steps;
-        } else if trainer.has_stalled() {
-            break EndedBy::EarlyStopping;
-        } else if stop.load(Ordering::Relaxed) {
-            break EndedBy::Interrupt;
-        } else if over() {
-            break EndedBy::MaxTime;
-        }
-        match trainer.step()? {
-            StepOutcome::Updated(record) => {
-                loss = Some(record.loss);
-                if record.step.is_multiple_of(config.logging_steps) || record.step == total {
-                    journal.step(&record)?;
-                }
-                sink.event(Event::Step(record));
-            }
-            StepOutcome::Skipped { step, loss, grad_norm } => sink.event(Event::Skipped { step, loss, grad_norm }),
-        }
-        let step = trainer.state().step;
-        let due = |every: u64| every > 0 && step.is_multiple_of(every);
-        if due(config.eval_steps) || step == total {
-            eval_after = evaluate(&mut trainer, &mut journal, sink)?;
-            evaluated = step;
-            journal.page(&trainer, Status::Running, sink);
-        }
-        if due(config.save_steps) {
-            saved = save(&trainer, &mut journal, sink)?;
-        }
-    };
+    let mut progress = Progress { saved: trainer.state().step, ..Default::default() };
+    let ended = steps(&mut trainer, &mut journal, &samples, &mut progress, &Until { start, stop }, sink);
+    let ended_by = ended.map_err(|error| stopped(&trainer, &mut journal, &progress, error, sink))?;
     let state = trainer.state().clone();
-    if ended_by == EndedBy::MaxTime && evaluated != state.step {
-        // It shows what has come of the run so far, and does not count for what goes on from here.
-        let report = trainer.measure(sink)?;
-        eval_after = tell(report, state.step, &mut journal, sink)?;
-    }
-    if saved != state.step {
-        save(&trainer, &mut journal, sink)?;
-    }
-    let at = format!("ended at step {} of {total}", state.step);
-    match ended_by {
-        EndedBy::EarlyStopping => {
-            sink.event(Event::Note(format!("{at}: {} evaluations in a row were not better", state.evals_since_best)))
-        }
-        EndedBy::MaxTime => {
-            let budget = config.max_time.as_deref().unwrap_or_default().trim();
-            sink.event(Event::Note(format!("{at}: train.max_time = {budget:?} is over; --resume goes on")));
-        }
-        EndedBy::Steps | EndedBy::Interrupt => {}
-    }
-    if ended_by != EndedBy::Interrupt {
-        write_outputs(&trainer)?;
-        samples.take(&trainer, sink);
-    }
-    journal.end(&EndRecord { step: state.step, ended_by })?;
-    let finished = matches!(ended_by, EndedBy::Steps | EndedBy::EarlyStopping);
-    journal.page(&trainer, if finished { Status::Finished } else { Status::Stopped }, sink);
     let report = RunReport {
-        status: if finished { "finished" } else { "stopped" },
+        status: if ended_by.is_finished() { "finished" } else { "stopped" },
         ended_by,
         output_dir: out,
         steps: state.step,
-        total_steps: total,
+        total_steps: trainer.plan().total_steps,
         skipped_steps: state.skipped_steps,
         seconds: state.seconds,
         tokens: state.tokens,
         trained_tokens: state.trained_tokens,
-        loss,
-        eval_before,
-        eval_after,
+        loss: progress.loss,
+        eval_before: progress.eval_before,
+        eval_after: progress.eval_after,
         trained_parameters: trainer.params().len(),
         base_parameters: trainer.plan().base_parameters(),
     };
     Ok((report, trainer))
 }
 
-/// A folder with checkpoints of an earlier run is never written over.
-fn refuse_to_overwrite(plan: &RunPlan) -> Result<()> {
-    let path = &plan.config.output_dir;
-    match crate::checkpoint::has_checkpoints(path)? {
-        true => Err(Error::OutputTaken { path: path.clone() }),
-        false => Ok(()),
+/// What the loop has to tell, however it ends.
+#[derive(Debug, Default)]
+struct Progress {
+    loss: Option<f64>,
+    eval_before: Option<EvalReport>,
+    eval_after: Option<EvalReport>,
+    /// The step of the last evaluation.
+    evaluated: u64,
+    /// The step of the last checkpoint.
+    saved: u64,
+}
+
+/// What ends a run before its last step.
+struct Until<'a> {
+    start: Instant,
+    stop: &'a AtomicBool,
+}
+
+impl Until<'_> {
+    /// Why the run ends here, if it does.
+    fn ended(&self, trainer: &Trainer) -> Option<EndedBy> {
+        let plan = trainer.plan();
+        let over = || plan.config.train.time_budget().is_some_and(|budget| self.start.elapsed() >= budget);
+        if trainer.state().step >= plan.total_steps {
+            Some(EndedBy::Steps)
+        } else if trainer.has_stalled() {
+            Some(EndedBy::EarlyStopping)
+        } else if self.stop.load(Ordering::Relaxed) {
+            Some(EndedBy::Interrupt)
+        } else {
+            over().then_some(EndedBy::MaxTime)
+        }
     }
+}
+
+/// The loop.
+fn steps(
+    trainer: &mut Trainer,
+    journal: &mut Journal,
+    samples: &Samples,
+    progress: &mut Progress,
+    until: &Until<'_>,
+    sink: &mut dyn EventSink,
+) -> Result<EndedBy> {
+    let (total, config) = (trainer.plan().total_steps, trainer.plan().config.train.clone());
+    sink.event(Event::Started { step: trainer.state().step, total_steps: total });
+    if trainer.state().step == 0 {
+        progress.eval_before = evaluate(trainer, journal, sink)?;
+        samples.take(trainer, sink);
+    }
+    journal.page(trainer, Status::Running, sink);
+    let ended_by = loop {
+        if let Some(ended_by) = until.ended(trainer) {
+            break ended_by;
+        }
+        match trainer.step()? {
+            StepOutcome::Updated(record) => {
+                progress.loss = Some(record.loss);
+                if record.step.is_multiple_of(config.logging_steps) || record.step == total {
+                    journal.step(&record)?;
+                }
+                sink.event(Event::Step(record));
+            }
+            StepOutcome::Skipped { step, loss, grad_norm, rows } => {
+                sink.event(Event::Skipped { step, loss, grad_norm, rows });
+            }
+        }
+        let step = trainer.state().step;
+        let due = |every: u64| every > 0 && step.is_multiple_of(every);
+        if due(config.eval_steps) || step == total {
+            progress.eval_after = evaluate(trainer, journal, sink)?;
+            progress.evaluated = step;
+            journal.page(trainer, Status::Running, sink);
+        }
+        if due(config.save_steps) {
+            progress.saved = save(trainer, journal, sink)?;
+        }
+    };
+    let (step, evals_since_best) = (trainer.state().step, trainer.state().evals_since_best);
+    if ended_by == EndedBy::MaxTime && progress.evaluated != step {
+        // It shows what has come of the run so far, and does not count for what goes on from here.
+        let report = trainer.measure(sink)?;
+        progress.eval_after = tell(report, step, journal, sink)?;
+    }
+    if progress.saved != step {
+        progress.saved = save(trainer, journal, sink)?;
+    }
+    let note = match ended_by {
+        EndedBy::EarlyStopping => format!("{evals_since_best} evaluations in a row were not better"),
+        EndedBy::MaxTime => {
+            format!("train.max_time = {:?} is over; --resume goes on", config.max_time.as_deref().unwrap_or_default())
+        }
+        EndedBy::Steps | EndedBy::Interrupt => String::new(),
+    };
+    if !note.is_empty() {
+        sink.event(Event::Note(format!("ended at step {step} of {total}: {note}")));
+    }
+    if ended_by != EndedBy::Interrupt {
+        write_outputs(trainer)?;
+        samples.take(trainer, sink);
+    }
+    journal.end(&EndRecord { step, ended_by })?;
+    journal.page(trainer, if ended_by.is_finished() { Status::Finished } else { Status::Stopped }, sink);
+    Ok(ended_by)
+}
+
+/// The error of a run that was under way, with what was kept. Where memory ran out the last whole step is kept, too.
+fn stopped(
+    trainer: &Trainer,
+    journal: &mut Journal,
+    progress: &Progress,
+    error: Error,
+    sink: &mut dyn EventSink,
+) -> Error {
+    let step = trainer.state().step;
+    if error.is_out_of_memory() && trainer.is_whole() && progress.saved != step {
+        // What cannot be saved, either, leaves the older checkpoint; the first error is the one to tell.
+        let _ = save(trainer, journal, sink);
+    }
+    journal.page(trainer, Status::Stopped, sink);
+    let checkpoint = newest_whole(&trainer.plan().config.output_dir);
+    Error::Stopped { step, source: Box::new(error), checkpoint }
 }
 
 fn evaluate(trainer: &mut Trainer, journal: &mut Journal, sink: &mut dyn EventSink) -> Result<Option<EvalReport>> {
@@ -229,6 +336,10 @@ fn take_best(out: &Path) -> Result<()> {
     files.sort();
     for file in files.iter().filter(|file| file.is_file()) {
         let Some(name) = file.file_name() else { continue };
+        // What a killed run was writing there.
+        if name.to_string_lossy().starts_with('.') {
+            continue;
+        }
         copy_atomic(file, &out.join(name))?;
     }
     Ok(())

@@ -3,7 +3,7 @@
 use crate::allocation::Budgeting;
 use crate::answering::answer_questions;
 use crate::answers::Answers;
-use crate::checkpoint::{RunIdentity, TrainState, compare_for_resume, find_checkpoint, save_checkpoint};
+use crate::checkpoint::{Found, TrainState, save_checkpoint};
 use crate::class_eval::evaluate_classes;
 use crate::classes::class_batch;
 use crate::comparing::{Comparing, Tally};
@@ -16,11 +16,12 @@ use crate::metrics::StepRecord;
 use crate::objective::Objective;
 use crate::params::FlatParams;
 use crate::plan::{RunPlan, Trained};
+use crate::resume_point::{find_resume_point, identity};
 use lora_core::RankAllocator;
-use lora_data::{Batch, Cursor};
+use lora_data::{Batch, Cursor, Origin};
 use lora_format::{TensorFile, write_adapter, write_tensors};
 use lora_model::{Decoder, Keeping, TokenBatch};
-use lora_torch::{AdamWScalars, device_memory, device_name, libtorch_version, mix_seed, num_threads, peak_rss_bytes};
+use lora_torch::{AdamWScalars, device_memory, mix_seed, peak_rss_bytes};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -31,6 +32,8 @@ const STATE_FILE: &str = "trainer_state.safetensors";
 pub(crate) const BEST_FOLDER: &str = "best";
 /// This many steps in a row without a finite loss and gradient end the run.
 const MAX_SKIPPED_IN_A_ROW: u32 = 3;
+/// So many rows of a step without an update are named.
+const NAMED_ROWS: usize = 8;
 
 /// A run in progress.
 #[derive(Debug)]
@@ -44,7 +47,8 @@ pub struct Trainer {
     comparing: Option<Comparing>,
     loader: Loader,
     state: TrainState,
-    skipped_in_a_row: u32,
+    /// Whether parameters and state are those of the same step.
+    whole: bool,
 }
 
 /// What a step did.
@@ -60,6 +64,8 @@ pub enum StepOutcome {
         loss: f64,
         /// Its gradient norm.
         grad_norm: f64,
+        /// Its rows, the first of them where there are many.
+        rows: Vec<Origin>,
     },
 }
 
@@ -124,16 +130,7 @@ impl Trainer {
         let (batch, micro) =
             (plan.config.train.per_device_train_batch_size, plan.config.train.gradient_accumulation_steps);
         let loader = Loader::new(plan.train.clone(), plan.rows.clone(), sampler, batch as usize, micro);
-        Ok(Self {
-            plan,
-            model,
-            params,
-            budgeting,
-            comparing,
-            loader,
-            state: TrainState::default(),
-            skipped_in_a_row: 0,
-        })
+        Ok(Self { plan, model, params, budgeting, comparing, loader, state: TrainState::default(), whole: true })
     }
 
     /// One optimizer step: the gradient of the mean loss over all trained tokens of its micro-batches, clipped, applied.
@@ -168,6 +165,7 @@ impl Trainer {
         let learning_rate = self.plan.schedule.lr_at(step);
         let finite = loss.is_finite() && grad_norm.is_finite();
         if finite {
+            self.whole = false;
             self.params.update(&AdamWScalars {
                 lr: learning_rate,
                 beta1: config.adam_beta1,
@@ -188,10 +186,11 @@ impl Trainer {
         self.state.trained_tokens += trained;
         self.state.tokens += tokens;
         self.state.seconds += seconds;
+        self.whole = true;
         if !finite {
-            return self.skip(loss, grad_norm);
+            return self.skip(loss, grad_norm, &batches);
         }
-        self.skipped_in_a_row = 0;
+        self.state.skipped_in_a_row = 0;
         Ok(StepOutcome::Updated(StepRecord {
             step: self.state.step,
             epoch: self.epoch(),
@@ -208,14 +207,16 @@ impl Trainer {
         }))
     }
 
-    fn skip(&mut self, loss: f64, grad_norm: f64) -> Result<StepOutcome> {
+    fn skip(&mut self, loss: f64, grad_norm: f64, batches: &[Laid]) -> Result<StepOutcome> {
         self.state.skipped_steps += 1;
-        self.skipped_in_a_row += 1;
+        self.state.skipped_in_a_row += 1;
         let step = self.state.step;
-        if self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW {
+        if self.state.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW {
             return Err(Error::NotFinite { step, loss, grad_norm, learning_rate: self.plan.schedule.lr_at(step - 1) });
         }
-        Ok(StepOutcome::Skipped { step, loss, grad_norm })
+        let places = batches.iter().flat_map(|laid| &laid.examples).take(NAMED_ROWS);
+        let rows = places.map(|&row| self.plan.train.origin(row)).collect::<std::result::Result<_, _>>()?;
+        Ok(StepOutcome::Skipped { step, loss, grad_norm, rows })
     }
 
     /// Trained tokens of a step; of a classifier its texts. A step never crosses the end of an epoch, so the last one of an
@@ -304,9 +305,9 @@ impl Trainer {
     /// # Errors
     /// [`Error::AdapterNotFinite`] when a parameter is not finite: such a state is never saved. What writing reports.
     pub fn save(&self) -> Result<PathBuf> {
-        let bytes = self.params.state_bytes() * 3 / 2;
+        let bytes = self.plan.checkpoint_bytes();
         let keep = self.plan.config.train.save_total_limit as usize;
-        save_checkpoint(&self.plan.config.output_dir, &self.identity()?, &self.state, bytes, keep, |dir| {
+        save_checkpoint(&self.plan.config.output_dir, &identity(&self.plan)?, &self.state, bytes, keep, |dir| {
             self.write_result(dir)?;
             let mut state = self.params.state()?;
             state.extend(self.budgeting.as_ref().map_or(Ok(Vec::new()), Budgeting::state)?);
@@ -343,14 +344,12 @@ impl Trainer {
     /// # Errors
     /// [`Error::NothingToResume`] when there is none, [`Error::ResumeMismatch`] when it belongs to another run.
     pub fn resume(&mut self, allowed: &[String], sink: &mut dyn EventSink) -> Result<()> {
-        let run_dir = &self.plan.config.output_dir;
-        let found = find_checkpoint(run_dir)?.ok_or_else(|| Error::NothingToResume { path: run_dir.clone() })?;
-        for (path, reason) in &found.quarantined {
-            sink.event(Event::Note(format!("a damaged checkpoint was put aside as {}: {reason}", path.display())));
-        }
-        for change in compare_for_resume(&found.manifest.run, &self.identity()?, allowed)? {
-            sink.event(Event::Note(format!("resuming with a change: {change}")));
-        }
+        let found = find_resume_point(&self.plan, allowed, sink)?;
+        self.go_on_from(found)
+    }
+
+    /// Takes the parameters, moments and place of a checkpoint.
+    pub(crate) fn go_on_from(&mut self, found: Found) -> Result<()> {
         let file = TensorFile::open(&found.dir.join(STATE_FILE))?;
         let names: Vec<String> = file.names().map(String::from).collect();
         let mut state = names.into_iter().map(|n| Ok((n.clone(), file.read(&n)?))).collect::<Result<_>>()?;
@@ -362,15 +361,9 @@ impl Trainer {
         Ok(())
     }
 
-    fn identity(&self) -> Result<RunIdentity> {
-        Ok(RunIdentity {
-            config: self.plan.config.flat()?,
-            digests: self.plan.digests.clone(),
-            libtorch: libtorch_version().into(),
-            device: device_name(self.plan.device),
-            world_size: 1,
-            threads: num_threads() as u32,
-        })
+    /// Whether parameters and state are those of the same step: not where a step failed while it changed them.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.whole
     }
 
     /// Passes over the data, with the part of the present one.

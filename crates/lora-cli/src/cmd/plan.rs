@@ -69,7 +69,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     out::line(plan.summary.to_string())?;
     out::line(format!("memory   {} in all, about:", out::bytes(m.total)))?;
     out::line(format!(
-        "         weights {}, trained with gradients and moments {}",
+        "         program {}, weights {}, trained with gradients and moments {}",
+        out::bytes(m.program),
         out::bytes(m.weights),
         out::bytes(m.trained)
     ))?;

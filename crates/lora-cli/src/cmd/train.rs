@@ -13,7 +13,9 @@ use anyhow::Result;
 use lora_data::Format;
 use lora_format::ADAPTER_WEIGHTS;
 use lora_report::REPORT_FILE;
-use lora_train::{EndedBy, EvalReport, Override, RunConfig, RunPlan, RunReport, TrainOptions, Trained, train};
+use lora_train::{
+    EndedBy, EvalReport, Override, RunConfig, RunPlan, RunReport, TrainOptions, Trained, claim, train_claimed,
+};
 use std::path::PathBuf;
 
 /// The flags of `lora train`. Flags go before --set, and --set before the configuration's file.
@@ -74,6 +76,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     check_model_folder(&prepare(&mut config, Part::Whole, args.quiet)?)?;
     let mut view = View::new(args.log_format, args.quiet, config.train.logging_steps);
+    config.validate()?;
+    // Before the data is read, which may take long; a dry run leaves the folder alone.
+    let claimed = if args.dry_run { None } else { claim(&config.output_dir, args.resume)? };
     let plan = RunPlan::resolve(config, &mut view)?;
     let summary = PlanSummary::of(&plan);
     if args.dry_run {
@@ -85,7 +90,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let next = Next::of(&plan);
     let stop = stop_on_signals()?;
     let options = TrainOptions { resume: args.resume, changed: overrides.iter().map(Override::key).collect() };
-    let trained = train(plan, &options, &stop, &mut view);
+    let trained = train_claimed(claimed, plan, &options, &stop, &mut view);
     view.finish();
     let (report, _) = trained?;
     if args.json { out::json(&report) } else { out::line(closing(&report, &next)) }
@@ -188,7 +193,10 @@ fn closing(report: &RunReport, next: &Next) -> String {
     }
     lines.push(format!("page         {}", report.output_dir.join(REPORT_FILE).display()));
     if report.status != "finished" {
-        lines.push(format!("go on with   lora train --resume --output {out_dir}"));
+        lines.push(match report.steps {
+            0 => "nothing was trained, and nothing saved: start again without --resume".to_string(),
+            _ => format!("go on with   lora train --resume --output {out_dir}"),
+        });
         if report.ended_by == EndedBy::Interrupt {
             return lines.join("\n");
         }

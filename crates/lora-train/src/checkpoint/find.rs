@@ -47,6 +47,13 @@ pub fn find_checkpoint(run_dir: &Path) -> Result<Option<Found>> {
     Err(Error::NoGoodCheckpoint { path: checkpoints, reasons: quarantined })
 }
 
+/// The newest checkpoint of a run's folder that is whole, told without moving anything; `None` when there is none or the
+/// folder cannot be read.
+pub fn newest_whole(run_dir: &Path) -> Option<PathBuf> {
+    let all = list(&run_dir.join(CHECKPOINTS_DIR)).unwrap_or_default();
+    all.into_iter().map(|(_, dir)| dir).find(|dir| verify_checkpoint(dir).is_ok())
+}
+
 /// Moves a damaged checkpoint out of the way, with the reason beside it.
 pub(super) fn quarantine(checkpoints: &Path, dir: &Path, damage: &Damage) -> Result<PathBuf> {
     let name = dir.file_name().unwrap_or_default().to_string_lossy();

@@ -87,6 +87,9 @@ pub struct TrainState {
     pub evals_since_best: u32,
     /// Steps without an update, because the loss or a gradient was not finite.
     pub skipped_steps: u64,
+    /// Those of them that were the last ones: as many in a row end the run, wherever it is interrupted.
+    #[serde(default)]
+    pub skipped_in_a_row: u32,
 }
 
 impl Manifest {

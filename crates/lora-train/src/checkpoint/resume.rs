@@ -12,6 +12,7 @@ const HARMLESS: &[&str] = &[
     "train.max_time",
     "train.save_steps",
     "train.save_total_limit",
+    "train.gradient_checkpointing",
     "train.logging_steps",
     "train.eval_steps",
     "train.per_device_eval_batch_size",
@@ -49,7 +50,7 @@ impl fmt::Display for Difference {
 }
 
 /// Compares the run of a checkpoint with the one that is to go on from it. `allowed` are the keys that the user set for this
-/// start on the command line: of the harmless ones (how long the run is, when it saves, logs and evaluates) a change is then
+/// start on the command line: of the harmless ones (how long the run is, when it saves, logs and evaluates, what it keeps in memory) a change is then
 /// meant, and it is returned so that it can be told. A longer run changes what the schedule still does, never what was done.
 ///
 /// # Errors

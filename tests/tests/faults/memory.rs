@@ -1,0 +1,138 @@
+//! N3, N6: too little memory, and how well it is foreseen.
+
+use crate::lab::{LORA, Lab, metrics};
+use crate::report::{Row, extent};
+use e2e::{Done, fixtures, run};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// Rows of so many tokens that are all trained.
+fn rows(rows: usize, tokens: usize) -> String {
+    let ids = |row: usize| (0..tokens).map(|t| 10 + (row * 7 + t * (3 + row % 5)) % 90).collect::<Vec<_>>();
+    (0..rows).map(|row| format!("{}\n", serde_json::json!({"input_ids": ids(row), "labels": ids(row)}))).collect()
+}
+
+/// A run of this lab in at most so much address space, in KiB.
+fn within(lab: &Lab, output: &str, kib: u64, more: &[&str]) -> Done {
+    let started = Command::new("bash")
+        .args(["-c", "ulimit -v \"$1\"; shift; exec \"$@\"", "bash"])
+        .arg(kib.to_string())
+        .arg(LORA)
+        .args(lab.args(output, more))
+        .stdin(Stdio::null())
+        .output();
+    Done::of(started.unwrap())
+}
+
+#[test]
+fn n03_no_memory_for_a_tensor() {
+    let row = Row::new("N3");
+    // Two small steps, a checkpoint each but the last, and then a step of long rows.
+    let train =
+        "max_steps = 3\nsave_steps = 2\nlearning_rate = 1e-3\ngradient_accumulation_steps = 1\nwarmup_steps = 0"
+            .replace("\nwarmup_steps = 0", "");
+    let dataset = format!("{}{}", rows(6, 6), rows(2, 4000));
+    let lab = Lab::bare(&fixtures().join("llama"), &dataset, "shuffle = false", &train);
+    let long: &[&str] = &["--set", "data.max_length=4096", "--set", "train.max_steps=4"];
+    // What a run needs that has no long rows; from there upwards until one passes.
+    let (mut limit, mut out, mut hit) = (700_000, 0, 0);
+    let step = extent(60_000, 15_000);
+    loop {
+        let name = format!("run-{out}");
+        let done = within(&lab, &name, limit, long);
+        assert!(!done.stderr.contains("panicked"), "{limit}: {done:#?}");
+        out += 1;
+        match done.code {
+            Some(0) => break,
+            Some(1) => {}
+            code => panic!("{limit} KiB: {code:?} {done:#?}"),
+        }
+        if done.stderr.contains("you tried to allocate") && done.stderr.contains("stopped at step 3") {
+            hit += 1;
+            let knobs = ["train.per_device_train_batch_size", "data.max_length", "train.gradient_checkpointing"];
+            let done = done.says(&["out of memory", "bytes", "step-3 is whole", "--resume"]).says(&knobs);
+            assert_eq!(lab.checkpoints(&name), [2, 3], "the last whole step was saved: {done:#?}");
+            lab.all_whole(&name, "memory ran out");
+            // With more of it the run goes on, and nothing was lost.
+            let mut resume = long.to_vec();
+            resume.push("--resume");
+            lab.train(&name, &resume).exits(0);
+            assert_eq!(metrics(&lab.path(&name)).len(), 4);
+        }
+        limit += step;
+    }
+    assert!(hit > 0, "no step ran out of memory in {out} runs");
+    row.held(&format!(
+        "{out} limits of address space: {hit} steps ran out of memory, told the bytes and the settings, saved the step before; others ended with one message"
+    ));
+}
+
+/// A base with fresh weights by the fixtures' config with some sizes changed.
+fn base(dir: &Path, sizes: &serde_json::Value) -> PathBuf {
+    let from = fixtures().join("llama");
+    let config = dir.join("config");
+    std::fs::create_dir(&config).unwrap();
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(from.join(name), config.join(name)).unwrap();
+    }
+    let mut fields: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(from.join("config.json")).unwrap()).unwrap();
+    sizes.as_object().unwrap().iter().for_each(|(key, value)| fields[key] = value.clone());
+    std::fs::write(config.join("config.json"), fields.to_string()).unwrap();
+    let text = |path: &Path| path.display().to_string();
+    run(LORA, &["init-model", "--config", &text(&config.join("config.json")), "--output", &text(&dir.join("model"))])
+        .exits(0);
+    dir.join("model")
+}
+
+/// The largest share by which a foreseen peak may miss the measured one.
+const FORESEEN: f64 = 0.15;
+
+#[test]
+fn n06_the_peak_is_foreseen() {
+    let row = Row::new("N6");
+    let middle = serde_json::json!({"hidden_size": 256, "num_hidden_layers": 8, "intermediate_size": 704, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 32});
+    let vocabulary = serde_json::json!({"hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 352, "head_dim": 32, "num_key_value_heads": 4, "vocab_size": 32_000});
+    let wide = serde_json::json!({"hidden_size": 768, "num_hidden_layers": 8, "intermediate_size": 2048, "num_attention_heads": 12, "num_key_value_heads": 4, "head_dim": 64});
+    let cases: [(&str, &serde_json::Value, usize, usize, &[&str]); 7] = [
+        ("adapters", &middle, 4, 256, &[]),
+        ("with checkpointing", &middle, 8, 256, &["train.gradient_checkpointing=true"]),
+        ("with dropout", &middle, 4, 256, &["lora.lora_dropout=0.1"]),
+        ("every weight", &middle, 4, 256, &["train.finetuning_type=full"]),
+        ("32 000 tokens", &vocabulary, 4, 256, &[]),
+        ("51 million weights", &wide, 1, 128, &[]),
+        ("in 4 bits", &wide, 1, 128, &["model.quantization=nf4"]),
+    ];
+    let mut told = Vec::new();
+    let cases = &cases[..extent(2, cases.len())];
+    for (name, sizes, batch, tokens, settings) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        let model = base(dir.path(), sizes);
+        let train = "learning_rate = 1e-3\nmax_steps = 2\nsave_steps = 0";
+        let lab = Lab::bare(&model, &rows(2 * batch, *tokens), "", train);
+        let batch = format!("train.per_device_train_batch_size={batch}");
+        let mut more = vec!["--set", &batch, "--set", "data.max_length=512", "--set", "lora.lora_dropout=0"];
+        settings.iter().for_each(|setting| more.extend(["--set", *setting]));
+        lab.train("run", &more).exits(0);
+        let log = std::fs::read_to_string(lab.path("run/metrics.jsonl")).unwrap();
+        let last: serde_json::Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
+        let measured = last["peak_memory_bytes"].as_f64().unwrap();
+        let (config, output) =
+            (lab.path("run.toml").display().to_string(), format!("output_dir={}", lab.path("plan").display()));
+        let mut args = vec!["plan", &config, "--json", "--set", &output];
+        args.extend(&more);
+        let plan: serde_json::Value = serde_json::from_str(&run(LORA, &args).exits(0).stdout).unwrap();
+        let foreseen = plan["memory_bytes"]["total"].as_f64().unwrap();
+        let miss = foreseen / measured - 1.0;
+        eprintln!(
+            "{name}: {:.0} MB foreseen, {:.0} MB measured: {:+.1} %  {}",
+            foreseen / 1e6,
+            measured / 1e6,
+            100.0 * miss,
+            plan["memory_bytes"]
+        );
+        assert!(miss.abs() < FORESEEN, "{name}: {foreseen} foreseen, {measured} measured");
+        told.push(format!("{name} {:.0} for {:.0}", foreseen / 1e6, measured / 1e6));
+    }
+    row.held(&format!("MB foreseen for MB measured: {}", told.join(", ")));
+}
