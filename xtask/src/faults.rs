@@ -28,7 +28,7 @@ pub fn run(ws: &Workspace, args: &Args) -> Result<()> {
     let _ = fs::remove_dir_all(&figures);
     fs::create_dir_all(&figures)?;
     let mut test = ws.cargo();
-    test.args(["test", "--release", "--workspace", "--test", "faults", "--", "--nocapture"]);
+    test.args(["test", "--release", "--workspace", "--test", "reliability", "--", "--nocapture"]);
     for row in &args.only {
         test.arg(prefix(row)?);
     }

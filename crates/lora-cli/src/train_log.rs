@@ -96,8 +96,9 @@ impl EventSink for JsonLog {
     fn event(&mut self, event: Event) {
         match event {
             Event::Note(text) => line("note", json!({ "text": text })),
-            Event::Skipped { step, loss, grad_norm } => {
-                line("skipped", json!({ "step": step, "loss": loss, "grad_norm": grad_norm }));
+            Event::Skipped { step, loss, grad_norm, rows } => {
+                let fields = json!({ "step": step, "loss": loss, "grad_norm": grad_norm, "rows": rows });
+                line("skipped", fields);
             }
             Event::Speed { matrix_rate, operations_per_token } => {
                 self.speed = Some(Speed { matrix_rate, operations_per_token });

@@ -25,6 +25,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use tch::{Device, Kind};
 
+/// The digest of the data that is evaluated on.
+pub(crate) const EVAL_DATA: &str = "eval data";
+
 /// What is trained.
 #[derive(Debug)]
 pub enum Trained {
@@ -77,7 +80,7 @@ pub struct RunPlan {
     pub device: Device,
     /// What it computes in.
     pub kind: Kind,
-    /// Fingerprints of what the configuration only names: `base`, `data`, `tokenizer`.
+    /// Fingerprints of what the configuration only names: `base`, `data`, `eval data`, `tokenizer`.
     pub digests: BTreeMap<String, String>,
 }
 
@@ -173,6 +176,9 @@ impl RunPlan {
             ("data".to_string(), train.digest()),
             ("tokenizer".to_string(), tokenizer.digest().to_string()),
         ]);
+        if !eval.is_empty() {
+            digests.insert(EVAL_DATA.to_string(), eval.digest());
+        }
         if let Some(classes) = &classes {
             digests.insert("labels".to_string(), classes.digest());
         }

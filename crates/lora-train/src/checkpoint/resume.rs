@@ -2,6 +2,7 @@
 
 use super::manifest::RunIdentity;
 use crate::error::{Error, Result};
+use crate::plan::EVAL_DATA;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -17,6 +18,7 @@ const HARMLESS: &[&str] = &[
     "train.eval_steps",
     "train.per_device_eval_batch_size",
     "data.eval",
+    EVAL_DATA,
 ];
 
 /// Keys that only say where something lies; a digest stands for what lies there.
@@ -60,7 +62,7 @@ pub fn compare_for_resume(old: &RunIdentity, new: &RunIdentity, allowed: &[Strin
     let no_prefix = |key: &str| key.to_string();
     compare(&old.config, &new.config, no_prefix, &mut differences);
     differences.retain(|d| ![PLACES, RESOLVED, TELLING].iter().any(|keys| keys.contains(&d.field.as_str())));
-    compare(&old.digests, &new.digests, |key| format!("the sha256 of the {key}"), &mut differences);
+    compare(&old.digests, &new.digests, digest_of, &mut differences);
     compare(&fields(old), &fields(new), no_prefix, &mut differences);
 
     let is_allowed =
@@ -69,10 +71,17 @@ pub fn compare_for_resume(old: &RunIdentity, new: &RunIdentity, allowed: &[Strin
     if refused.is_empty() { Ok(taken) } else { Err(Error::ResumeMismatch { differences: refused }) }
 }
 
-/// Setting one of the lengths of a run takes the other away.
+/// Setting one of the lengths of a run takes the other away, and other data to evaluate on has another digest.
 fn replaces(key: &str, field: &str) -> bool {
+    if key == "data.eval" && field == digest_of(EVAL_DATA) {
+        return true;
+    }
     let lengths = ["train.max_steps", "train.num_train_epochs"];
     lengths.contains(&key) && lengths.contains(&field)
+}
+
+fn digest_of(key: &str) -> String {
+    format!("the sha256 of the {key}")
 }
 
 fn fields(run: &RunIdentity) -> BTreeMap<String, String> {

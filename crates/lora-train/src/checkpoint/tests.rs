@@ -311,6 +311,13 @@ fn a_resume_lists_every_field_that_differs() {
     let asked = ["train.save_steps".to_string(), "train.max_steps".to_string()];
     assert_eq!(compare_for_resume(&old, &longer, &asked).unwrap().len(), 2);
     assert!(compare_for_resume(&old, &longer, &[]).is_err());
+    // Data that is only evaluated on is another one when that was asked for.
+    let mut judged = old.clone();
+    judged.config.insert("data.eval".into(), "\"b.jsonl\"".into());
+    judged.digests.insert("eval data".into(), "01".into());
+    assert_eq!(compare_for_resume(&old, &judged, &["data.eval".to_string()]).unwrap().len(), 2);
+    let text = compare_for_resume(&old, &judged, &[]).unwrap_err().to_string();
+    assert!(text.contains("the sha256 of the eval data* was nothing and is 01"), "{text}");
 }
 
 proptest! {

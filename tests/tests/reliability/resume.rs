@@ -50,9 +50,11 @@ fn r16_another_configuration_base_or_dataset() {
         assert!(done.stderr.contains(&format!("{field} was ")), "{field}: {}", done.stderr);
     }
 
-    // Other data under the same name, and another base: a single weight of it.
+    // Other data under the same name, of a row that is held out and of all; and another base: a single weight of it.
     lab.interrupted("run");
     std::fs::write(lab.path("train.jsonl"), small_dataset().replace("adds two 0", "adds two 9")).unwrap();
+    lab.train("run", &["--resume"]).exits(2).says(&["the sha256 of the eval data* was "]);
+    std::fs::write(lab.path("train.jsonl"), small_dataset().replace("the ", "his ")).unwrap();
     lab.train("run", &["--resume"]).exits(2).says(&["the sha256 of the data was "]);
     std::fs::write(lab.path("train.jsonl"), small_dataset()).unwrap();
     copy(&fixtures().join("llama"), &lab.path("model"));
@@ -62,7 +64,7 @@ fn r16_another_configuration_base_or_dataset() {
     write_tensors(&lab.path("model/model.safetensors"), &tensors, file.metadata()).unwrap();
     let model = lab.path("model").display().to_string();
     lab.train("run", &["--resume", "--model", &model]).exits(2).says(&["the sha256 of the base was "]);
-    refused += 2;
+    refused += 3;
 
     // What does not change what was done is taken when it is asked for, told, and gives the same bits.
     lab.interrupted("run");

@@ -7,7 +7,7 @@ use std::process::Command;
 /// The calls by which files and folders come to be, change and go.
 pub const WRITES: &[&str] = &["write", "ftruncate", "sync_file_range"];
 pub const SYNCS: &[&str] = &["fsync", "fdatasync"];
-pub const NAMES: &[&str] = &["openat", "mkdir", "rename", "unlink", "unlinkat", "flock"];
+pub const NAMES: &[&str] = &["openat", "mkdir", "rename", "renameat", "unlink", "unlinkat", "flock", "statfs"];
 
 /// A call of the run's main thread that touches its folder.
 #[derive(Clone, Debug, PartialEq)]

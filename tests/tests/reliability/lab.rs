@@ -21,10 +21,12 @@ pub struct Outcome {
 
 /// A folder with a dataset, a configuration, and the result of the run that nothing happened to, in `whole`.
 pub struct Lab {
-    dir: tempfile::TempDir,
+    pub dir: tempfile::TempDir,
     pub whole: Outcome,
     /// How long that run took.
     pub seconds: f64,
+    /// Further arguments of runs that start or go on after a fault.
+    pub after: &'static [&'static str],
 }
 
 /// The steps of the run, which saves each `SAVE` of them.
@@ -39,7 +41,7 @@ impl Lab {
 
     /// The same with other lines for `[data]` and `[train]`.
     pub fn with(data: &str, train: &str) -> Self {
-        let train = format!("gradient_accumulation_steps = 2\nlearning_rate = 2e-2\n{train}");
+        let train = format!("gradient_accumulation_steps = 2\nlearning_rate = 2e-2\nwarmup_steps = 3\n{train}");
         let mut lab =
             Self::bare(&fixtures().join("llama"), &small_dataset(), &format!("eval_split = 2\n{data}"), &train);
         lab.run_whole();
@@ -51,19 +53,19 @@ impl Lab {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("train.jsonl"), dataset).unwrap();
         let text = format!(
-            "seed = 3\n[model]\npath = {model:?}\ndevice = \"cpu\"\nthreads = 1\n[lora]\nr = 2\nlora_dropout = 0.1\n\
+            "seed = 3\n[model]\npath = {model:?}\ndevice = \"cpu\"\nthreads = 1\n[lora]\nr = 2\ntarget_modules = [\"q_proj\", \"v_proj\"]\nlora_dropout = 0.1\n\
              [data]\ntrain = {:?}\nmax_length = 96\n{data}\n\
-             [train]\nper_device_train_batch_size = 2\nlr_scheduler_type = \"cosine\"\nwarmup_steps = 3\neval_steps = 10\n{train}\n",
+             [train]\nper_device_train_batch_size = 2\nlr_scheduler_type = \"cosine\"\neval_steps = 10\n{train}\n",
             dir.path().join("train.jsonl"),
         );
         std::fs::write(dir.path().join("run.toml"), text).unwrap();
-        Self { dir, whole: Outcome { files: BTreeMap::new(), metrics: Vec::new() }, seconds: 0.0 }
+        Self { dir, whole: Outcome { files: BTreeMap::new(), metrics: Vec::new() }, seconds: 0.0, after: &[] }
     }
 
     /// Runs to the end with nothing happening: what every other run is compared with.
     pub fn run_whole(&mut self) {
         let start = Instant::now();
-        self.train("whole", &[]).exits(0);
+        self.train("whole", self.after).exits(0);
         self.seconds = start.elapsed().as_secs_f64();
         self.whole = self.outcome("whole");
     }
@@ -98,7 +100,7 @@ impl Lab {
     /// Starts anew or goes on, by whether there is a checkpoint.
     pub fn go_on(&self, output: &str) -> Child {
         let more: &[&str] = if self.checkpoints(output).is_empty() { &[] } else { &["--resume"] };
-        self.start(output, more)
+        self.start(output, &[more, self.after].concat())
     }
 
     /// Goes on to the end, which must be that of the run that nothing happened to.
