@@ -87,7 +87,8 @@ impl Verb {
             Self::Export(verb) => verb.of_hub(),
             Self::Bench(verb) => (vec![verb.model()], Vec::new()),
             Self::Train(_) | Self::Data(_) | Self::Plan(_) | Self::Fetch(_) => (Vec::new(), Vec::new()),
-            Self::Inspect(_) | Self::InitModel(_) | Self::Demo(_) | Self::Doctor(_) => (Vec::new(), Vec::new()),
+            Self::Inspect(_) | Self::Report(_) | Self::InitModel(_) => (Vec::new(), Vec::new()),
+            Self::Demo(_) | Self::Doctor(_) => (Vec::new(), Vec::new()),
         }
     }
 }
