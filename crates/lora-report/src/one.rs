@@ -59,7 +59,7 @@ fn tiles(page: &mut String, run: &Run) {
         }
     }
     if let Some((value, remark)) = run.series("loss").and_then(|s| change(s, short)) {
-        tile("Loss of the last step", value, remark);
+        tile("Loss, last step", value, remark);
     }
     let last_step = run.series.iter().filter_map(|s| Some(s.points.last()?.0)).max().unwrap_or(0);
     if let Some(about) = &run.about {
