@@ -76,7 +76,7 @@ fn tiles(page: &mut String, run: &Run) {
     } else {
         tile("Step", count(last_step), String::new());
     }
-    if let Some(rate) = run.series("tokens_per_second").and_then(|s| speed(s)) {
+    if let Some(rate) = run.series("tokens_per_second").and_then(speed) {
         let share = run.about.as_ref().and_then(|about| Some(about.operations_per_token? * rate / about.matrix_rate?));
         let remark = share.map_or_else(String::new, |share| format!("{} of the matrix rate", percent(share)));
         tile("Tokens a second", plain(rate.round()), remark);
