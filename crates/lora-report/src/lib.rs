@@ -1,6 +1,6 @@
 //! Runs as pages and as TensorBoard event files; links no torch.
 //!
-//! [`Run::read`] takes a run's folder apart, [`page`] makes one page of one run or of several, [`EventWriter`] writes what
+//! [`Run::read`] takes a run's folder apart, [`page()`] makes one page of one run or of several, [`EventWriter`] writes what
 //! TensorBoard reads. The page asks for nothing from anywhere; what files say is text in it and nothing else.
 //!
 //! ```no_run

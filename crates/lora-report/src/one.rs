@@ -59,7 +59,7 @@ fn tiles(page: &mut String, run: &Run) {
         }
     }
     if let Some((value, remark)) = run.series("loss").and_then(|s| change(s, short)) {
-        tile("Loss of the last step", value, remark);
+        tile("Loss, last step", value, remark);
     }
     let last_step = run.series.iter().filter_map(|s| Some(s.points.last()?.0)).max().unwrap_or(0);
     if let Some(about) = &run.about {
@@ -76,7 +76,7 @@ fn tiles(page: &mut String, run: &Run) {
     } else {
         tile("Step", count(last_step), String::new());
     }
-    if let Some(rate) = run.series("tokens_per_second").and_then(|s| speed(s)) {
+    if let Some(rate) = run.series("tokens_per_second").and_then(speed) {
         let share = run.about.as_ref().and_then(|about| Some(about.operations_per_token? * rate / about.matrix_rate?));
         let remark = share.map_or_else(String::new, |share| format!("{} of the matrix rate", percent(share)));
         tile("Tokens a second", plain(rate.round()), remark);

@@ -26,13 +26,13 @@ pub fn page(runs: &[Run]) -> Result<String> {
     };
     let mut page = String::with_capacity(body.len() + STYLE.len() + SCRIPT.len() + 1024);
     let (title, source) = (escaped(&title), digest::source_of(SCRIPT));
-    let _ = write!(
+    let _ = writeln!(
         page,
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">\
          <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; \
          script-src '{source}'\"><meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\
          <meta name=\"referrer\" content=\"no-referrer\"><title>{title}</title><style>{STYLE}</style></head><body><main>\
-         {body}</main><script>{SCRIPT}</script></body></html>\n"
+         {body}</main><script>{SCRIPT}</script></body></html>"
     );
     Ok(page)
 }

@@ -124,6 +124,9 @@ fn full() -> RunConfig {
             save_total_limit: 3,
             logging_steps: 5,
             lr_scheduler_kwargs: toml::Table::new(),
+            sample_prompts: vec!["say it".into()],
+            sample_count: 5,
+            sample_max_new_tokens: 16,
             load_best_model_at_end: true,
             metric_for_best_model: BestMetric::Accuracy,
             early_stopping_patience: Some(4),
@@ -222,6 +225,9 @@ train:
   save_steps: 20
   save_total_limit: 3
   logging_steps: 5
+  sample_prompts: say it
+  sample_count: 5
+  sample_max_new_tokens: 16
   load_best_model_at_end: true
   metric_for_best_model: eval_accuracy
   early_stopping_patience: 4
