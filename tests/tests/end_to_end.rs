@@ -1,11 +1,10 @@
-//! The way of a user through the binary: train, resume, generate, merge; and what happens when it is killed.
+//! The way of a user through the binary: train, go on with new data, generate, merge. What happens when it is killed is in
+//! `reliability`.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a test that cannot go on has failed
 
-use e2e::{Done, fixtures, has_program, run, small_dataset};
+use e2e::{Done, fixtures, run, small_dataset};
 use lora_format::{TensorFile, read_adapter};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::Duration;
 
 const LORA: &str = env!("CARGO_BIN_EXE_lora-e2e");
 
@@ -49,10 +48,6 @@ impl Run {
     }
 }
 
-fn bytes(path: &Path) -> Vec<u8> {
-    std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
-}
-
 /// The lines of `metrics.jsonl` without what depends on the clock and the machine.
 fn metrics(run: &Path) -> Vec<serde_json::Value> {
     let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
@@ -64,11 +59,6 @@ fn metrics(run: &Path) -> Vec<serde_json::Value> {
         v
     };
     text.lines().map(clean).collect()
-}
-
-/// The newest checkpoint's exact state.
-fn last_state(run: &Path) -> Vec<u8> {
-    bytes(&run.join("checkpoints/step-30/trainer_state.safetensors"))
 }
 
 #[test]
@@ -133,130 +123,6 @@ fn an_adapter_goes_on_learning_on_new_data() {
         "it starts from {start}, the first run ended at {first}"
     );
     assert_eq!(read_adapter(&r.path("second")).unwrap().config.r, 4);
-}
-
-#[test]
-fn a_run_killed_at_any_time_comes_to_the_same_bits() {
-    let whole = Run::new("llama", "save_steps = 5");
-    whole.train("run", &["--quiet"]).exits(0);
-    let parts = Run::new("llama", "save_steps = 5");
-    let (config, output) = (parts.text("run.toml"), parts.text("run"));
-    // The dataset's path is part of the configuration: use the same.
-    std::fs::copy(whole.path("run.toml"), parts.path("run.toml")).unwrap();
-    let mut kills = 0;
-    for attempt in 0..60u64 {
-        let resume = parts.path("run/checkpoints").is_dir();
-        let mut args = vec!["train", &config, "--output", &output, "--quiet"];
-        if resume
-            && std::fs::read_dir(parts.path("run/checkpoints"))
-                .unwrap()
-                .flatten()
-                .any(|e| e.file_name().to_string_lossy().starts_with("step-"))
-        {
-            args.push("--resume");
-        }
-        let mut child = Command::new(LORA).args(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        if attempt < 8 {
-            std::thread::sleep(Duration::from_millis(40 + 45 * (attempt * 5 % 8)));
-            let _ = child.kill();
-            let status = child.wait().unwrap();
-            kills += u32::from(status.code().is_none());
-            continue;
-        }
-        assert!(child.wait().unwrap().success());
-        break;
-    }
-    assert!(kills >= 3, "only {kills} of 8 kills hit a living run");
-    assert_eq!(last_state(&whole.path("run")), last_state(&parts.path("run")), "parameters or moments differ");
-    assert_eq!(
-        bytes(&whole.path("run/adapter_model.safetensors")),
-        bytes(&parts.path("run/adapter_model.safetensors"))
-    );
-    assert_eq!(metrics(&whole.path("run")), metrics(&parts.path("run")));
-}
-
-#[test]
-fn ctrl_c_finishes_the_step_saves_and_exits_0() {
-    let whole = Run::new("llama", "max_steps = 400\nsave_steps = 0".replace("max_steps = 400\n", "").as_str());
-    whole.train("run", &["--quiet"]).exits(0);
-    let stopped = Run::new("llama", "save_steps = 0");
-    std::fs::copy(whole.path("run.toml"), stopped.path("run.toml")).unwrap();
-    let (config, output) = (stopped.text("run.toml"), stopped.text("run"));
-    let child = Command::new(LORA)
-        .args(["train", &config, "--output", &output, "--json", "--quiet"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    // Wait for the first steps, then interrupt.
-    let log = stopped.path("run/metrics.jsonl");
-    for _ in 0..400 {
-        if std::fs::read_to_string(&log).is_ok_and(|t| t.lines().count() > 3) {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    run("kill", &["-INT", &child.id().to_string()]).exits(0);
-    let done = Done::of(child.wait_with_output().unwrap()).exits(0);
-    let report: serde_json::Value = serde_json::from_str(&done.stdout).unwrap();
-    let steps = report["steps"].as_u64().unwrap();
-    assert!(report["status"] == "stopped" || steps == 30, "{report}");
-    if steps < 30 {
-        stopped.train("run", &["--resume", "--quiet"]).exits(0);
-    }
-    assert_eq!(last_state(&whole.path("run")), last_state(&stopped.path("run")));
-}
-
-#[test]
-fn a_full_disk_is_named_and_the_older_checkpoint_stays() {
-    if !has_program("strace") {
-        return;
-    }
-    let r = Run::new("llama", "save_steps = 10");
-    let (config, output) = (r.text("run.toml"), r.text("run"));
-    r.train("run", &["--set", "train.max_steps=10", "--quiet"]).exits(0);
-    let state = r.path("run/checkpoints/step-10/trainer_state.safetensors");
-    let before = bytes(&state);
-    // Each write of the next checkpoint in turn finds the disk full.
-    let mut hits = 0;
-    for nth in [1, 4, 9, 14, 18] {
-        let inject = format!("inject=write:error=ENOSPC:when={nth}+");
-        let trace = r.text("trace");
-        let done = run(
-            "strace",
-            &[
-                "-f",
-                "-qq",
-                "-o",
-                &trace,
-                "-e",
-                "trace=write",
-                "-e",
-                &inject,
-                "-P",
-                &r.text("run"),
-                LORA,
-                "train",
-                &config,
-                "--output",
-                &output,
-                "--resume",
-                "--quiet",
-                "--set",
-                "train.max_steps=20",
-            ],
-        );
-        if done.code == Some(0) {
-            continue;
-        }
-        hits += 1;
-        assert_eq!(done.code, Some(1), "{done:#?}");
-        assert!(!done.stderr.contains("panicked"), "{}", done.stderr);
-        assert_eq!(bytes(&state), before, "the older checkpoint changed");
-    }
-    let _ = hits;
-    r.train("run", &["--resume", "--quiet", "--set", "train.max_steps=20"]).exits(0);
-    assert!(r.path("run/checkpoints/step-20").is_dir());
 }
 
 #[test]

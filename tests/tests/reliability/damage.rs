@@ -95,11 +95,11 @@ fn r08_a_file_missing_added_or_swapped() {
         let hurts: [(&str, &dyn Fn()); 3] = [
             ("missing", &|| std::fs::remove_file(dir(NEWEST).join(&name)).unwrap()),
             ("added", &|| {
-                drop(std::fs::copy(dir(NEWEST).join(&name), dir(NEWEST).join(format!("{name}.more"))).unwrap())
+                let _bytes = std::fs::copy(dir(NEWEST).join(&name), dir(NEWEST).join(format!("{name}.more"))).unwrap();
             }),
             ("swapped", &|| {
                 let other = lab.checkpoint("whole", STEPS).join(&name);
-                drop(std::fs::copy(other, dir(NEWEST).join(&name)).unwrap());
+                let _bytes = std::fs::copy(other, dir(NEWEST).join(&name)).unwrap();
             }),
         ];
         for (how, hurt) in hurts {

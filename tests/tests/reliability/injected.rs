@@ -142,9 +142,12 @@ fn small_disk(lab: &Lab) -> Option<&'static str> {
         .stdin(Stdio::null())
         .output();
     let done = started.ok().map(Done::of).filter(|done| done.code != Some(99) && !done.stderr.contains("unshare:"))?;
-    let done = done.exits(1).says(&["a checkpoint needs", "bytes and only", "are free", "step-9 is whole", "--resume"]);
+    let done = done.exits(1).says(&["stopped at step", "is whole", "--resume"]);
+    // Either there was no room to begin with, or it ended on the way.
+    let words = ["a checkpoint needs", "No space left on device"];
+    assert!(words.iter().any(|words| done.stderr.contains(words)), "{done:#?}");
     assert!(!done.stderr.contains("panicked"));
-    assert_eq!(lab.checkpoints("copied"), [3, 6, 9], "{done:#?}");
+    assert!([vec![3, 6], vec![3, 6, 9]].contains(&lab.checkpoints("copied")), "{done:#?}");
     lab.all_whole("copied", "a small disk");
     assert!(names(&lab.path("copied/checkpoints")).iter().all(|name| name.starts_with("step-")));
     // With room again the run goes on; its folder is another one, which is no change of the run.
@@ -152,7 +155,7 @@ fn small_disk(lab: &Lab) -> Option<&'static str> {
         lab.train("copied", &["--resume", "--set", "train.save_total_limit=3", "--set", "train.save_steps=5"]);
     resumed.exits(0);
     lab.is_whole("copied", "room again");
-    Some("the fourth was not begun, and with room again the run went on")
+    Some("nothing half written was left, and with room again the run went on")
 }
 
 #[test]

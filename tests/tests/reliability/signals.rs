@@ -43,10 +43,10 @@ fn r10_asked_to_stop_at_a_random_time() {
 fn r11_told_to_leave_at_once() {
     let row = Row::new("R11");
     // Two steps an epoch, of so many micro-batches that the signals come in the middle of one.
-    let rows: String = (0..2400)
+    let rows: String = (0..1200)
         .map(|i| format!("{{\"prompt\": \"adds {i}: \", \"completion\": \"the weight {}\"}}\n", i % 7))
         .collect();
-    let train = "gradient_accumulation_steps = 600\nlearning_rate = 2e-2\nmax_steps = 2\nsave_steps = 1";
+    let train = "gradient_accumulation_steps = 300\nlearning_rate = 2e-2\nmax_steps = 2\nsave_steps = 1";
     let mut lab = Lab::bare(&fixtures().join("llama"), &rows, "", train);
     lab.run_whole();
     let times = extent(1, 10);

@@ -51,11 +51,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     check_model_folder(&prepare(&mut config, Part::Whole, false)?)?;
     let plan = RunPlan::resolve(config, &mut TrainView::new(false))?;
     let operations = operations_per_step(&plan);
+    // Before the products that the rate is measured with take memory of their own.
+    let memory_bytes = memory(&plan);
     let rate = matrix_rate(plan.device, if plan.device == Device::Cpu { 1024 } else { 8192 })?;
     let seconds_per_step = operations / rate / SHARE_OF_RATE;
     let plan = Plan {
         summary: PlanSummary::of(&plan),
-        memory_bytes: memory(&plan),
+        memory_bytes,
         activations_formula: ACTIVATIONS_FORMULA,
         operations_per_step: operations,
         matmul_rate: rate,
