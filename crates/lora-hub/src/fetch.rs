@@ -230,7 +230,8 @@ impl Work<'_> {
         let store = &self.store;
         store.create()?;
         store.drop_stale();
-        let bytes: u64 = lacking.iter().map(|(_, known)| known.size).sum();
+        // A hub may say any number.
+        let bytes = lacking.iter().fold(0u64, |sum, (_, known)| sum.saturating_add(known.size));
         if !lacking.is_empty() {
             let kept = lacking.iter().map(|(_, known)| self.here(known)).sum();
             self.check_space(bytes - kept)?;
@@ -242,7 +243,7 @@ impl Work<'_> {
                 Event::Progress { done, .. } => tell(Event::Progress { done: before + done, of: bytes }),
                 event => tell(event),
             })?;
-            before += known.size;
+            before = known.size.saturating_add(before);
             tell(Event::Progress { done: before, of: bytes });
         }
         store.keep_listing(listing)?;
