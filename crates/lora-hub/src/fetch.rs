@@ -156,16 +156,16 @@ impl Work<'_> {
             Some(_) => (String::new(), false),
         };
         let cause = cause.filter(|_| reason.is_empty());
-        let command = self.repo.command();
+        let reason = format!("{reason}; fetch it where there is a network with `{}`", self.repo.command());
         let Some(commit) = commit.filter(|commit| self.store.snapshot(commit).is_dir()) else {
             let (what, cache) = (self.what.clone(), self.settings.cache.clone());
-            return Err(cause.unwrap_or(HubError::NotCached { what, cache, reason, offline, command }));
+            return Err(cause.unwrap_or(HubError::NotCached { what, cache, reason, offline }));
         };
         if let Some(listing) = listing
             && let Some(first) = self.lacking(&listing)?.first()
         {
             let (what, folder, missing) = (self.what.clone(), self.store.snapshot(&commit), first.path.clone());
-            return Err(cause.unwrap_or(HubError::Incomplete { what, folder, missing, reason, offline, command }));
+            return Err(cause.unwrap_or(HubError::Incomplete { what, folder, missing, reason, offline }));
         }
         Ok(self.found(&commit))
     }
