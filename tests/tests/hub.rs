@@ -172,7 +172,8 @@ fn a_branch_that_moved_is_fetched_on_request_and_seen_at_a_resume() {
 
 #[test]
 fn a_model_that_is_not_known_is_refused_before_its_weights_are_fetched() {
-    let config = "{\"model_type\": \"unheard_of\", \"architectures\": [\"UnheardOf\"]}";
+    let config = std::fs::read_to_string(fixtures().join("llama/config.json")).unwrap();
+    let config = config.replace("\"llama\"", "\"unheard_of\"").replace("LlamaForCausalLM", "UnheardOfForCausalLM");
     let content = Content::new("models", "own/strange", 'a')
         .file("config.json", config)
         .large("model.safetensors", noise(1, 1000));

@@ -28,7 +28,7 @@ pub(crate) enum Fault {
     /// It may be there next time.
     Passing { reason: String, wait: Option<Duration> },
     /// It will not.
-    Final(HubError),
+    Final(Box<HubError>),
 }
 
 impl Fault {
@@ -39,7 +39,7 @@ impl Fault {
 
 impl From<HubError> for Fault {
     fn from(error: HubError) -> Self {
-        Self::Final(error)
+        Self::Final(Box::new(error))
     }
 }
 
@@ -170,7 +170,7 @@ impl<'a> Client<'a> {
         loop {
             match ask() {
                 Ok(answer) => return Ok(answer),
-                Err(Fault::Final(error)) => return Err(error),
+                Err(Fault::Final(error)) => return Err(*error),
                 Err(Fault::Passing { reason, .. }) if failures >= self.settings.retries.min(retries) => {
                     return Err(HubError::Unreachable { what: what.into(), host: self.host(), reason });
                 }

@@ -85,7 +85,7 @@ impl Download<'_> {
             }
             let (reason, wait) = match self.attempt(if whole { 0 } else { before }, &mut whole, tell) {
                 Ok(()) => ("the connection ended".to_owned(), None),
-                Err(Fault::Final(error)) => return Err(error),
+                Err(Fault::Final(error)) => return Err(*error),
                 Err(Fault::Passing { reason, wait }) => (reason, wait),
             };
             let now = self.have()?;

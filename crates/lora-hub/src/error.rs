@@ -20,11 +20,11 @@ pub enum HubError {
     #[error("{name}: {problem}")]
     Setting { name: &'static str, problem: String },
     /// Not in the cache, and not to be had.
-    #[error("{what} is not in the cache ({}), and {reason}; fetch it where there is a network with `{command}`", cache.display())]
-    NotCached { what: String, cache: PathBuf, reason: String, offline: bool, command: String },
+    #[error("{what} is not in the cache ({}), and {reason}", cache.display())]
+    NotCached { what: String, cache: PathBuf, reason: String, offline: bool },
     /// Only a part is in the cache, and the rest is not to be had.
-    #[error("{what} is not whole in the cache: {missing} is missing in {}, and {reason}; complete it where there is a network with `{command}`", folder.display())]
-    Incomplete { what: String, folder: PathBuf, missing: String, reason: String, offline: bool, command: String },
+    #[error("{what} is not whole in the cache: {missing} is missing in {}, and {reason}", folder.display())]
+    Incomplete { what: String, folder: PathBuf, missing: String, reason: String, offline: bool },
     /// The hub has no such repository, revision or file.
     #[error("{host} has no {what}; check owner, name and revision, and HF_TOKEN where it is private")]
     NotFound { what: String, host: String },

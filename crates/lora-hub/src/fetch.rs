@@ -156,16 +156,16 @@ impl Work<'_> {
             Some(_) => (String::new(), false),
         };
         let cause = cause.filter(|_| reason.is_empty());
-        let command = self.repo.command();
+        let reason = format!("{reason}; fetch it where there is a network with `{}`", self.repo.command());
         let Some(commit) = commit.filter(|commit| self.store.snapshot(commit).is_dir()) else {
             let (what, cache) = (self.what.clone(), self.settings.cache.clone());
-            return Err(cause.unwrap_or(HubError::NotCached { what, cache, reason, offline, command }));
+            return Err(cause.unwrap_or(HubError::NotCached { what, cache, reason, offline }));
         };
         if let Some(listing) = listing
             && let Some(first) = self.lacking(&listing)?.first()
         {
             let (what, folder, missing) = (self.what.clone(), self.store.snapshot(&commit), first.path.clone());
-            return Err(cause.unwrap_or(HubError::Incomplete { what, folder, missing, reason, offline, command }));
+            return Err(cause.unwrap_or(HubError::Incomplete { what, folder, missing, reason, offline }));
         }
         Ok(self.found(&commit))
     }
@@ -230,7 +230,8 @@ impl Work<'_> {
         let store = &self.store;
         store.create()?;
         store.drop_stale();
-        let bytes: u64 = lacking.iter().map(|(_, known)| known.size).sum();
+        // A hub may say any number.
+        let bytes = lacking.iter().fold(0u64, |sum, (_, known)| sum.saturating_add(known.size));
         if !lacking.is_empty() {
             let kept = lacking.iter().map(|(_, known)| self.here(known)).sum();
             self.check_space(bytes - kept)?;
@@ -242,7 +243,7 @@ impl Work<'_> {
                 Event::Progress { done, .. } => tell(Event::Progress { done: before + done, of: bytes }),
                 event => tell(event),
             })?;
-            before += known.size;
+            before = known.size.saturating_add(before);
             tell(Event::Progress { done: before, of: bytes });
         }
         store.keep_listing(listing)?;

@@ -42,18 +42,16 @@ fn the_token_goes_to_the_hub_and_nowhere_else() {
 
 #[test]
 fn room_is_asked_for_before_anything_is_downloaded() {
-    let sha = "5".repeat(64);
-    let listing = format!(
-        "{{\"sha\": \"{}\", \"siblings\": [{{\"rfilename\": \"a.jsonl\", \"size\": 1, \"blobId\": \"{}\", \"lfs\": {{\"sha256\": \"{sha}\", \
-         \"size\": 4611686018427387904}}}}]}}",
-        "a".repeat(40),
-        "0".repeat(40)
-    );
-    let hub = Server::start(move |_| Reply::new(200, listing.clone()));
-    let cache = tempfile::tempdir().unwrap();
-    let error = get(&settings(&hub.url(), cache.path())).unwrap_err();
-    assert!(matches!(error, HubError::NoSpace { needed: 4_611_686_018_427_387_904, .. }), "{error}");
-    assert!(hub.asked("resolve").is_empty());
+    for (size, wanted) in [(1 << 62, 1 << 63), (u64::MAX, u64::MAX)] {
+        let file = |name: &str, digit: &str| serde_json::json!({"rfilename": name, "size": 1, "blobId": "0".repeat(40), "lfs": {"sha256": digit.repeat(64), "size": size}});
+        let listing =
+            serde_json::json!({"sha": "a".repeat(40), "siblings": [file("a.jsonl", "5"), file("b.jsonl", "6")]});
+        let hub = Server::start(move |_| Reply::new(200, listing.to_string()));
+        let cache = tempfile::tempdir().unwrap();
+        let error = get(&settings(&hub.url(), cache.path())).unwrap_err();
+        assert!(matches!(error, HubError::NoSpace { needed, .. } if needed == wanted), "{error}");
+        assert!(hub.asked("resolve").is_empty());
+    }
 }
 
 #[test]
