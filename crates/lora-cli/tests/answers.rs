@@ -10,13 +10,12 @@ use serde_json::Value;
 fn place(train: &str) -> Place {
     let place = Place::new();
     let row = |i: usize| {
-        let (prompt, letter) = (["one", "two", "red", "blue"][i % 4], ["aa", "bb", "cc", "dd"][i % 4]);
-        format!(
-            "{{\"prompt\": \"say {prompt}: \", \"completion\": \"{letter} {letter} {letter} {letter} {letter}\"}}\n"
-        )
+        let prompt = ["one", "two", "red", "blue"][i % 4];
+        let answer: Vec<&str> = ["the", "user", "is", "a", "weight"].into_iter().cycle().skip(i % 4).take(4).collect();
+        format!("{{\"prompt\": \"say {prompt}: \", \"completion\": \"{}\"}}\n", answer.join(" "))
     };
     place.write("learnt.jsonl", &(0..8).map(row).collect::<String>());
-    let other = "{\"prompt\": \"say one: \", \"completion\": \"ee ee\"}\n";
+    let other = "{\"prompt\": \"say one: \", \"completion\": \"sentence matrices\"}\n";
     place.write("asked.jsonl", &((0..4).map(row).collect::<String>() + other));
     let text = format!(
         "output_dir = \"run\"\n[model]\npath = {:?}\ndevice = \"cpu\"\nthreads = 1\n[lora]\nr = 8\n[data]\ntrain = \"learnt.jsonl\"\n\
@@ -37,7 +36,7 @@ fn evaluations(place: &Place) -> Vec<Value> {
 #[test]
 fn a_model_that_has_learnt_its_answers_writes_them() {
     let place = place(
-        "max_steps = 60\neval_steps = 20\nmetric_for_best_model = \"eval_exact_match\"\nload_best_model_at_end = true",
+        "max_steps = 120\neval_steps = 40\nmetric_for_best_model = \"eval_exact_match\"\nload_best_model_at_end = true",
     );
     let done = place.lora("train c.toml --json").exits(0);
     let (report, evaluations) = (done.json(), evaluations(&place));

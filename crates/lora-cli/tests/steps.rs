@@ -29,7 +29,8 @@ fn each_optimizer_learns_takes_its_memory_and_keeps_its_own_checkpoints() {
         memory.push((own, plan["memory_bytes"]["trained"].as_u64().unwrap()));
         place.lora(&format!("train c.toml --quiet {set}")).exits(0);
         let losses = losses(&place, own);
-        assert!(losses[19] < 0.7 * losses[0], "{own}: {losses:?}");
+        let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
+        assert!(mean(&losses[15..]) < 0.85 * mean(&losses[..5]), "{own}: {losses:?}");
         let found = place.lora(&format!("inspect {own} --json")).exits(0).json();
         assert_eq!((&found["checkpoints"][0]["optim"], &found["ended_by"]), (&own.into(), &"steps".into()));
         assert!(place.lora(&format!("inspect {own}")).exits(0).stdout.contains(&format!("moments of {own}")));
@@ -44,15 +45,16 @@ fn each_optimizer_learns_takes_its_memory_and_keeps_its_own_checkpoints() {
 fn noise_changes_the_steps_and_no_evaluation() {
     let place = Place::new();
     place.config("c.toml", &fixture("llama"), "train.jsonl", "", "max_steps = 6\nlearning_rate = 1e-2");
-    let run = |more: &str, out: &str| {
-        place.lora(&format!("train c.toml --quiet --set output_dir={out} --set data.eval_split=4 {more}")).exits(0);
+    let run = |alpha: u32, out: &str| {
+        let alpha = format!("--set train.neftune_noise_alpha={alpha}");
+        place.lora(&format!("train c.toml --quiet --set output_dir={out} --set data.eval_split=4 {alpha}")).exits(0);
         let first = lines(&place, out).into_iter().find(|line| line.get("eval_loss").is_some()).unwrap();
         (losses(&place, out), first["eval_loss"].as_f64().unwrap())
     };
-    let (plain, noisy) = (run("", "plain"), run("--set train.neftune_noise_alpha=5", "noisy"));
+    let (plain, noisy) = (run(0, "plain"), run(5, "noisy"));
     assert_eq!(plain.1, noisy.1, "the evaluation before the first step");
     assert!(plain.0.iter().zip(&noisy.0).all(|(a, b)| a != b), "{plain:?} {noisy:?}");
-    assert_eq!(run("--set train.neftune_noise_alpha=5", "again").0, noisy.0);
+    assert_eq!(run(5, "again").0, noisy.0);
     place.lora("train c.toml --set train.neftune_noise_alpha=-1").exits(2).says(&["neftune_noise_alpha", "at least 0"]);
 }
 
@@ -73,7 +75,7 @@ fn a_run_ends_when_its_time_is_over_and_goes_on_to_the_same_bits() {
     }
     while steps < 400 {
         let report = place.lora("train c.toml --resume --json --set train.max_time=20s").exits(0).json();
-        assert!(report["steps"].as_u64().unwrap() > steps || steps == 0, "{report}");
+        assert!(report["steps"].as_u64().unwrap() > steps, "{report}");
         steps = report["steps"].as_u64().unwrap();
     }
     let adapter = |run: &str| std::fs::read(place.path(run).join("adapter_model.safetensors")).unwrap();

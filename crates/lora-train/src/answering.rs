@@ -30,10 +30,6 @@ pub fn questions(examples: &Rows, tokenizer: &Tokenizer, most: Option<u32>) -> R
     for row in 0..examples.len() {
         let example = examples.example(row)?;
         let Some((begin, end)) = last_answer(&example) else { continue };
-        // What begins every text asks for nothing.
-        if begin == 1 && example.input_ids.first().copied() == tokenizer.bos_token_id() {
-            continue;
-        }
         let (prompt, answer) = (&example.input_ids[..begin], &example.input_ids[begin..end]);
         let place = match places.entry(prompt.to_vec()) {
             Entry::Occupied(place) => *place.get(),
@@ -52,11 +48,12 @@ pub fn questions(examples: &Rows, tokenizer: &Tokenizer, most: Option<u32>) -> R
     if list.is_empty() { Err(Error::NothingToAnswer { examples: examples.len() }) } else { Ok(list) }
 }
 
-/// Where the last stretch of trained tokens begins and ends; none without a prompt before it.
+/// Where the last stretch of trained tokens begins and ends; none without a prompt before it. The first token of an example is
+/// never trained, so that alone it is no prompt.
 fn last_answer(example: &Example) -> Option<(usize, usize)> {
     let end = example.trained.iter().rposition(|trained| *trained)? + 1;
     let begin = example.trained[..end].iter().rposition(|trained| !trained)? + 1;
-    Some((begin, end))
+    (begin > 1).then_some((begin, end))
 }
 
 /// Answers the questions, the most likely token each time, and compares.
@@ -109,12 +106,12 @@ mod tests {
         let tokenizer = tokenizer();
         let rows = rows(&[
             (&[10, 11, 12, 13], "..xx"),
-            (&[10, 14, 15], ".xx"),
+            (&[10, 19, 14, 15], "..xx"),
             (&[10, 11, 16, 2], "..xx"),
             (&[10, 11, 12, 13, 17, 18], "..xx.x"),
             (&[20, 21], "xx"),
             (&[20, 21], ".."),
-            (&[1, 21], ".x"),
+            (&[20, 21, 22], ".xx"),
         ]);
         let text = |ids: &[u32]| tokenizer.decode(ids, true).unwrap();
         let asked = |prompt: &[i64], references: &[&[u32]]| Question {
@@ -123,7 +120,7 @@ mod tests {
         };
         let all = [
             asked(&[10, 11], &[&[12, 13], &[16, 2]]),
-            asked(&[10], &[&[14, 15]]),
+            asked(&[10, 19], &[&[14, 15]]),
             asked(&[10, 11, 12, 13, 17], &[&[18]]),
         ];
         assert_eq!(questions(&rows, &tokenizer, None).unwrap(), all);

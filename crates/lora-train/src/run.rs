@@ -154,7 +154,8 @@ pub fn train_claimed(
     let mut journal = Journal::open(&trainer, &resolved, sink)?;
     samples.allow(&trainer, journal.matrix_rate());
     let mut progress = Progress { saved: trainer.state().step, ..Default::default() };
-    let ended = steps(&mut trainer, &mut journal, &samples, &mut progress, &Until { start, stop }, sink);
+    let until = Until { start, first: trainer.state().step, stop };
+    let ended = steps(&mut trainer, &mut journal, &samples, &mut progress, &until, sink);
     let ended_by = ended.map_err(|error| stopped(&trainer, &mut journal, &progress, error, sink))?;
     let state = trainer.state().clone();
     let report = RunReport {
@@ -191,6 +192,8 @@ struct Progress {
 /// What ends a run before its last step.
 struct Until<'a> {
     start: Instant,
+    /// The step that this start goes on from: every start comes a step further, however long loading takes.
+    first: u64,
     stop: &'a AtomicBool,
 }
 
@@ -198,7 +201,7 @@ impl Until<'_> {
     /// Why the run ends here, if it does.
     fn ended(&self, trainer: &Trainer) -> Option<EndedBy> {
         let plan = trainer.plan();
-        let over = || plan.config.train.time_budget().is_some_and(|budget| self.start.elapsed() >= budget);
+        let over = |budget| trainer.state().step > self.first && self.start.elapsed() >= budget;
         if trainer.state().step >= plan.total_steps {
             Some(EndedBy::Steps)
         } else if trainer.has_stalled() {
@@ -206,7 +209,7 @@ impl Until<'_> {
         } else if self.stop.load(Ordering::Relaxed) {
             Some(EndedBy::Interrupt)
         } else {
-            over().then_some(EndedBy::MaxTime)
+            plan.config.train.time_budget().filter(|budget| over(*budget)).map(|_| EndedBy::MaxTime)
         }
     }
 }

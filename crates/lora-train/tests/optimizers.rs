@@ -134,7 +134,7 @@ proptest! {
             for (own, wanted) in [&m, &v].into_iter().zip(&moments) {
                 let most = wanted.view([blocks, MOMENT_BLOCK]).abs().amax([1i64].as_slice(), true);
                 let apart = (own.dense().unwrap().to_kind(Kind::Double) - wanted).view([blocks, MOMENT_BLOCK]).abs() / &most;
-                prop_assert!(apart.max().double_value(&[]) <= WIDEST / 2.0 * (1.0 + F32_TOLERANCE));
+                prop_assert!(apart.max().double_value(&[]) <= WIDEST / 2.0 + F32_TOLERANCE);
             }
             // A second moment is never lost beside a gradient that was there.
             let lost = v.dense().unwrap().eq(0.0).logical_and(&moments[1].gt(0.0)).any().int64_value(&[]);
@@ -238,9 +238,6 @@ fn a_state_comes_back_as_it_was_and_that_of_another_optimizer_does_not() {
         let (whole, again) = (made(*optim), made(*optim));
         (1..=3).for_each(|s| step(&whole, s));
         let state = saved(&whole.0);
-        let bytes: usize = state.values().map(|t| t.numel() * lora_torch::kind_bytes(t.kind())).sum();
-        // Zeros that fill blocks are in memory only.
-        assert!(whole.0.state_bytes() as usize - bytes < 2 * 256 * 6 + 64, "{optim:?}");
         again.0.load_state(state).unwrap();
         [&whole, &again].iter().for_each(|p| (4..=6).for_each(|s| step(p, s)));
         for ((name, a), b) in saved(&whole.0).into_iter().zip(saved(&again.0).into_values()) {
@@ -289,13 +286,16 @@ fn runs_learn_go_on_with_the_same_bits_and_are_refused_another_optimizer() {
         let mut whole = Trainer::new(planned, &mut NoEvents).unwrap();
         let parameters = whole.params().len() as u64 * 4;
         // Vectors apart, and zeros that fill blocks, it is what the plan said.
-        let kept = whole.params().state_bytes() - parameters;
+        let bytes = |t: &Tensor| (t.numel() * lora_torch::kind_bytes(t.kind())) as u64;
+        let kept = whole.params().state().unwrap().iter().map(|(_, t)| bytes(t)).sum::<u64>() - parameters;
         assert!(kept.abs_diff(moments) <= moments / 100 + 4 * 256, "{optim}: {kept} and {moments}");
         let losses: Vec<f64> = (0..12).map(|_| step(&mut whole)).collect();
         assert!(losses[11] < 0.7 * losses[0], "{optim}: {losses:?}");
 
         let mut first = Trainer::new(plan(dir.path(), optim), &mut NoEvents).unwrap();
-        (0..5).for_each(|_| drop(step(&mut first)));
+        for _ in 0..5 {
+            step(&mut first);
+        }
         first.save().unwrap();
         let mut second = Trainer::new(plan(dir.path(), optim), &mut NoEvents).unwrap();
         second.resume(&[], &mut NoEvents).unwrap();

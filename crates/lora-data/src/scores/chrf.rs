@@ -38,7 +38,9 @@ fn counts(text: &[char], reference: &[char]) -> Counts {
     std::array::from_fn(|i| {
         let (own, wanted) = (runs(text, i + 1), runs(reference, i + 1));
         let both = own.iter().map(|(run, count)| *count.min(wanted.get(run).unwrap_or(&0))).sum();
-        [own.values().sum(), wanted.values().sum(), both]
+        // Runs of a length that the reference has not are not counted, as in sacrebleu.
+        let counted = if wanted.is_empty() { 0 } else { own.values().sum() };
+        [counted, wanted.values().sum(), both]
     })
 }
 
