@@ -23,6 +23,7 @@ fn main() {
         "pointwise.cpp",
         "attention.cpp",
         "loss.cpp",
+        "optim.cpp",
         "product.cpp",
         "runtime.cpp",
         "stored.cpp",

@@ -11,8 +11,8 @@ use serde::Serialize;
 pub(crate) struct Memory {
     /// The base's weights as they are kept.
     pub(crate) weights: u64,
-    /// Trained parameters, their gradients and AdamW's two moments, 4 bytes each: `16 * trained`. A full training's weights
-    /// are among these and not above.
+    /// Trained parameters and their gradients, 4 bytes each, and the optimizer's moments: 8 bytes of a number for AdamW, 4 for
+    /// Lion, about 2 for AdamW in 8 bits. A full training's weights are among these and not above.
     pub(crate) trained: u64,
     /// What the backward pass needs of the largest batch.
     pub(crate) activations: u64,
@@ -56,7 +56,7 @@ pub(crate) fn memory(plan: &RunPlan) -> Memory {
     let largest: usize = lengths.iter().take(plan.config.train.per_device_train_batch_size as usize).sum();
     let full = matches!(plan.trained, Trained::Everything);
     let weights = if full { 0 } else { plan.base_bytes() };
-    let trained = plan.trained_parameters() * 16;
+    let trained = plan.trained_parameters() * 8 + plan.moment_bytes();
     let activations = activations(m, largest as i64, bytes, plan.config.train.gradient_checkpointing);
     let rows = loss_chunk_rows(m.vocab_size, plan.config.model.weights == Weights::Converted).min(largest as i64);
     let logits = 2 * rows * m.vocab_size * 4;

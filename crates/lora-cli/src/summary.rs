@@ -77,6 +77,7 @@ pub(crate) struct StepFigures {
     pub(crate) per_epoch: u64,
     pub(crate) rows_per_batch: u32,
     pub(crate) batches_per_step: u32,
+    pub(crate) optim: &'static str,
     pub(crate) learning_rate: f64,
     pub(crate) schedule: String,
     pub(crate) gradient_checkpointing: bool,
@@ -138,6 +139,7 @@ impl PlanSummary {
                 per_epoch: plan.steps_per_epoch,
                 rows_per_batch: config.train.per_device_train_batch_size,
                 batches_per_step: config.train.gradient_accumulation_steps,
+                optim: config.train.optim.name(),
                 learning_rate: config.train.learning_rate,
                 schedule: config.train.lr_scheduler_type.name().to_string(),
                 gradient_checkpointing: config.train.gradient_checkpointing,
@@ -264,7 +266,7 @@ impl fmt::Display for PlanSummary {
             count(s.per_epoch),
             n(d.rows)
         )?;
-        writeln!(f, "         learning rate {:e}, {}", s.learning_rate, s.schedule)?;
+        writeln!(f, "         {}, learning rate {:e}, {}", s.optim, s.learning_rate, s.schedule)?;
         write!(f, "output   {}", self.output_dir.display())
     }
 }

@@ -103,10 +103,50 @@ inline __attribute__((always_inline)) double exp_fast(double x) { return std::ex
       }                                                                                                                \
     }                                                                                                                  \
     return loss;                                                                                                       \
+  }                                                                                                                    \
+  /* p = keep p - lr sign(beta1 m + (1 - beta1) g); m = beta2 m + (1 - beta2) g. */                                    \
+  CLONES void lion(T* p, const T* g, T* m, T lr, T beta1, T beta2, T keep, int64_t n) {                                \
+    _Pragma("omp simd") for (int64_t i = 0; i < n; ++i) {                                                              \
+      const T way = beta1 * m[i] + (T(1) - beta1) * g[i];                                                              \
+      p[i] = keep * p[i] - lr * (way > T(0) ? T(1) : (way < T(0) ? T(-1) : T(0)));                                     \
+      m[i] = beta2 * m[i] + (T(1) - beta2) * g[i];                                                                     \
+    }                                                                                                                  \
   }
 
 KERNELS(float)
 KERNELS(double)
 #undef KERNELS
+
+CLONES void unpack_block(const uint8_t* codes, const float* table, float absmax, float* out, int64_t n) {
+  _Pragma("omp simd") for (int64_t i = 0; i < n; ++i) out[i] = table[codes[i]] * absmax;
+}
+
+// m and v are moved on; p = keep p - rate m / (sqrt(v) / root + eps).
+CLONES void adamw_block(float* p, const float* g, float* m, float* v, float beta1, float beta2, float keep, float rate, float root,
+                        float eps, int64_t n) {
+  _Pragma("omp simd") for (int64_t i = 0; i < n; ++i) {
+    m[i] = beta1 * m[i] + (1.0f - beta1) * g[i];
+    v[i] = beta2 * v[i] + (1.0f - beta2) * g[i] * g[i];
+    p[i] = keep * p[i] - rate * m[i] / (std::sqrt(v[i]) / root + eps);
+  }
+}
+
+// The nearest code of each number over the largest magnitude; what is not zero gets no code below `least`.
+CLONES void pack_block(const float* x, const float* midpoints, uint8_t* codes, float* absmax, int least, int64_t n) {
+  float most = 0;
+  _Pragma("omp simd reduction(max : most)") for (int64_t i = 0; i < n; ++i) {
+    const float size = x[i] < 0 ? -x[i] : x[i];
+    most = size > most ? size : most;
+  }
+  *absmax = most;
+  const float inverse = most > 0 ? 1.0f / most : 0.0f;
+  for (int64_t i = 0; i < n; ++i) {
+    const float scaled = x[i] * inverse;
+    // How many of the 255 midpoints lie below, by halves.
+    int32_t code = 0;
+    for (int32_t half = 128; half > 0; half >>= 1) code += midpoints[code + half - 1] < scaled ? half : 0;
+    codes[i] = static_cast<uint8_t>(x[i] != 0 && code < least ? least : code);
+  }
+}
 
 }  // namespace kernel

@@ -10,10 +10,17 @@ namespace kernel {
   void rotary(const T* x, const T* cos, const T* sin, T* y, int64_t rows, int64_t heads, int64_t d, int64_t half, T sign); \
   void swiglu(const T* gate, const T* up, T* y, int64_t n);                                                             \
   void swiglu_backward(const T* g, const T* gate, const T* up, T* ggate, T* gup, int64_t n);                            \
-  double cross_entropy(T* logits, const int64_t* targets, int64_t rows, int64_t vocab, bool grad);
+  double cross_entropy(T* logits, const int64_t* targets, int64_t rows, int64_t vocab, bool grad);                      \
+  void lion(T* p, const T* g, T* m, T lr, T beta1, T beta2, T keep, int64_t n);
 
 KERNELS(float)
 KERNELS(double)
 #undef KERNELS
+
+// A block of AdamW in 8 bits.
+void unpack_block(const uint8_t* codes, const float* table, float absmax, float* out, int64_t n);
+void adamw_block(float* p, const float* g, float* m, float* v, float beta1, float beta2, float keep, float rate, float root,
+                 float eps, int64_t n);
+void pack_block(const float* x, const float* midpoints, uint8_t* codes, float* absmax, int least, int64_t n);
 
 }  // namespace kernel

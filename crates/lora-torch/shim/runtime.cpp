@@ -27,16 +27,6 @@ extern "C" Message lt_set_grad(CTensor param, CTensor grad) {
   return guarded([&] { param->mutable_grad() = *grad; });
 }
 
-extern "C" Message lt_adamw(CTensor param, CTensor grad, CTensor exp_avg, CTensor exp_avg_sq, const AdamW* h) {
-  return guarded([&] {
-    const c10::NoGradGuard no_grad;
-    // The kernel counts from the number that it is given.
-    const at::Tensor step = at::full({}, static_cast<double>(h->step), param->options().dtype(at::kFloat));
-    at::_fused_adamw_({param->detach()}, {*grad}, {*exp_avg}, {*exp_avg_sq}, {}, {step}, h->lr, h->beta1, h->beta2,
-                      h->weight_decay, h->eps, /*amsgrad=*/false, /*maximize=*/false);
-  });
-}
-
 extern "C" Message lt_norm(CTensor grad, double* out) {
   return guarded([&] { *out = at::linalg_vector_norm(*grad, 2, std::nullopt, false, at::kDouble).item<double>(); });
 }

@@ -32,6 +32,16 @@ struct AdamW {
   int64_t step;
 };
 
+// The layout is that of `RawLion` in src/ffi.rs.
+struct Lion {
+  double lr, beta1, beta2, weight_decay;
+};
+
+// A moment in 8 bits (blockwise.rs). The layout is that of `RawBlockwise` in src/ffi.rs.
+struct Blockwise {
+  CTensor codes, absmax, table;
+};
+
 inline at::Tensor value(CTensor t) { return t ? *t : at::Tensor(); }
 
 // The defined tensors of a list with gaps, and where each stands: autograd takes no undefined inputs.

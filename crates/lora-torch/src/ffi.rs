@@ -79,6 +79,28 @@ pub(crate) struct RawAdamW {
     pub(crate) step: i64,
 }
 
+#[repr(C)]
+pub(crate) struct RawLion {
+    pub(crate) lr: f64,
+    pub(crate) beta1: f64,
+    pub(crate) beta2: f64,
+    pub(crate) weight_decay: f64,
+}
+
+/// A moment in 8 bits.
+#[repr(C)]
+pub(crate) struct RawBlockwise {
+    codes: *const C_tensor,
+    absmax: *const C_tensor,
+    table: *const C_tensor,
+}
+
+impl RawBlockwise {
+    pub(crate) fn new(codes: &Tensor, absmax: &Tensor, table: &Tensor) -> Self {
+        Self { codes: codes.as_ptr(), absmax: absmax.as_ptr(), table: table.as_ptr() }
+    }
+}
+
 type Message = *mut c_char;
 
 unsafe extern "C" {
@@ -141,6 +163,14 @@ unsafe extern "C" {
         g: *const C_tensor,
         m: *const C_tensor,
         v: *const C_tensor,
+        h: *const RawAdamW,
+    ) -> Message;
+    fn lt_lion(p: *const C_tensor, g: *const C_tensor, m: *const C_tensor, h: *const RawLion) -> Message;
+    fn lt_adamw_8bit(
+        p: *const C_tensor,
+        g: *const C_tensor,
+        m: *const RawBlockwise,
+        v: *const RawBlockwise,
         h: *const RawAdamW,
     ) -> Message;
     fn lt_norm(g: *const C_tensor, out: *mut f64) -> Message;
@@ -301,6 +331,14 @@ pub(crate) fn set_grad(param: &Tensor, grad: &Tensor) -> Result<()> {
 
 pub(crate) fn adamw(p: &Tensor, g: &Tensor, m: &Tensor, v: &Tensor, h: &RawAdamW) -> Result<()> {
     check("adamw", unsafe { lt_adamw(p.as_ptr(), g.as_ptr(), m.as_ptr(), v.as_ptr(), h) })
+}
+
+pub(crate) fn lion(p: &Tensor, g: &Tensor, m: &Tensor, h: &RawLion) -> Result<()> {
+    check("lion", unsafe { lt_lion(p.as_ptr(), g.as_ptr(), m.as_ptr(), h) })
+}
+
+pub(crate) fn adamw_8bit(p: &Tensor, g: &Tensor, m: &RawBlockwise, v: &RawBlockwise, h: &RawAdamW) -> Result<()> {
+    check("adamw_8bit", unsafe { lt_adamw_8bit(p.as_ptr(), g.as_ptr(), m, v, h) })
 }
 
 pub(crate) fn norm(g: &Tensor) -> Result<f64> {

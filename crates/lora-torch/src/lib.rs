@@ -21,6 +21,7 @@
 //! ```
 
 mod attention;
+mod blockwise;
 mod bytes;
 mod device;
 mod dtype;
@@ -39,6 +40,7 @@ mod seed;
 mod weight;
 
 pub use attention::{AttentionRule, Segments, attention};
+pub use blockwise::{Blockwise, MOMENT_BLOCK, adamw_8bit_step};
 pub use bytes::{tensor_bytes, tensor_from_bytes, tensor_over, with_bytes};
 pub use device::{
     CudaStatus, DeviceChoice, cuda_status, device_name, libtorch_version, num_threads, resolve_device, set_num_threads,
@@ -50,8 +52,8 @@ pub use grad::{backward, set_grad};
 pub use linear::{LoraPart, Projection, lora_linear};
 pub use loss::{HeadPart, cross_entropy, token_losses};
 pub use memory::{DeviceMemory, current_rss_bytes, device_memory, keep_freed_memory, peak_rss_bytes};
-pub use optim::{AdamWScalars, adamw_step, grad_norm};
-pub use packed::{Int8, NESTED_BLOCK, NF4_BLOCK, Nf4, Scales, dynamic_table};
+pub use optim::{AdamWScalars, LionScalars, adamw_step, grad_norm, lion_step};
+pub use packed::{Int8, NESTED_BLOCK, NF4_BLOCK, Nf4, Scales, dynamic_table, unsigned_dynamic_table};
 pub use pointwise::{rms_norm, rotary, swiglu};
 pub use products::{use_own_products, uses_own_products};
 pub use seed::{Drawing, manual_seed, mix_seed, uniform_from_seed};

@@ -1,4 +1,4 @@
-//! AdamW and the gradient norm over flat buffers.
+//! AdamW, Lion and the gradient norm over flat buffers.
 
 use crate::error::{Error, Result};
 use crate::ffi;
@@ -40,18 +40,47 @@ pub fn adamw_step(
             return Err(Error::shape("adamw", what, format!("{:?}", param.size()), t.size()));
         }
     }
+    ffi::adamw(param, grad, exp_avg, exp_avg_sq, &raw_adamw("adamw", h)?)
+}
+
+pub(crate) fn raw_adamw(op: &'static str, h: &AdamWScalars) -> Result<ffi::RawAdamW> {
     if h.step < 1 {
-        return Err(Error::shape("adamw", "step", "at least 1", h.step));
+        return Err(Error::shape(op, "step", "at least 1", h.step));
     }
-    let raw = ffi::RawAdamW {
-        lr: h.lr,
-        beta1: h.beta1,
-        beta2: h.beta2,
-        eps: h.eps,
-        weight_decay: h.weight_decay,
-        step: h.step,
-    };
-    ffi::adamw(param, grad, exp_avg, exp_avg_sq, &raw)
+    let AdamWScalars { lr, beta1, beta2, eps, weight_decay, step } = *h;
+    Ok(ffi::RawAdamW { lr, beta1, beta2, eps, weight_decay, step })
+}
+
+/// The numbers of one step of Lion.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LionScalars {
+    /// Learning rate of this step.
+    pub lr: f64,
+    /// Share of the moment in the direction of the step.
+    pub beta1: f64,
+    /// Decay of the moment.
+    pub beta2: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+}
+
+/// One step of Lion in place (Chen et al., "Symbolic Discovery of Optimization Algorithms", 2023, algorithm 2): the sign of
+/// `beta1 · moment + (1 - beta1) · gradient`, then the moment's own mean.
+///
+/// # Shapes
+/// Three contiguous tensors of one shape and dtype: parameter, gradient, moment.
+///
+/// # Errors
+/// [`Error::Shape`] when they differ in shape or dtype.
+pub fn lion_step(param: &Tensor, grad: &Tensor, exp_avg: &Tensor, h: &LionScalars) -> Result<()> {
+    for (what, t) in [("grad", grad), ("exp_avg", exp_avg)] {
+        if t.size() != param.size() || t.kind() != param.kind() {
+            let expected = format!("{:?} {:?}", param.kind(), param.size());
+            return Err(Error::shape("lion", what, expected, (t.kind(), t.size())));
+        }
+    }
+    let LionScalars { lr, beta1, beta2, weight_decay } = *h;
+    ffi::lion(param, grad, exp_avg, &ffi::RawLion { lr, beta1, beta2, weight_decay })
 }
 
 /// The L2 norm of a tensor, summed in fp64; not finite when an entry is not.

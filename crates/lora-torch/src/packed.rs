@@ -225,15 +225,30 @@ fn padding(n: i64) -> i64 {
 /// # Errors
 /// What libtorch reports.
 pub fn dynamic_table() -> Result<Tensor> {
+    moving_exponent(true)
+}
+
+/// The same without signs, for numbers that are not negative: twice the steps in each decade.
+///
+/// # Errors
+/// What libtorch reports.
+pub fn unsigned_dynamic_table() -> Result<Tensor> {
+    moving_exponent(false)
+}
+
+fn moving_exponent(signed: bool) -> Result<Tensor> {
     const DECADES: i32 = 7;
     let mut parts = Vec::new();
     for decade in 0..DECADES {
-        let edges = Tensor::f_linspace(0.1, 1.0, (1 << decade) + 1, (Kind::Float, Device::Cpu))?;
+        let steps = 1 << (decade + i32::from(!signed));
+        let edges = Tensor::f_linspace(0.1, 1.0, steps + 1, (Kind::Float, Device::Cpu))?;
         let n = edges.size()[0] - 1;
         let middles = edges.f_narrow(0, 0, n)?.f_add(&edges.f_narrow(0, 1, n)?)?.f_div_scalar(2.0)?;
         let scale = 10f64.powi(decade - DECADES + 1);
         parts.push(middles.f_mul_scalar(scale)?);
-        parts.push(middles.f_mul_scalar(-scale)?);
+        if signed {
+            parts.push(middles.f_mul_scalar(-scale)?);
+        }
     }
     parts.push(Tensor::f_from_slice(&[0.0f32, 1.0])?);
     Ok(Tensor::f_cat(&parts, 0)?.f_sort(0, false)?.0)

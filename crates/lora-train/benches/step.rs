@@ -7,6 +7,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use lora_model::{Decoder, ModelConfig, TokenBatch, all_linear, plan_injection};
 use lora_torch::AdamWScalars;
 use lora_train::FlatParams;
+use lora_train::config::Optim;
 use std::hint::black_box;
 use tch::Device;
 
@@ -37,7 +38,7 @@ fn step(c: &mut Criterion) {
         } else {
             model.train_everything().expect("weights");
         }
-        let params = FlatParams::new(model.parameters(), None).expect("parameters");
+        let params = FlatParams::new(model.parameters(), None, Optim::AdamW).expect("parameters");
         let batch =
             TokenBatch::new(&model.config, &ids, &[SEQ; ROWS as usize], &rows, &targets, Device::Cpu).expect("a batch");
         let mut number = 0;
@@ -48,7 +49,7 @@ fn step(c: &mut Criterion) {
                 let loss = model.loss_and_backward(&batch, 1, 1.0 / rows.len() as f64, checkpointing).expect("a loss");
                 params.clip_grad_norm(1.0).expect("a norm");
                 let h = AdamWScalars { lr: 1e-4, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, step: number };
-                params.adamw(&h).expect("a step");
+                params.update(&h).expect("a step");
                 black_box(loss)
             });
         });

@@ -1,5 +1,6 @@
 //! The step on fixed shapes and random tokens, measured: what `perf/peft_step.py` measures of PEFT, by the same count.
 
+use crate::config::Optim;
 use crate::error::{Error, Result};
 use crate::params::FlatParams;
 use lora_format::{AdapterFolder, TargetModules, read_adapter};
@@ -98,7 +99,7 @@ pub fn bench_step(o: &BenchOptions) -> Result<BenchReport> {
     if let Some(packing) = o.packing {
         model.pack(packing, &mut |_, _| {})?;
     }
-    let params = FlatParams::new(model.parameters(), None)?;
+    let params = FlatParams::new(model.parameters(), None, Optim::AdamW)?;
     let batch = batch(&model.config, o)?;
     let trained = batch.trained() as f64;
 
@@ -108,7 +109,7 @@ pub fn bench_step(o: &BenchOptions) -> Result<BenchReport> {
         params.zero_grad()?;
         let loss = model.loss_and_backward(&batch, number as u64, 1.0 / trained, o.checkpointing)?;
         params.clip_grad_norm(1.0)?;
-        params.adamw(&AdamWScalars {
+        params.update(&AdamWScalars {
             lr: 2e-4,
             beta1: 0.9,
             beta2: 0.999,

@@ -20,7 +20,7 @@ pub(crate) use keys::choice;
 pub use lora::{Bias, InitLoraWeights, LoraConfig, Modules, PeftType, TaskType, Tokens};
 pub use model::{DType, ModelConfig, Quantization, Weights};
 pub use objective::{ObjectiveConfig, ObjectiveName, Reference};
-pub use train::{BestMetric, FinetuningType, Length, TrainConfig};
+pub use train::{BestMetric, FinetuningType, Length, Optim, TrainConfig};
 
 use crate::overrides::Override;
 use keys::{Key, Kind};
@@ -135,6 +135,10 @@ impl RunConfig {
         let given = tree.get("lora").and_then(|section| section.get("r")).is_some();
         if config.lora.peft_type == PeftType::Vera && !given {
             config.lora.r = VERA_RANK;
+        }
+        let given = tree.get("train").and_then(|section| section.get("adam_beta2")).is_some();
+        if config.train.optim == Optim::Lion && !given {
+            config.train.adam_beta2 = train::LION_BETA2;
         }
         // So that the resolved configuration says how long the run is.
         if let Length::Epochs(epochs) = config.train.length() {

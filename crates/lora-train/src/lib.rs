@@ -19,6 +19,7 @@ mod events;
 mod loader;
 mod lock;
 mod metrics;
+mod moments;
 pub mod objective;
 mod overrides;
 mod params;

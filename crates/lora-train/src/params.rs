@@ -1,10 +1,12 @@
 //! Every trained parameter in one flat buffer, with its gradient and its moments beside it: one norm, one optimizer call,
 //! and (later) one exchange between machines.
 
+use crate::config::Optim;
 use crate::digest::hex;
 use crate::error::{Error, Result};
+use crate::moments::{Form, Moments};
 use lora_model::Parameter;
-use lora_torch::{AdamWScalars, adamw_step, grad_norm, set_grad, with_bytes};
+use lora_torch::{AdamWScalars, grad_norm, set_grad, with_bytes};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
@@ -13,14 +15,11 @@ use tch::{Kind, Tensor};
 #[derive(Debug)]
 pub struct FlatParams {
     slots: Vec<Slot>,
-    /// `[n]`: the parameters, group by group; those that decay come first.
+    /// `[n]`: the parameters, group by group; those that decay come first. Where moments have blocks, each begins at a
+    /// block's beginning, and zeros fill the rest of its last one.
     flat: Tensor,
     /// `[n]`: their gradients, which backward passes add to.
     grad: Tensor,
-    /// `[n]`: AdamW's first moment.
-    exp_avg: Tensor,
-    /// `[n]`: AdamW's second moment.
-    exp_avg_sq: Tensor,
     groups: Vec<Group>,
 }
 
@@ -32,6 +31,7 @@ struct Group {
     decays: bool,
     /// What the learning rate is multiplied by.
     rate: f64,
+    moments: Moments,
 }
 
 /// LoRA+ (Hayou et al., "LoRA+: Efficient Low Rank Adaptation of Large Models", 2024): B learns faster than A.
@@ -54,61 +54,71 @@ impl LoraPlus {
     }
 }
 
+/// Vectors that are neither biases nor weights of norms, by a part of their names.
+const DECAYING_VECTORS: [&str; 2] = [".vera_lambda_", ".lora_magnitude_vector"];
+
 /// Where a parameter lies in the buffer.
 #[derive(Debug)]
 struct Slot {
     name: String,
     start: i64,
     shape: Vec<i64>,
+    /// Its place in [`FlatParams::groups`].
+    group: usize,
 }
 
 impl Slot {
+    fn numbers(&self) -> i64 {
+        self.shape.iter().product()
+    }
+
     fn of(&self, flat: &Tensor) -> Result<Tensor> {
-        Ok(flat.f_narrow(0, self.start, self.shape.iter().product())?.f_view(self.shape.as_slice())?)
+        Ok(flat.f_narrow(0, self.start, self.numbers())?.f_view(self.shape.as_slice())?)
     }
 }
 
 impl FlatParams {
     /// Moves the leaves into one buffer; whoever holds them sees the same values, now as views.
     ///
-    /// Norm weights and biases do not decay, as `TrainingArguments` has it; everything else does. With `plus`, B and
-    /// adapters of embeddings have learning rates of their own.
+    /// Biases and the weights of norms do not decay, as in Hugging Face's `Trainer`; everything else does. With `plus`, B and adapters
+    /// of embeddings have learning rates of their own.
     ///
     /// # Errors
     /// [`Error::NothingTrained`] without parameters, or [`Error::Torch`] when they differ in dtype or device.
-    pub fn new(mut parameters: Vec<Parameter>, plus: Option<LoraPlus>) -> Result<Self> {
-        // VeRA's vectors are its weights.
-        let decays = |p: &Parameter| p.tensor.dim() > 1 || p.name.contains(".vera_lambda_");
+    pub fn new(mut parameters: Vec<Parameter>, plus: Option<LoraPlus>, optim: Optim) -> Result<Self> {
+        let decays = |p: &Parameter| p.tensor.dim() > 1 || DECAYING_VECTORS.iter().any(|part| p.name.contains(part));
         let rate = |p: &Parameter| LoraPlus::rate_of(plus, &p.name, p.tensor.dim() < 2);
-        parameters.sort_by(|p, q| decays(q).cmp(&decays(p)).then(rate(p).total_cmp(&rate(q))));
+        let numbers = |p: &Parameter| p.tensor.numel() as i64;
+        let form = |p: &Parameter| Form::of(optim, numbers(p));
+        parameters
+            .sort_by(|p, q| decays(q).cmp(&decays(p)).then(rate(p).total_cmp(&rate(q))).then(form(p).cmp(&form(q))));
         let Some(first) = parameters.first() else { return Err(Error::NothingTrained) };
         let options = (first.tensor.kind(), first.tensor.device());
-        let total: i64 = parameters.iter().map(|p| p.tensor.numel() as i64).sum();
+        let total: i64 = parameters.iter().map(|p| form(p).room(numbers(p))).sum();
         let buffer = || Tensor::f_zeros([total], options).map_err(lora_torch::Error::from);
-        let (flat, grad, exp_avg, exp_avg_sq) = (buffer()?, buffer()?, buffer()?, buffer()?);
-        let mut groups: Vec<Group> = Vec::new();
-        let mut slots = Vec::with_capacity(parameters.len());
+        let (flat, grad) = (buffer()?, buffer()?);
+        let (mut groups, mut slots) = (Vec::new(), Vec::with_capacity(parameters.len()));
         let mut start = 0;
-        for p in parameters {
-            let (n, decays, rate) = (p.tensor.numel() as i64, decays(&p), rate(&p));
-            match groups.last_mut().filter(|g| (g.decays, g.rate) == (decays, rate)) {
-                Some(group) => group.n += n,
-                None => groups.push(Group { start, n, decays, rate }),
+        for alike in parameters.chunk_by(|p, q| (decays(p), rate(p), form(p)) == (decays(q), rate(q), form(q))) {
+            let (begin, Some(one)) = (start, alike.first()) else { continue };
+            for p in alike {
+                let slot = Slot { name: p.name.clone(), start, shape: p.tensor.size(), group: groups.len() };
+                start += form(p).room(numbers(p));
+                let home = slot.of(&flat)?;
+                home.shallow_clone().f_copy_(&p.tensor.f_detach()?)?;
+                p.tensor.shallow_clone().f_set_data(&home)?;
+                set_grad(&p.tensor, &slot.of(&grad)?)?;
+                slots.push(slot);
             }
-            let slot = Slot { name: p.name, start, shape: p.tensor.size() };
-            start += n;
-            let home = slot.of(&flat)?;
-            home.shallow_clone().f_copy_(&p.tensor.f_detach()?)?;
-            p.tensor.shallow_clone().f_set_data(&home)?;
-            set_grad(&p.tensor, &slot.of(&grad)?)?;
-            slots.push(slot);
+            let moments = Moments::zeros(form(one), start - begin, options)?;
+            groups.push(Group { start: begin, n: start - begin, decays: decays(one), rate: rate(one), moments });
         }
-        Ok(Self { slots, flat, grad, exp_avg, exp_avg_sq, groups })
+        Ok(Self { slots, flat, grad, groups })
     }
 
     /// How many numbers are trained.
     pub fn len(&self) -> i64 {
-        self.flat.numel() as i64
+        self.slots.iter().map(Slot::numbers).sum()
     }
 
     /// Whether nothing is trained.
@@ -139,22 +149,16 @@ impl FlatParams {
         Ok(norm)
     }
 
-    /// One step of AdamW.
+    /// One step of the optimizer; Lion has no use for the numbers that are AdamW's alone.
     ///
     /// # Errors
     /// What libtorch reports.
-    pub fn adamw(&self, scalars: &AdamWScalars) -> Result<()> {
+    pub fn update(&self, scalars: &AdamWScalars) -> Result<()> {
         for group in &self.groups {
             let part = |t: &Tensor| t.f_narrow(0, group.start, group.n).map_err(lora_torch::Error::from);
             let weight_decay = if group.decays { scalars.weight_decay } else { 0.0 };
             let scalars = AdamWScalars { lr: scalars.lr * group.rate, weight_decay, ..*scalars };
-            adamw_step(
-                &part(&self.flat)?,
-                &part(&self.grad)?,
-                &part(&self.exp_avg)?,
-                &part(&self.exp_avg_sq)?,
-                &scalars,
-            )?;
+            group.moments.step(&part(&self.flat)?, &part(&self.grad)?, &scalars)?;
         }
         Ok(())
     }
@@ -167,20 +171,28 @@ impl FlatParams {
         Ok(grad_norm(&self.flat)?.is_finite())
     }
 
-    /// Bytes of a checkpoint of this state: parameters and both moments.
+    /// Bytes of a checkpoint of this state: parameters and moments.
     pub fn state_bytes(&self) -> u64 {
-        3 * self.flat.numel() as u64 * lora_torch::kind_bytes(self.flat.kind()) as u64
+        let bytes = |t: &Tensor| t.numel() as u64 * lora_torch::kind_bytes(t.kind()) as u64;
+        let moments = self.groups.iter().flat_map(|group| group.moments.tensors());
+        bytes(&self.flat) + moments.map(|(_, t, _)| bytes(t)).sum::<u64>()
     }
 
-    /// Parameters and moments by name, as views: `NAME`, `exp_avg.NAME`, `exp_avg_sq.NAME`.
+    /// Parameters and moments by name, as views: `NAME`, `exp_avg.NAME`, and what else the optimizer keeps.
     ///
     /// # Errors
     /// What libtorch reports.
     pub fn state(&self) -> Result<Vec<(String, Tensor)>> {
         let mut list = Vec::new();
-        for (prefix, buffer) in self.buffers() {
-            for slot in &self.slots {
-                list.push((format!("{prefix}{}", slot.name), slot.of(buffer)?));
+        for slot in &self.slots {
+            list.push((slot.name.clone(), slot.of(&self.flat)?));
+            let Some(group) = self.groups.get(slot.group) else { continue };
+            for (prefix, all, each) in group.moments.tensors() {
+                let begin = (slot.start - group.start) / each;
+                let entries = (slot.numbers() + each - 1) / each;
+                let part = all.f_narrow(0, begin, entries)?;
+                let part = if each == 1 { part.f_view(slot.shape.as_slice())? } else { part };
+                list.push((format!("{prefix}{}", slot.name), part));
             }
         }
         Ok(list)
@@ -191,24 +203,15 @@ impl FlatParams {
     /// # Errors
     /// [`Error::StateMismatch`] when a tensor is missing or of another shape or dtype.
     pub fn load_state(&self, mut state: BTreeMap<String, Tensor>) -> Result<()> {
-        for (prefix, buffer) in self.buffers() {
-            for slot in &self.slots {
-                let name = format!("{prefix}{}", slot.name);
-                let home = slot.of(buffer)?;
-                match state.remove(&name) {
-                    Some(t) if t.size() == slot.shape && t.kind() == buffer.kind() => {
-                        home.shallow_clone().f_copy_(&t)?
-                    }
-                    found => {
-                        let found = found.map_or("nothing".into(), |t| format!("{:?} {:?}", t.kind(), t.size()));
-                        return Err(Error::StateMismatch {
-                            name,
-                            expected: format!("{:?} {:?}", buffer.kind(), slot.shape),
-                            found,
-                        });
-                    }
-                };
-            }
+        for (name, home) in self.state()? {
+            match state.remove(&name) {
+                Some(t) if t.size() == home.size() && t.kind() == home.kind() => home.shallow_clone().f_copy_(&t)?,
+                found => {
+                    let found = found.map_or("nothing".into(), |t| format!("{:?} {:?}", t.kind(), t.size()));
+                    let expected = format!("{:?} {:?}", home.kind(), home.size());
+                    return Err(Error::StateMismatch { name, expected, found });
+                }
+            };
         }
         match state.into_keys().next() {
             Some(name) => Err(Error::StateMismatch { name, expected: "nothing".into(), found: "a tensor".into() }),
@@ -222,10 +225,6 @@ impl FlatParams {
     /// What copying them from a device reports.
     pub fn digest(&self) -> Result<String> {
         Ok(with_bytes(&self.flat, |bytes| hex(&Sha256::digest(bytes)))?)
-    }
-
-    fn buffers(&self) -> [(&'static str, &Tensor); 3] {
-        [("", &self.flat), ("exp_avg.", &self.exp_avg), ("exp_avg_sq.", &self.exp_avg_sq)]
     }
 
     /// The dtype of the parameters.

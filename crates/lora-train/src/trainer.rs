@@ -113,7 +113,7 @@ impl Trainer {
             model.pack(packing, &mut progress)?;
         }
         model.lora_dropout = plan.config.lora.dropout();
-        let params = FlatParams::new(model.parameters(), plan.config.train.lora_plus())?;
+        let params = FlatParams::new(model.parameters(), plan.config.train.lora_plus(), plan.config.train.optim)?;
         if let Some(comparing) = asks {
             ask_reference(comparing, &model, &plan, &params.digest()?, sink)?;
         }
@@ -172,7 +172,7 @@ impl Trainer {
         let learning_rate = self.plan.schedule.lr_at(step);
         let finite = loss.is_finite() && grad_norm.is_finite();
         if finite {
-            self.params.adamw(&AdamWScalars {
+            self.params.update(&AdamWScalars {
                 lr: learning_rate,
                 beta1: config.adam_beta1,
                 beta2: config.adam_beta2,

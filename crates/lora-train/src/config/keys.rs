@@ -23,6 +23,8 @@ pub(crate) enum Kind {
     /// A text that is not empty.
     Text,
     Choice(&'static [&'static str]),
+    /// One of the first, or another name of one of them.
+    Named(&'static [&'static str], &'static [(&'static str, &'static str)]),
     Device,
     /// A list of texts; one text is taken for a list of one.
     Texts,
@@ -77,7 +79,7 @@ impl Kind {
             Kind::Integer { min, max } => value.as_integer().is_some_and(|i| (*min..=*max).contains(&i)),
             Kind::Number(range) => number(value).is_some_and(|x| range.holds(x)),
             Kind::Text => text.is_some_and(|s| !s.trim().is_empty()),
-            Kind::Choice(names) => text.is_some_and(|s| names.contains(&s)),
+            Kind::Choice(names) | Kind::Named(names, _) => text.is_some_and(|s| names.contains(&s)),
             Kind::Device => text.is_some_and(|s| {
                 ["auto", "cpu", "cuda"].contains(&s)
                     || s.strip_prefix("cuda:").is_some_and(|n| n.parse::<u16>().is_ok())
@@ -122,7 +124,7 @@ impl Kind {
             Kind::Number(Range::ZeroToBelowOne) => "a number from 0 to below 1".into(),
             Kind::Text => "a text that is not empty".into(),
             Kind::Choice(names @ [_]) => quoted(names),
-            Kind::Choice(names) => format!("one of {}", quoted(names)),
+            Kind::Choice(names) | Kind::Named(names, _) => format!("one of {}", quoted(names)),
             Kind::Device => "one of \"auto\", \"cpu\", \"cuda\", \"cuda:N\"".into(),
             Kind::Texts => "a text or a list of texts".into(),
             Kind::Indices => "an integer of at least 0 or a list of them".into(),
@@ -144,11 +146,16 @@ impl Kind {
 
     /// Whether what follows `=` on a command line is meant as a text even when it looks like a number.
     pub(crate) fn is_text(&self) -> bool {
-        matches!(self, Kind::Text | Kind::Choice(_) | Kind::Device | Kind::Date)
+        matches!(self, Kind::Text | Kind::Choice(_) | Kind::Named(..) | Kind::Device | Kind::Date)
     }
 
-    /// Brings the short forms of a value to the long one.
+    /// Brings the short forms of a value to the long one, and other names to our own.
     pub(crate) fn normalise(&self, value: &mut Value) {
+        if let (Kind::Named(_, others), Some(name)) = (self, value.as_str())
+            && let Some((_, own)) = others.iter().find(|(other, _)| *other == name)
+        {
+            *value = Value::String((*own).to_string());
+        }
         let is_single = match self {
             Kind::Texts => value.is_str(),
             Kind::Indices | Kind::IndicesOrMap => value.is_integer(),

@@ -3,7 +3,8 @@
 use super::faults::{Fault, FaultKind, shown};
 use super::source::Places;
 use super::{
-    BestMetric, FinetuningType, InitLoraWeights, Modules, ObjectiveConfig, ObjectiveName, PeftType, RunConfig, TaskType,
+    BestMetric, DType, FinetuningType, InitLoraWeights, Modules, ObjectiveConfig, ObjectiveName, Optim, PeftType,
+    RunConfig, TaskType,
 };
 use crate::objective::DpoLoss;
 use crate::schedule::ScheduleKind;
@@ -60,6 +61,10 @@ pub(crate) fn check(config: &RunConfig, tree: &Table, places: &Places, faults: &
         );
         for key in ["model.quantization", "model.weights"] {
             rules.exclude(key, "train.finetuning_type", "full training changes every weight; it needs them converted");
+        }
+        if config.train.optim == Optim::AdamW8 && matches!(config.model.dtype, DType::BFloat16 | DType::Float16) {
+            let remedy = "moments in 8 bits are made for weights that are trained in float32; set dtype = \"float32\"";
+            rules.exclude("train.optim", "model.dtype", remedy);
         }
         rules.exclude(
             "train.loraplus_lr_ratio",

@@ -105,6 +105,7 @@ fn full() -> RunConfig {
             loraplus_lr_ratio: Some(16.0),
             loraplus_lr_embedding: 1e-5,
             lr_scheduler_type: ScheduleKind::Cosine,
+            optim: Optim::AdamW8,
             warmup_steps: None,
             warmup_ratio: Some(0.03),
             weight_decay: 0.01,
@@ -201,6 +202,7 @@ train:
   loraplus_lr_embedding: 1e-5
   lr_scheduler_type: cosine
   warmup_ratio: 0.03
+  optim: adamw_bnb_8bit
   weight_decay: 0.01
   max_grad_norm: 0
   adam_beta1: 0.8
@@ -465,4 +467,25 @@ fn schedules_take_their_own_options_and_the_best_needs_evaluations() {
             (other, _) => panic!("{more:?}: {other:?}"),
         }
     }
+}
+
+#[test]
+fn optimizers_have_several_names_and_lion_its_own_decay() {
+    let optim = |name: &str| compared(&[&format!("train.optim={name}")]).unwrap().train;
+    for (name, own) in [
+        ("adamw", Optim::AdamW),
+        ("adamw_torch", Optim::AdamW),
+        ("adamw_torch_fused", Optim::AdamW),
+        ("adamw_8bit", Optim::AdamW8),
+        ("adamw_bnb_8bit", Optim::AdamW8),
+        ("lion", Optim::Lion),
+        ("lion_32bit", Optim::Lion),
+    ] {
+        assert_eq!(optim(name).optim, own, "{name}");
+        assert_eq!(optim(name).adam_beta2, if own == Optim::Lion { 0.99 } else { 0.999 }, "{name}");
+    }
+    let said = compared(&["train.optim=lion", "train.adam_beta2=0.95"]).unwrap();
+    assert_eq!(said.train.adam_beta2, 0.95);
+    let wrong = compared(&["train.optim=adamw_8bit", "train.finetuning_type=full", "model.dtype=bfloat16"]);
+    assert_eq!(wrong.unwrap_err().faults()[0].key, "train.optim");
 }

@@ -42,6 +42,26 @@ impl BestMetric {
     }
 }
 
+choice! {
+    /// What makes a step of a gradient.
+    Optim {
+        /// Two moments in float32.
+        AdamW = "adamw",
+        /// One moment, of which only signs count.
+        Lion = "lion",
+        /// Two moments in 8 bits.
+        AdamW8 = "adamw_8bit",
+    }
+}
+
+/// What Hugging Face calls them.
+const OTHER_OPTIMS: &[(&str, &str)] = &[
+    ("adamw_torch", "adamw"),
+    ("adamw_torch_fused", "adamw"),
+    ("adamw_bnb_8bit", "adamw_8bit"),
+    ("lion_32bit", "lion"),
+];
+
 const COUNT: Kind = Kind::Integer { min: 1, max: i64::MAX };
 const COUNT_OR_ZERO: Kind = Kind::Integer { min: 0, max: i64::MAX };
 const ROWS: Kind = Kind::Integer { min: 1, max: 1_048_576 };
@@ -95,13 +115,19 @@ section! {
         /// Part of all optimizer steps over which the learning rate rises, instead of `warmup_steps`; rounded up.
         #[serde(skip_serializing_if = "Option::is_none")]
         warmup_ratio: Option<f64> = None, Kind::Number(Range::ZeroToOne);
-        /// Decay of the weights in a step, as a multiple of the learning rate (AdamW).
+        /// What makes a step of a gradient: `adamw` where nothing is said (also `adamw_torch`, `adamw_torch_fused`), `lion` (also
+        /// `lion_32bit`; half the memory for moments, and a learning rate a third to a tenth of AdamW's), `adamw_8bit` (also
+        /// `adamw_bnb_8bit`; a quarter of the memory for moments).
+        #[serde(skip_serializing_if = "is_adamw")]
+        optim: Optim = Optim::AdamW, Kind::Named(Optim::NAMES, OTHER_OPTIMS);
+        /// Decay of the weights in a step, as a multiple of the learning rate. Biases, weights of norms and other vectors do
+        /// not decay.
         weight_decay: f64 = 0.0, Kind::Number(Range::NotNegative);
         /// Gradients are scaled down so that their common 2-norm is at most this; 0 leaves them as they are.
         max_grad_norm: f64 = 1.0, Kind::Number(Range::NotNegative);
-        /// Decay of AdamW's mean of the gradients.
+        /// Decay of AdamW's mean of the gradients; in Lion the share of the old gradients in the direction of a step.
         adam_beta1: f64 = 0.9, Kind::Number(Range::ZeroToBelowOne);
-        /// Decay of AdamW's mean of the squared gradients.
+        /// Decay of AdamW's mean of the squared gradients, and of Lion's mean of the gradients, where 0.99 is the default.
         adam_beta2: f64 = 0.999, Kind::Number(Range::ZeroToBelowOne);
         /// Added to AdamW's denominator.
         adam_epsilon: f64 = 1e-8, Kind::Number(Range::Positive);
@@ -130,6 +156,13 @@ section! {
         #[serde(skip_serializing_if = "is_zero")]
         early_stopping_threshold: f64 = 0.0, Kind::Number(Range::NotNegative);
     }
+}
+
+/// That of Lion's moment, as its authors have it.
+pub(super) const LION_BETA2: f64 = 0.99;
+
+fn is_adamw(optim: &Optim) -> bool {
+    *optim == Optim::AdamW
 }
 
 fn is_loss(metric: &BestMetric) -> bool {

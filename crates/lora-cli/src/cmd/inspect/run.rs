@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use lora_format::ADAPTER_CONFIG;
 use lora_train::METRICS_FILE;
 use lora_train::checkpoint::{CHECKPOINTS_DIR, verify_checkpoint};
+use lora_train::config::Optim;
 use serde::Serialize;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -26,6 +27,9 @@ struct Found {
 struct Saved {
     name: String,
     whole: bool,
+    /// Whose moments it holds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    optim: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     fault: Option<String>,
 }
@@ -66,7 +70,8 @@ pub(super) fn show(path: &Path, as_json: bool) -> Result<()> {
         out::line(format!("evaluation  after step {}: loss {}", field(v, "step"), field(v, "eval_loss")))?;
     }
     for c in &found.checkpoints {
-        out::line(format!("checkpoint  {}: {}", c.name, c.fault.as_deref().unwrap_or("whole")))?;
+        let optim = c.optim.as_ref().map(|optim| format!(", moments of {optim}")).unwrap_or_default();
+        out::line(format!("checkpoint  {}: {}{optim}", c.name, c.fault.as_deref().unwrap_or("whole")))?;
     }
     found.adapter.map_or(Ok(()), |adapter| adapter.print())
 }
@@ -80,8 +85,13 @@ fn checkpoints(dir: &Path) -> Result<Vec<Saved>> {
     names.retain(|name| name.starts_with("step-") || (name.starts_with("quarantine-") && dir.join(name).is_dir()));
     names.sort_by_key(|name| (name.rsplit('-').next().and_then(|n| n.parse::<u64>().ok()), name.clone()));
     let check = |name: String| match verify_checkpoint(&dir.join(&name)) {
-        Ok(_) => Saved { name, whole: true, fault: None },
-        Err(e) => Saved { name, whole: false, fault: Some(e.to_string()) },
+        Ok(manifest) => {
+            // A configuration does not name the usual one.
+            let own = manifest.run.config.get("train.optim");
+            let optim = own.map_or(Optim::AdamW.name(), |text| text.trim_matches('"')).to_string();
+            Saved { name, whole: true, optim: Some(optim), fault: None }
+        }
+        Err(e) => Saved { name, whole: false, optim: None, fault: Some(e.to_string()) },
     };
     Ok(names.into_iter().map(check).collect())
 }

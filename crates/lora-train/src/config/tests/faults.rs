@@ -109,7 +109,7 @@ fn foreign_keys_pass_only_when_they_ask_for_nothing() {
         ("lora", "init_lora_weights = \"corda\"", "must be true, false or \"gaussian\""),
         ("lora", "init_lora_weights = \"pissa_niter_x\"", "\"pissa_niter_N\""),
         ("lora", "bias = \"some\"", "must be one of \"none\""),
-        ("train", "optim = \"adafactor\"", "only AdamW"),
+        ("train", "optim = \"adafactor\"", "one of \"adamw\", \"lion\", \"adamw_8bit\""),
         ("model", "trust_remote_code = true", "never run"),
         ("train", "max_seq_length = 9", "did you mean `data.max_length`"),
         ("lora", "lora_rank = 9", "did you mean `lora.r`"),
