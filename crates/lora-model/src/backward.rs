@@ -97,7 +97,7 @@ impl Decoder {
         let first = self.first_trained_block();
 
         // Forward: keep the input of each block that a gradient must pass.
-        let embedded = self.embed_batch(batch)?;
+        let embedded = self.embed_batch(batch, mode)?;
         let mut x = embedded.f_detach()?;
         let mut inputs = Vec::with_capacity(self.blocks.len());
         for i in 0..self.blocks.len() {

@@ -65,6 +65,8 @@ pub struct Decoder {
     pub head: Head,
     /// `lora_dropout` of the adapter.
     pub lora_dropout: f64,
+    /// Noise on what the token table gives in training, where it is asked for (`crate::noise`).
+    pub neftune_noise_alpha: f64,
     /// The file behind a base that is mapped.
     pub(crate) mapped: Option<Arc<MappedBase>>,
     /// Rows of table and head that an adapter has in the place of the base's.
@@ -216,7 +218,7 @@ impl Decoder {
     /// What an operation reports.
     pub fn hidden(&self, batch: &TokenBatch, mode: Mode, rows: Option<&Tensor>) -> Result<Tensor> {
         let tables = RotaryTables::new(&self.config, &batch.position_ids, batch.longest(), self.kind())?;
-        let mut x = self.embed_batch(batch)?;
+        let mut x = self.embed_batch(batch, mode)?;
         for i in 0..self.blocks.len() {
             x = self.block(i, &x, batch, &tables, mode, rows)?;
         }
@@ -224,8 +226,9 @@ impl Decoder {
     }
 
     /// What the first block reads: `[tokens, hidden]`.
-    pub(crate) fn embed_batch(&self, batch: &TokenBatch) -> Result<Tensor> {
-        let x = self.embed(&batch.input_ids, &batch.position_ids, batch.longest())?;
+    pub(crate) fn embed_batch(&self, batch: &TokenBatch, mode: Mode) -> Result<Tensor> {
+        let noise = self.embedding_noise(&batch.segments, mode)?;
+        let x = self.embed(&batch.input_ids, &batch.position_ids, batch.longest(), noise.as_ref())?;
         let x = match (&self.embed_types, &batch.token_types) {
             (None, _) => x,
             (Some(table), Some(types)) => x.f_add(&table.forward(types)?)?,
@@ -234,12 +237,17 @@ impl Decoder {
         normed(self.embed_norm.as_ref(), &x)
     }
 
-    /// Tokens, and learned positions where the family has them, of texts of up to `longest` tokens: `[tokens, hidden]`.
-    fn embed(&self, ids: &Tensor, positions: &Tensor, longest: i64) -> Result<Tensor> {
+    /// Tokens, and learned positions where the family has them, of texts of up to `longest` tokens: `[tokens, hidden]`. Noise
+    /// comes to what the table gives, before anything else is made of it.
+    fn embed(&self, ids: &Tensor, positions: &Tensor, longest: i64, noise: Option<&Tensor>) -> Result<Tensor> {
         let looked_up = self.embed_tokens.forward(ids)?;
         let rows = match &self.tokens.embedding {
             Some(tokens) => tokens.in_embedding(&looked_up, ids)?,
             None => looked_up,
+        };
+        let rows = match noise {
+            Some(noise) => rows.f_add(noise)?,
+            None => rows,
         };
         let x = scaled(rows, self.config.embedding_scale)?;
         let Some(table) = &self.embed_positions else { return Ok(x) };
@@ -392,7 +400,7 @@ impl Decoder {
         let (start, n) = (cache.len(), ids.len() as i64);
         let positions = Tensor::f_arange_start(start, start + n, (Kind::Int64, self.device()))?;
         let tables = RotaryTables::new(&self.config, &positions, start + n, self.kind())?;
-        let mut x = self.embed(&Tensor::f_from_slice(ids)?.f_to_device(self.device())?, &positions, start + n)?;
+        let mut x = self.embed(&Tensor::f_from_slice(ids)?.f_to_device(self.device())?, &positions, start + n, None)?;
         for (i, (block, layer)) in self.blocks.iter().zip(&mut cache.layers).enumerate() {
             x = block.forward_cached(&self.config, &x, tables.of(block.rule.window), layer)?;
             self.release_block(i)?;

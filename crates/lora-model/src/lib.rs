@@ -35,6 +35,7 @@ mod layout;
 mod methods;
 mod mlp;
 mod names;
+mod noise;
 mod norm;
 mod rope;
 mod sampler;

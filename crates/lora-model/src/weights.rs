@@ -141,6 +141,7 @@ impl Decoder {
             norm,
             head,
             lora_dropout,
+            neftune_noise_alpha: 0.0,
             tokens: TokenAdapters::default(),
             config,
             mapped,

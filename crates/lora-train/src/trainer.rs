@@ -113,6 +113,7 @@ impl Trainer {
             model.pack(packing, &mut progress)?;
         }
         model.lora_dropout = plan.config.lora.dropout();
+        model.neftune_noise_alpha = plan.config.train.neftune_noise_alpha;
         let params = FlatParams::new(model.parameters(), plan.config.train.lora_plus(), plan.config.train.optim)?;
         if let Some(comparing) = asks {
             ask_reference(comparing, &model, &plan, &params.digest()?, sink)?;

@@ -106,6 +106,7 @@ fn full() -> RunConfig {
             loraplus_lr_embedding: 1e-5,
             lr_scheduler_type: ScheduleKind::Cosine,
             optim: Optim::AdamW8,
+            neftune_noise_alpha: 5.0,
             warmup_steps: None,
             warmup_ratio: Some(0.03),
             weight_decay: 0.01,
@@ -203,6 +204,7 @@ train:
   lr_scheduler_type: cosine
   warmup_ratio: 0.03
   optim: adamw_bnb_8bit
+  neftune_noise_alpha: 5
   weight_decay: 0.01
   max_grad_norm: 0
   adam_beta1: 0.8

@@ -131,6 +131,10 @@ section! {
         adam_beta2: f64 = 0.999, Kind::Number(Range::ZeroToBelowOne);
         /// Added to AdamW's denominator.
         adam_epsilon: f64 = 1e-8, Kind::Number(Range::Positive);
+        /// Noise on the embeddings while training (NEFTune; its authors take 5 to 15): uniform, of this over the root of an
+        /// example's tokens times the hidden size. 0, where nothing is said, takes none.
+        #[serde(skip_serializing_if = "is_zero")]
+        neftune_noise_alpha: f64 = 0.0, Kind::Number(Range::NotNegative);
         /// Keeps the inputs of the blocks only and computes the rest again in the backward pass: less memory, about a third
         /// more time.
         gradient_checkpointing: bool = false, Kind::Bool;

@@ -48,7 +48,6 @@ const FOREIGN: &[Foreign] = &[
     foreign("bf16", &[], "is not needed: set model.dtype = \"bfloat16\""),
     foreign("tf32", &[], NOT_YET),
     foreign("label_smoothing_factor", &["0", "0.0"], NOT_YET),
-    foreign("neftune_noise_alpha", &["0", "0.0"], NOT_YET),
     foreign("group_by_length", &[], "is not needed: no padding is computed"),
     foreign("padding_free", &["true"], "is always on"),
     foreign("neat_packing", &["true"], "is how data.packing always works; remove it"),
