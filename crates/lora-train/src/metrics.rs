@@ -2,6 +2,7 @@
 
 use crate::comparing::Rewards;
 use crate::error::{Error, Result};
+use crate::run::EndedBy;
 use serde::{Deserialize, Serialize, Serializer};
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
@@ -66,10 +67,21 @@ fn with_eval_names<S: Serializer>(rewards: &Option<Rewards>, serializer: S) -> s
     serializer.collect_map(named.map(|(name, value)| (format!("eval_{name}"), value)))
 }
 
+/// The last line of a start of a run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct EndRecord {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// Why it ended.
+    pub ended_by: EndedBy,
+}
+
 /// What must be known of a line to tell whether it is kept.
 #[derive(Deserialize)]
 struct Line {
     step: u64,
+    /// The end of an earlier start, which was none.
+    ended_by: Option<String>,
 }
 
 /// Appends to a run's `metrics.jsonl`. Every record reaches the system as one write, so a killed run leaves at most its last
@@ -130,6 +142,14 @@ impl MetricsWriter {
         self.write(record)
     }
 
+    /// Appends the line that says why the run ended; a run that goes on takes it away again.
+    ///
+    /// # Errors
+    /// As [`MetricsWriter::write_step`].
+    pub fn write_end(&mut self, record: &EndRecord) -> Result<()> {
+        self.write(record)
+    }
+
     /// Brings the lines to the disk. To be called before a checkpoint is saved, so that no line of a saved step can be lost.
     ///
     /// # Errors
@@ -168,7 +188,7 @@ fn kept_length(file: &File, path: &Path, step: u64) -> Result<u64> {
         offset += read as u64;
         let parsed = line.ends_with(b"\n").then(|| serde_json::from_slice::<Line>(&line).ok()).flatten();
         match (parsed, cut) {
-            (Some(parsed), None) if parsed.step <= step => kept = offset,
+            (Some(parsed), None) if parsed.step <= step && parsed.ended_by.is_none() => kept = offset,
             (Some(parsed), Some((line, reason))) if parsed.step <= step => {
                 return Err(Error::Metrics { path: path.to_path_buf(), line, reason });
             }
@@ -234,6 +254,19 @@ mod tests {
         assert_eq!(keys(1), "step, eval_loss, eval_tokens");
         assert!(lines[0]["loss"].is_null() && lines[1]["eval_loss"].is_null());
         assert_eq!(lines[2]["loss"].as_f64(), Some(0.1 + 0.2));
+    }
+
+    #[test]
+    fn the_end_of_a_run_is_its_last_line_until_it_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = MetricsWriter::create(dir.path()).unwrap();
+        writer.write_step(&record(1, 1.0)).unwrap();
+        writer.write_end(&EndRecord { step: 1, ended_by: EndedBy::MaxTime }).unwrap();
+        assert_eq!(lines(dir.path())[1].to_string(), "{\"step\":1,\"ended_by\":\"max_time\"}");
+        MetricsWriter::resume(dir.path(), 1).unwrap().write_step(&record(2, 1.0)).unwrap();
+        let left = lines(dir.path());
+        assert_eq!(left.iter().map(|l| l["step"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 2]);
+        assert!(left.iter().all(|line| line.get("ended_by").is_none()));
     }
 
     #[test]

@@ -4,13 +4,14 @@ use crate::error::{Error, Result};
 use crate::eval::EvalReport;
 use crate::events::{Event, EventSink};
 use crate::lock::RunLock;
-use crate::metrics::{EvalRecord, MetricsWriter};
+use crate::metrics::{EndRecord, EvalRecord, MetricsWriter};
 use crate::plan::RunPlan;
 use crate::trainer::{BEST_FOLDER, StepOutcome, Trainer};
 use lora_format::{copy_atomic, read_json_object, write_atomic};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 /// How a run is started.
 #[derive(Clone, Debug, Default)]
@@ -24,8 +25,10 @@ pub struct TrainOptions {
 /// What a run came to.
 #[derive(Clone, Debug, Serialize)]
 pub struct RunReport {
-    /// `finished`, or `stopped` when it was asked to stop.
+    /// `finished`, or `stopped` when it was asked to stop or its time was over.
     pub status: &'static str,
+    /// Why it ended.
+    pub ended_by: EndedBy,
     /// Where the result is.
     pub output_dir: PathBuf,
     /// Optimizer steps done.
@@ -52,7 +55,22 @@ pub struct RunReport {
     pub base_parameters: i64,
 }
 
-/// Trains until the plan's last step, or until `stop` is set; the step in progress is finished and saved either way.
+/// Why a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EndedBy {
+    /// All steps are done.
+    Steps,
+    /// Evaluations did not become better for as long as was allowed.
+    EarlyStopping,
+    /// `train.max_time` is over; the run can go on.
+    MaxTime,
+    /// It was asked to stop; the run can go on.
+    Interrupt,
+}
+
+/// Trains until the plan's last step, until its time is over, or until `stop` is set; the step in progress is finished and saved in
+/// any case.
 ///
 /// # Errors
 /// What any part reports; older checkpoints are intact then.
@@ -62,7 +80,7 @@ pub fn train(
     stop: &AtomicBool,
     sink: &mut dyn EventSink,
 ) -> Result<(RunReport, Trainer)> {
-    let out = plan.config.output_dir.clone();
+    let (out, start, budget) = (plan.config.output_dir.clone(), Instant::now(), plan.config.train.time_budget());
     let _lock = RunLock::acquire(&out)?;
     if !options.resume {
         refuse_to_overwrite(&plan)?;
@@ -81,8 +99,20 @@ pub fn train(
     sink.event(Event::Started { step: trainer.state().step, total_steps: total });
     let eval_before = if trainer.state().step == 0 { evaluate(&mut trainer, &mut metrics, sink)? } else { None };
 
-    let (mut loss, mut eval_after, mut saved) = (None, None, trainer.state().step);
-    while trainer.state().step < total && !trainer.has_stalled() && !stop.load(Ordering::Relaxed) {
+    let (mut loss, mut eval_after, mut saved, mut evaluated) = (None, None, trainer.state().step, 0);
+    // Every start comes a step further, however long loading takes.
+    let first = trainer.state().step;
+    let over = |step: u64| step > first && budget.is_some_and(|budget| start.elapsed() >= budget);
+    let ended_by = loop {
+        if trainer.state().step >= total {
+            break EndedBy::Steps;
+        } else if trainer.has_stalled() {
+            break EndedBy::EarlyStopping;
+        } else if stop.load(Ordering::Relaxed) {
+            break EndedBy::Interrupt;
+        } else if over(trainer.state().step) {
+            break EndedBy::MaxTime;
+        }
         match trainer.step()? {
             StepOutcome::Updated(record) => {
                 loss = Some(record.loss);
@@ -97,28 +127,40 @@ pub fn train(
         let due = |every: u64| every > 0 && step.is_multiple_of(every);
         if due(config.eval_steps) || step == total {
             eval_after = evaluate(&mut trainer, &mut metrics, sink)?;
+            evaluated = step;
         }
         if due(config.save_steps) {
             saved = save(&trainer, &metrics, sink)?;
         }
-    }
+    };
     let state = trainer.state().clone();
+    if ended_by == EndedBy::MaxTime && evaluated != state.step {
+        // It shows what has come of the run so far, and does not count for what goes on from here.
+        let report = trainer.measure(sink)?;
+        eval_after = tell(report, state.step, &mut metrics, sink)?;
+    }
     if saved != state.step {
         save(&trainer, &metrics, sink)?;
     }
-    let stalled = trainer.has_stalled() && state.step < total;
-    let finished = stalled || state.step >= total;
-    if stalled {
-        sink.event(Event::Note(format!(
-            "ended at step {} of {total}: {} evaluations in a row were not better",
-            state.step, state.evals_since_best
-        )));
+    let at = format!("ended at step {} of {total}", state.step);
+    match ended_by {
+        EndedBy::EarlyStopping => {
+            sink.event(Event::Note(format!("{at}: {} evaluations in a row were not better", state.evals_since_best)))
+        }
+        EndedBy::MaxTime => {
+            let budget = config.max_time.as_deref().unwrap_or_default().trim();
+            sink.event(Event::Note(format!("{at}: train.max_time = {budget:?} is over; --resume goes on")));
+        }
+        EndedBy::Steps | EndedBy::Interrupt => {}
     }
-    if finished {
+    if ended_by != EndedBy::Interrupt {
         write_outputs(&trainer)?;
     }
+    metrics.write_end(&EndRecord { step: state.step, ended_by })?;
+    let finished = matches!(ended_by, EndedBy::Steps | EndedBy::EarlyStopping);
     let report = RunReport {
         status: if finished { "finished" } else { "stopped" },
+        ended_by,
         output_dir: out,
         steps: state.step,
         total_steps: total,
@@ -150,9 +192,18 @@ fn evaluate(
     sink: &mut dyn EventSink,
 ) -> Result<Option<EvalReport>> {
     let report = trainer.evaluate(sink)?;
+    tell(report, trainer.state().step, metrics, sink)
+}
+
+fn tell(
+    report: Option<EvalReport>,
+    step: u64,
+    metrics: &mut MetricsWriter,
+    sink: &mut dyn EventSink,
+) -> Result<Option<EvalReport>> {
     if let Some(r) = &report {
         let record = EvalRecord {
-            step: trainer.state().step,
+            step,
             eval_loss: r.loss,
             eval_tokens: r.tokens,
             eval_accuracy: r.classes.and_then(|c| c.accuracy),

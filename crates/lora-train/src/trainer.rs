@@ -241,24 +241,31 @@ impl Trainer {
         }
     }
 
-    /// Evaluates the held-out examples; `None` when there are none.
+    /// Evaluates the held-out examples; `None` when there are none. It counts for what the best evaluation is.
     ///
     /// # Errors
     /// What the model reports.
     pub fn evaluate(&mut self, sink: &mut dyn EventSink) -> Result<Option<EvalReport>> {
+        let report = self.measure(sink)?;
+        if let Some(report) = &report {
+            self.compare_with_best(report)?;
+        }
+        Ok(report)
+    }
+
+    /// The same, and nothing is changed by it.
+    pub(crate) fn measure(&self, sink: &mut dyn EventSink) -> Result<Option<EvalReport>> {
         if self.plan.eval.is_empty() {
             return Ok(None);
         }
         let rows = self.plan.config.train.per_device_eval_batch_size as usize;
-        let report = match (&self.comparing, &self.plan.classes) {
+        Ok(Some(match (&self.comparing, &self.plan.classes) {
             (Some(comparing), _) => comparing.evaluate(&self.model, rows, sink)?,
             (None, None) => evaluate(&self.model, &self.plan.eval, rows, sink)?,
             (None, Some(classes)) => {
                 evaluate_classes(&self.model, &self.plan.eval, &classes.eval, rows, sink)?.summary()
             }
-        };
-        self.compare_with_best(&report)?;
-        Ok(Some(report))
+        }))
     }
 
     /// Keeps the result where the evaluation is the best so far and that was asked for.

@@ -1,7 +1,7 @@
 //! The best evaluation: its adapter is the result, and a run that gets no better ends, killed and resumed or not.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a test that cannot go on has failed
 
-use lora_train::{Event, NoEvents, Override, RunConfig, RunPlan, RunReport, TrainOptions, Trainer, train};
+use lora_train::{EndedBy, Event, NoEvents, Override, RunConfig, RunPlan, RunReport, TrainOptions, Trainer, train};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -89,4 +89,51 @@ fn a_threshold_and_another_figure_decide_as_asked() {
     let error = train(without, &TrainOptions::default(), &AtomicBool::new(false), &mut NoEvents);
     let error = error.unwrap_err().to_string();
     assert!(error.contains("eval_macro_f1") && error.contains("eval_loss"), "{error}");
+}
+
+/// The last line of the metrics.
+fn last_line(dir: &Path) -> serde_json::Value {
+    let text = std::fs::read_to_string(dir.join("run/metrics.jsonl")).unwrap();
+    serde_json::from_str(text.lines().last().unwrap()).unwrap()
+}
+
+#[test]
+fn a_run_whose_time_is_over_leaves_an_adapter_and_goes_on_to_the_same_bits() {
+    let more =
+        ["train.early_stopping_patience=100", "train.max_steps=12", "train.eval_steps=5", "lora.lora_dropout=0.1"];
+    let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (report, losses) = run(plan(whole.path(), &more), false, None);
+    assert_eq!((report.status, report.ended_by, losses.len()), ("finished", EndedBy::Steps, 4));
+    assert_eq!(last_line(whole.path())["ended_by"], "steps");
+
+    let briefly = |resume, text: &str| {
+        let mut brief = plan(parts.path(), &more);
+        brief.config.train.max_time = Some(text.into());
+        let (mut evaluations, mut notes) = (0, Vec::new());
+        let mut sink = |event: Event| match event {
+            Event::Evaluated(_) => evaluations += 1,
+            Event::Note(note) => notes.push(note),
+            // The third step takes longer than a second.
+            Event::Step(record) if record.step == 3 => std::thread::sleep(std::time::Duration::from_millis(1100)),
+            _ => {}
+        };
+        let changed = vec!["train.max_time".to_string()];
+        let options = TrainOptions { resume, changed };
+        let (report, _) = train(brief, &options, &AtomicBool::new(false), &mut sink).unwrap();
+        (report, evaluations, notes.join("\n"))
+    };
+    let (report, evaluations, notes) = briefly(false, "1s");
+    assert_eq!((report.status, report.ended_by), ("stopped", EndedBy::MaxTime));
+    assert!((1..=3).contains(&report.steps), "{}", report.steps);
+    assert_eq!(evaluations, 2, "before the first step, and at the end: {notes}");
+    assert!(notes.contains("train.max_time = \"1s\" is over"), "{notes}");
+    assert_eq!(last_line(parts.path())["ended_by"], "max_time");
+    assert!(parts.path().join("run/adapter_model.safetensors").is_file());
+    assert!(parts.path().join(format!("run/checkpoints/step-{}", report.steps)).is_dir());
+
+    let (report, _, _) = briefly(true, "1h");
+    assert_eq!((report.status, report.ended_by, report.steps), ("finished", EndedBy::Steps, 12));
+    assert!(adapter(&whole.path().join("run")) == adapter(&parts.path().join("run")), "the adapters differ");
+    let state = |dir: &Path| std::fs::read(dir.join("run/checkpoints/step-12/trainer_state.safetensors")).unwrap();
+    assert!(state(whole.path()) == state(parts.path()), "the moments differ");
 }

@@ -11,7 +11,7 @@ use crate::train_view::TrainView;
 use anyhow::Result;
 use lora_data::Format;
 use lora_format::ADAPTER_WEIGHTS;
-use lora_train::{EvalReport, Override, RunConfig, RunPlan, RunReport, TrainOptions, Trained, train};
+use lora_train::{EndedBy, EvalReport, Override, RunConfig, RunPlan, RunReport, TrainOptions, Trained, train};
 use std::path::{Path, PathBuf};
 
 /// The flags of `lora train`. Flags go before --set, and --set before the configuration's file.
@@ -146,8 +146,13 @@ impl Next {
 /// What came of it, and what to type next.
 fn closing(report: &RunReport, next: &Next) -> String {
     let (out_dir, model, raw) = (report.output_dir.display(), next.model.display(), next.raw);
+    let why = match report.ended_by {
+        EndedBy::Steps | EndedBy::Interrupt => "",
+        EndedBy::EarlyStopping => " (no better evaluation)",
+        EndedBy::MaxTime => " (max_time)",
+    };
     let mut lines = vec![format!(
-        "{} after step {} of {}: {} tokens ({} trained) in {}",
+        "{} after step {} of {}{why}: {} tokens ({} trained) in {}",
         report.status,
         report.steps,
         report.total_steps,
@@ -175,7 +180,9 @@ fn closing(report: &RunReport, next: &Next) -> String {
     }
     if report.status != "finished" {
         lines.push(format!("go on with   lora train --resume --output {out_dir}"));
-        return lines.join("\n");
+        if report.ended_by == EndedBy::Interrupt {
+            return lines.join("\n");
+        }
     }
     if next.full {
         lines.push(format!("model        {out_dir}  ({})", file_size(&report.output_dir.join("model.safetensors"))));

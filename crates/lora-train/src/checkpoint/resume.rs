@@ -9,6 +9,7 @@ use std::fmt;
 const HARMLESS: &[&str] = &[
     "train.max_steps",
     "train.num_train_epochs",
+    "train.max_time",
     "train.save_steps",
     "train.save_total_limit",
     "train.logging_steps",

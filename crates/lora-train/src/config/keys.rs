@@ -1,6 +1,7 @@
 //! The keys of a configuration: what each may hold. The structs and this table are made from one text by [`section!`], so
 //! that a key, its default, what it allows and its documentation cannot drift apart.
 
+use std::time::Duration;
 use toml::Value;
 
 /// One key.
@@ -42,6 +43,8 @@ pub(crate) enum Kind {
     Any,
     /// A day, as `2026-11-24`.
     Date,
+    /// A span of time, as `2h30m`.
+    Span,
     /// 0, a fraction below 1, or a whole number.
     Split,
     /// A list of tables with these keys; a text is taken for `{ path = TEXT }`.
@@ -104,6 +107,7 @@ impl Kind {
             }
             Kind::Any => true,
             Kind::Date => text.is_some_and(|s| lora_data::Clock::from_date(s).is_some()),
+            Kind::Span => text.is_some_and(|s| span(s).is_some()),
             Kind::Split => {
                 number(value).is_some_and(|x| (0.0..1.0).contains(&x) || (x.fract() == 0.0 && (1.0..1e15).contains(&x)))
             }
@@ -139,6 +143,7 @@ impl Kind {
             Kind::Map(of) => format!("a table whose values are each {}", of.allowed()),
             Kind::Any => "any value".into(),
             Kind::Date => "a day, as \"2026-11-24\"".into(),
+            Kind::Span => "a time, as \"2h30m\", \"90m\" or \"45s\"".into(),
             Kind::Split => "0, a fraction below 1, or a whole number of examples".into(),
             Kind::Tables(_) => "a path, a list of paths, or a list of tables as [{ path = \"train.jsonl\" }]".into(),
         }
@@ -146,7 +151,7 @@ impl Kind {
 
     /// Whether what follows `=` on a command line is meant as a text even when it looks like a number.
     pub(crate) fn is_text(&self) -> bool {
-        matches!(self, Kind::Text | Kind::Choice(_) | Kind::Named(..) | Kind::Device | Kind::Date)
+        matches!(self, Kind::Text | Kind::Choice(_) | Kind::Named(..) | Kind::Device | Kind::Date | Kind::Span)
     }
 
     /// Brings the short forms of a value to the long one, and other names to our own.
@@ -177,6 +182,23 @@ const INDEX: Kind = Kind::Integer { min: 0, max: u32::MAX as i64 };
 
 fn number(value: &Value) -> Option<f64> {
     value.as_float().or_else(|| value.as_integer().map(|i| i as f64))
+}
+
+/// A time of whole days, hours, minutes and seconds, each at most once and the longest first: `2h30m`, `90m`, `45s`.
+pub(crate) fn span(text: &str) -> Option<Duration> {
+    let (mut rest, mut seconds) = (text.trim(), 0u64);
+    if rest.is_empty() {
+        return None;
+    }
+    for (unit, each) in [('d', 86_400), ('h', 3_600), ('m', 60), ('s', 1)] {
+        if let Some((count, after)) = rest.split_once(unit)
+            && count.bytes().all(|b| b.is_ascii_digit())
+        {
+            seconds = seconds.checked_add(count.parse::<u64>().ok()?.checked_mul(each)?)?;
+            rest = after;
+        }
+    }
+    (rest.is_empty() && seconds > 0).then(|| Duration::from_secs(seconds))
 }
 
 fn is_comma_list(s: &str) -> bool {

@@ -98,6 +98,7 @@ fn full() -> RunConfig {
             finetuning_type: FinetuningType::Lora,
             num_train_epochs: Some(1.5),
             max_steps: None,
+            max_time: Some("2h30m".into()),
             per_device_train_batch_size: 2,
             per_device_eval_batch_size: 3,
             gradient_accumulation_steps: 4,
@@ -195,6 +196,7 @@ data:
 train:
   num_train_epochs: 1.5
   max_steps: null
+  max_time: 2h30m
   per_device_train_batch_size: 2
   per_device_eval_batch_size: 3
   gradient_accumulation_steps: 4
@@ -490,4 +492,30 @@ fn optimizers_have_several_names_and_lion_its_own_decay() {
     assert_eq!(said.train.adam_beta2, 0.95);
     let wrong = compared(&["train.optim=adamw_8bit", "train.finetuning_type=full", "model.dtype=bfloat16"]);
     assert_eq!(wrong.unwrap_err().faults()[0].key, "train.optim");
+}
+
+#[test]
+fn a_time_is_days_hours_minutes_and_seconds() {
+    for (text, seconds) in [
+        ("2h30m", Some(9000)),
+        ("90m", Some(5400)),
+        ("45s", Some(45)),
+        ("1d", Some(86_400)),
+        ("1d2h3m4s", Some(93_784)),
+        (" 10s ", Some(10)),
+        ("30m2h", None),
+        ("0s", None),
+        ("", None),
+        ("h", None),
+        ("5", None),
+        ("-5s", None),
+        ("1.5h", None),
+        ("1h1h", None),
+        ("99999999999999999999s", None),
+        ("18446744073709551615d", None),
+    ] {
+        assert_eq!(super::keys::span(text).map(|s| s.as_secs()), seconds, "{text}");
+        assert_eq!(compared(&[&format!("train.max_time={text:?}")]).is_ok(), seconds.is_some(), "{text}");
+    }
+    assert!(toml_faults(&format!("{MINIMAL}[train]\nmax_time = 90\n"), &[]).contains("\"2h30m\""));
 }

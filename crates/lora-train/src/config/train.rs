@@ -1,9 +1,10 @@
 //! `[train]`: the optimizer, its schedule, and when to evaluate and save. Names are those of `TrainingArguments`.
 
-use super::keys::{Kind, Range, choice, section};
+use super::keys::{Kind, Range, choice, section, span};
 use crate::eval::EvalReport;
 use crate::params::LoraPlus;
 use crate::schedule::ScheduleKind;
+use std::time::Duration;
 
 choice! {
     /// What is trained.
@@ -87,6 +88,10 @@ section! {
         /// Optimizer steps of the run, instead of `num_train_epochs`.
         #[serde(skip_serializing_if = "Option::is_none")]
         max_steps: Option<u64> = None, COUNT;
+        /// Ends the run at the first step that is done after this time, as `2h30m`, `90m` or `45s`; `--resume` goes on, with the
+        /// same time again. It counts from the loading of the model. The learning rate goes as if there were no such end.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        max_time: Option<String> = None, Kind::Span;
         /// Rows (examples, or packed rows) of one forward pass of training.
         per_device_train_batch_size: u32 = 8, ROWS;
         /// Rows of one forward pass of evaluation.
@@ -184,6 +189,11 @@ impl TrainConfig {
             (Some(steps), _) => Length::Steps(steps),
             (None, epochs) => Length::Epochs(epochs.unwrap_or(3.0)),
         }
+    }
+
+    /// The time that a start of the run has.
+    pub fn time_budget(&self) -> Option<Duration> {
+        self.max_time.as_deref().and_then(span)
     }
 
     /// The learning rates that LoRA+ sets apart, where it is asked for.

@@ -18,6 +18,8 @@ struct Found {
     path: PathBuf,
     last_step: Option<Value>,
     last_evaluation: Option<Value>,
+    /// Why it ended; absent while it runs, and where it was killed.
+    ended_by: Option<Value>,
     checkpoints: Vec<Saved>,
     adapter: Option<adapter::Found>,
 }
@@ -55,6 +57,7 @@ pub(super) fn show(path: &Path, as_json: bool) -> Result<()> {
         path: path.to_path_buf(),
         last_step: last("loss"),
         last_evaluation: last("eval_loss"),
+        ended_by: last("ended_by").map(|line| line["ended_by"].clone()),
         checkpoints: checkpoints(&path.join(CHECKPOINTS_DIR))?,
         adapter,
     };
@@ -68,6 +71,9 @@ pub(super) fn show(path: &Path, as_json: bool) -> Result<()> {
     }
     if let Some(v) = &found.last_evaluation {
         out::line(format!("evaluation  after step {}: loss {}", field(v, "step"), field(v, "eval_loss")))?;
+    }
+    if let Some(Value::String(why)) = &found.ended_by {
+        out::line(format!("ended by    {why}"))?;
     }
     for c in &found.checkpoints {
         let optim = c.optim.as_ref().map(|optim| format!(", moments of {optim}")).unwrap_or_default();
