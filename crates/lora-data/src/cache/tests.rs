@@ -30,7 +30,7 @@ fn written(dir: &Path) -> Vec<u8> {
     for example in examples() {
         writer.add(&example, &example.fingerprint()).unwrap();
     }
-    let meta = Meta { files: writer.files(), source_ends: vec![5], report: DataReport::default() };
+    let meta = Meta { files: writer.files(), source_ends: vec![5], good: String::new(), report: DataReport::default() };
     std::fs::read(writer.finish(&meta).unwrap().path()).unwrap()
 }
 
