@@ -82,7 +82,7 @@ pub use example::Example;
 pub use figures::{DataFigures, LengthBar, PackingFigures, PaddingFigures, StatsText};
 pub use format::Format;
 pub use hub::HubId;
-pub use mix::{Mixing, hold_out, mix_order};
+pub use mix::{Mixing, hold_out, mix_order, stage_lengths};
 pub use pack::{RowPlan, pack};
 pub use page::{PageRow, data_page};
 pub use preference::{AnswerSet, PreferencePair, RatedExample, build_pairs, build_rated};

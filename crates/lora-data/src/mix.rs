@@ -8,6 +8,8 @@ pub enum Mixing {
     /// One after the other. A weight of 2.5 takes a dataset twice, and half of it, drawn by the seed, a third time.
     #[default]
     Concat,
+    /// The same, and no dataset begins in an epoch before the ones in front of it are through.
+    Sequential,
     /// One example at a time, each dataset with a probability in proportion to its weight, until one has run out.
     InterleaveUnder,
     /// The same until all have run out; one that has begins again.
@@ -32,7 +34,7 @@ pub fn mix_order(lengths: &[usize], weights: &[Option<f64>], mixing: Mixing, see
         })
         .collect();
     let weight = |set: usize| weights.get(set).copied().flatten().filter(|w| w.is_finite() && *w > 0.0);
-    if mixing == Mixing::Concat {
+    if matches!(mixing, Mixing::Concat | Mixing::Sequential) {
         let mut order = Vec::new();
         for (set, (&start, &length)) in starts.iter().zip(lengths).enumerate() {
             let weight = weight(set).unwrap_or(1.0);
@@ -40,7 +42,7 @@ pub fn mix_order(lengths: &[usize], weights: &[Option<f64>], mixing: Mixing, see
                 order.extend(start..start + length);
             }
             let mut part = epoch_order(length, seed, u64::MAX - 1 - set as u64);
-            part.truncate((weight.fract() * length as f64).round() as usize);
+            part.truncate(drawn_part(weight, length));
             part.sort_unstable();
             order.extend(part.into_iter().map(|index| start + index));
         }
@@ -49,6 +51,18 @@ pub fn mix_order(lengths: &[usize], weights: &[Option<f64>], mixing: Mixing, see
     let drawn = (0..lengths.len()).any(|set| weight(set).is_some());
     let weights: Vec<f64> = (0..lengths.len()).map(|set| weight(set).unwrap_or(1.0)).collect();
     interleave(lengths, &starts, &weights, drawn, mixing, seed)
+}
+
+/// Examples of a dataset that are taken once more for what its weight has behind the point.
+fn drawn_part(weight: f64, length: usize) -> usize {
+    (weight.fract() * length as f64).round() as usize
+}
+
+/// How many examples of each dataset there are one after the other, with [`Mixing::Sequential`] or [`Mixing::Concat`].
+pub fn stage_lengths(lengths: &[usize], weights: &[Option<f64>]) -> Vec<usize> {
+    let weight = |set: usize| weights.get(set).copied().flatten().filter(|w| w.is_finite() && *w > 0.0).unwrap_or(1.0);
+    let of = |(set, &length): (usize, &usize)| weight(set).trunc() as usize * length + drawn_part(weight(set), length);
+    lengths.iter().enumerate().map(of).collect()
 }
 
 fn interleave(
@@ -75,7 +89,7 @@ fn interleave(
             continue;
         }
         match mixing {
-            Mixing::Concat | Mixing::InterleaveUnder => break,
+            Mixing::Concat | Mixing::Sequential | Mixing::InterleaveUnder => break,
             Mixing::InterleaveOver => {
                 if open.iter().all(|&set| taken[set] >= lengths[set]) {
                     break;
@@ -125,6 +139,17 @@ mod tests {
         assert_eq!(order[..4], [0, 1, 0, 1]);
         assert_eq!(order.len(), 7);
         assert!(order[4..].is_sorted() && order[4..].iter().all(|index| (2..12).contains(index)));
+    }
+
+    #[test]
+    fn stages_are_the_parts_of_the_order() {
+        let (lengths, weights) = ([2, 10, 0, 5], [Some(2.0), Some(0.3), None, None]);
+        let order = mix_order(&lengths, &weights, Mixing::Sequential, 7);
+        assert_eq!(order, mix_order(&lengths, &weights, Mixing::Concat, 7));
+        let stages = stage_lengths(&lengths, &weights);
+        assert_eq!(stages, [4, 3, 0, 5]);
+        assert_eq!(stages.iter().sum::<usize>(), order.len());
+        assert!(order[..4].iter().all(|i| *i < 2) && order[4..7].iter().all(|i| (2..12).contains(i)));
     }
 
     #[test]

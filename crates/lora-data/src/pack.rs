@@ -67,6 +67,19 @@ impl RowPlan {
         Self(Members::Packed(pack(lengths, max_length).into()))
     }
 
+    /// The same for stages of so many examples each: no row has examples of two of them. With it, the rows of each stage.
+    pub fn packed_stages(lengths: &[usize], stages: &[usize], max_length: usize) -> (Self, Vec<usize>) {
+        let (mut rows, mut counts, mut start) = (Vec::new(), Vec::with_capacity(stages.len()), 0);
+        for &stage in stages {
+            let end = (start + stage).min(lengths.len());
+            let own = pack(&lengths[start..end], max_length);
+            counts.push(own.len());
+            rows.extend(own.into_iter().map(|row| row.into_iter().map(|i| start + i).collect::<Vec<_>>()));
+            start = end;
+        }
+        (Self(Members::Packed(rows.into())), counts)
+    }
+
     /// So many rows of `each` examples that follow each other.
     pub fn groups(rows: usize, each: usize) -> Self {
         Self(Members::Packed((0..rows).map(|row| (row * each..(row + 1) * each).collect()).collect::<Vec<_>>().into()))
@@ -120,6 +133,8 @@ mod tests {
         let (packed, alone) = (RowPlan::packed(&lengths, 10), RowPlan::one_each(4));
         assert_eq!(members(&packed), [vec![0, 1], vec![2, 3], vec![]]);
         assert_eq!(members(&alone), [vec![0], vec![1], vec![2], vec![3], vec![]]);
+        let (staged, counts) = RowPlan::packed_stages(&lengths, &[3, 0, 1], 10);
+        assert_eq!((members(&staged), counts), (vec![vec![0, 1], vec![2], vec![3], vec![]], vec![2, 0, 1]));
         assert_eq!((packed.lengths(&lengths), alone.lengths(&lengths)), (vec![10, 10], lengths.to_vec()));
     }
 }

@@ -41,6 +41,17 @@ pub fn grouped_order(lengths: &[usize], batch: usize, seed: u64, epoch: u64) -> 
     grouped
 }
 
+/// The order of rows in an epoch where they come in stages of so many rows.
+fn staged_order(stages: &[usize], seed: u64, epoch: u64) -> Vec<usize> {
+    let mut order = Vec::new();
+    for (stage, &rows) in stages.iter().enumerate() {
+        let start = order.len();
+        let own = epoch_order(rows, seed.wrapping_add(stage as u64), epoch);
+        order.extend(own.into_iter().map(|row| start + row));
+    }
+    order
+}
+
 /// A place in the stream of rows: the epoch, and how many of its rows have been given out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Cursor {
@@ -55,22 +66,41 @@ pub struct Cursor {
 pub struct Sampler {
     rows: usize,
     seed: u64,
-    shuffle: bool,
-    /// Rows of a batch and the lengths that they are grouped by.
-    grouped: Option<(usize, Vec<usize>)>,
+    way: Way,
     /// The order of the epoch that was asked for last.
     order: Option<(u64, Vec<usize>)>,
+}
+
+/// How the order of an epoch is made.
+#[derive(Debug, Clone)]
+enum Way {
+    /// That of the data.
+    AsItIs,
+    Shuffled,
+    /// By length, in batches of so many.
+    Grouped {
+        lengths: Vec<usize>,
+        batch: usize,
+    },
+    /// So many rows after so many others, each part shuffled.
+    Staged(Vec<usize>),
 }
 
 impl Sampler {
     /// A sampler over so many rows; without `shuffle` every epoch has the order of the data.
     pub fn new(rows: usize, seed: u64, shuffle: bool) -> Self {
-        Self { rows, seed, shuffle, grouped: None, order: None }
+        Self { rows, seed, way: if shuffle { Way::Shuffled } else { Way::AsItIs }, order: None }
+    }
+
+    /// A sampler that gives out all rows of one stage before those of the next, each stage in a random order of its own.
+    /// `stages` are the numbers of their rows.
+    pub fn staged(stages: Vec<usize>, seed: u64) -> Self {
+        Self { rows: stages.iter().sum(), seed, way: Way::Staged(stages), order: None }
     }
 
     /// A sampler that gives out rows of similar length together, in batches of `batch`; see [`grouped_order`].
     pub fn grouped(lengths: Vec<usize>, batch: usize, seed: u64) -> Self {
-        Self { rows: lengths.len(), seed, shuffle: true, grouped: Some((batch, lengths)), order: None }
+        Self { rows: lengths.len(), seed, way: Way::Grouped { lengths, batch }, order: None }
     }
 
     /// The rows of the next batch of `n`, and the place after it. The last batch of an epoch may be shorter.
@@ -88,7 +118,10 @@ impl Sampler {
         };
         let end = row.saturating_add(n as u64).min(rows);
         let (from, to) = (row as usize, end as usize);
-        let batch = if self.shuffle { self.order(epoch)[from..to].to_vec() } else { (from..to).collect() };
+        let batch = match self.way {
+            Way::AsItIs => (from..to).collect(),
+            _ => self.order(epoch)[from..to].to_vec(),
+        };
         let next = if end == rows { Cursor { epoch: epoch + 1, row: 0 } } else { Cursor { epoch, row: end } };
         (batch, next)
     }
@@ -103,10 +136,12 @@ impl Sampler {
         if self.order.as_ref().is_none_or(|(known, _)| *known != epoch) {
             self.order = None;
         }
-        let grouped = &self.grouped;
-        let draw = || match grouped {
-            Some((batch, lengths)) => grouped_order(lengths, *batch, seed, epoch),
-            None => epoch_order(rows, seed, epoch),
+        let way = &self.way;
+        let draw = || match way {
+            Way::AsItIs => (0..rows).collect(),
+            Way::Shuffled => epoch_order(rows, seed, epoch),
+            Way::Grouped { lengths, batch } => grouped_order(lengths, *batch, seed, epoch),
+            Way::Staged(stages) => staged_order(stages, seed, epoch),
         };
         &self.order.get_or_insert_with(|| (epoch, draw())).1
     }
@@ -156,6 +191,29 @@ mod tests {
         assert_eq!([stream.next(), stream.next(), stream.next()], known);
         assert_eq!(epoch_order(10, 0, 0), ORDER_0_0);
         assert_eq!(epoch_order(10, 7, 3), ORDER_7_3);
+    }
+
+    #[test]
+    fn stages_follow_each_other_in_every_epoch_from_any_place() {
+        let stages = [7, 0, 12, 1];
+        let mut sampler = Sampler::staged(stages.to_vec(), 3);
+        let mut epochs = Vec::new();
+        for epoch in 0..3 {
+            let (all, next) = sampler.next_batch(Cursor { epoch, row: 0 }, 20);
+            assert_eq!(next, Cursor { epoch: epoch + 1, row: 0 });
+            let mut start = 0;
+            for rows in stages {
+                let mut part = all[start..start + rows].to_vec();
+                part.sort_unstable();
+                assert!(part.into_iter().eq(start..start + rows), "{all:?}");
+                start += rows;
+            }
+            let middle = sampler.next_batch(Cursor { epoch, row: 5 }, 4).0;
+            assert_eq!(middle, all[5..9]);
+            epochs.push(all);
+        }
+        assert!(epochs[0] != epochs[1] && epochs[1] != epochs[2], "each epoch has an order of its own");
+        assert_eq!(staged_order(&[10], 7, 3), ORDER_7_3);
     }
 
     const ORDER_0_0: [usize; 10] = [4, 7, 0, 5, 9, 3, 6, 2, 8, 1];

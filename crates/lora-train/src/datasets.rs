@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::events::{Event, EventSink};
 use lora_data::{
     CacheUse, Clock, DataOptions, DataReport, Format, PreferenceUse, ReadOptions, Rows, Source, Tags, TokenCache,
-    TokenSet, Tokenizer, build_pairs, build_rated, hold_out, mix_order, open_dataset,
+    TokenSet, Tokenizer, build_pairs, build_rated, hold_out, mix_order, open_dataset, stage_lengths,
 };
 use std::path::Path;
 
@@ -123,6 +123,8 @@ pub fn cache_note(cache: &CacheUse) -> Option<String> {
 /// What is trained and what is evaluated, and what became of their records.
 pub(crate) struct RunData {
     pub(crate) train: Rows,
+    /// Examples of each dataset, where they are trained one after the other.
+    pub(crate) stages: Option<Vec<usize>>,
     pub(crate) report: DataReport,
     pub(crate) eval: Rows,
     /// Of evaluation data with files of its own.
@@ -156,6 +158,7 @@ pub(crate) fn datasets(config: &RunConfig, tokenizer: &Tokenizer, sink: &mut dyn
         let lengths = lengths(&set.source_ends, &[]);
         return Ok(RunData {
             train: mixed(config, set.rows, &lengths)?,
+            stages: stages(config, &lengths),
             report: set.report,
             eval: eval.rows,
             eval_report: Some(eval.report),
@@ -167,19 +170,22 @@ pub(crate) fn datasets(config: &RunConfig, tokenizer: &Tokenizer, sink: &mut dyn
         return Err(Error::EvalSplit { split, examples });
     }
     let lengths = lengths(&set.source_ends, &held);
+    let stages = stages(config, &lengths);
     if held.is_empty() {
         let (train, eval) = (mixed(config, set.rows, &lengths)?, Rows::from(Vec::new()));
-        return Ok(RunData { train, report: set.report, eval, eval_report: None });
+        return Ok(RunData { train, stages, report: set.report, eval, eval_report: None });
     }
     let mut next = held.iter().peekable();
     let train = (0..examples).filter(|index| next.next_if(|held| **held == *index).is_none()).collect();
     let train = mixed(config, set.rows.select(train)?, &lengths)?;
-    Ok(RunData { train, report: set.report, eval: set.rows.select(held)?, eval_report: None })
+    Ok(RunData { train, stages, report: set.report, eval: set.rows.select(held)?, eval_report: None })
 }
 
 /// The answers of a run that compares or rates them, to train on and held out.
 pub(crate) struct ComparedData {
     pub(crate) answers: [Answers; 2],
+    /// Pairs or answers of each dataset, where they are trained one after the other.
+    pub(crate) stages: Option<Vec<usize>>,
     pub(crate) report: DataReport,
     pub(crate) eval_report: Option<DataReport>,
 }
@@ -205,19 +211,23 @@ pub(crate) fn compared_answers(
     let count = all.count();
     if !config.data.eval.is_empty() {
         let (eval, _, eval_report) = build(&config.data.eval)?;
-        let order = mix(config, &lengths(&ends, &[])).unwrap_or_else(|| (0..count).collect());
-        return Ok(ComparedData { answers: [all.select(&order)?, eval], report, eval_report: Some(eval_report) });
+        let lengths = lengths(&ends, &[]);
+        let order = mix(config, &lengths).unwrap_or_else(|| (0..count).collect());
+        let (answers, stages) = ([all.select(&order)?, eval], stages(config, &lengths));
+        return Ok(ComparedData { answers, stages, report, eval_report: Some(eval_report) });
     }
     let held = hold_out(count, config.data.eval_split, config.seed);
     if held.len() >= count {
         return Err(Error::EvalSplit { split: config.data.eval_split, examples: count });
     }
     let kept: Vec<usize> = (0..count).filter(|i| held.binary_search(i).is_err()).collect();
-    let order = match mix(config, &lengths(&ends, &held)) {
+    let lengths = lengths(&ends, &held);
+    let order = match mix(config, &lengths) {
         None => kept,
         Some(order) => order.into_iter().filter_map(|i| kept.get(i).copied()).collect(),
     };
-    Ok(ComparedData { answers: [all.select(&order)?, all.select(&held)?], report, eval_report: None })
+    let (answers, stages) = ([all.select(&order)?, all.select(&held)?], stages(config, &lengths));
+    Ok(ComparedData { answers, stages, report, eval_report: None })
 }
 
 /// Takes `data.eval_split` out of the training data.
@@ -247,16 +257,24 @@ fn mixed(config: &RunConfig, rows: Rows, lengths: &[usize]) -> Result<Rows> {
     }
 }
 
+/// Examples of each stage, where datasets are trained one after the other.
+fn stages(config: &RunConfig, lengths: &[usize]) -> Option<Vec<usize>> {
+    let weights: Vec<Option<f64>> = config.data.train.iter().map(|source| source.weight).collect();
+    (config.data.mixing == Mixing::Sequential).then(|| stage_lengths(lengths, &weights))
+}
+
 /// The order of a mix; `None` where it is that of the data.
 fn mix(config: &RunConfig, lengths: &[usize]) -> Option<Vec<usize>> {
     let weights: Vec<Option<f64>> = config.data.train.iter().map(|source| source.weight).collect();
     let mixing = match config.data.mixing {
         Mixing::Concat => lora_data::Mixing::Concat,
+        Mixing::Sequential => lora_data::Mixing::Sequential,
         Mixing::InterleaveUnder => lora_data::Mixing::InterleaveUnder,
         Mixing::InterleaveOver => lora_data::Mixing::InterleaveOver,
         Mixing::InterleaveOnce => lora_data::Mixing::InterleaveOnce,
     };
-    if mixing == lora_data::Mixing::Concat && weights.iter().all(Option::is_none) {
+    let in_order = matches!(config.data.mixing, Mixing::Concat | Mixing::Sequential);
+    if in_order && weights.iter().all(Option::is_none) {
         return None;
     }
     Some(mix_order(lengths, &weights, mixing, config.seed))

@@ -4,6 +4,7 @@
 //! that a run which goes on elsewhere, or after an end, takes the rows that it would have taken.
 
 use crate::error::{Error, Result};
+use crate::plan::RunPlan;
 use lora_data::{Batch, Cursor, Prefetch, RowPlan, Rows, Sampler};
 
 /// Steps that wait to be computed.
@@ -62,6 +63,19 @@ impl Loader {
         let step = items.next_item().ok_or_else(gone)??;
         self.running = Some((step.next, items));
         Ok(step)
+    }
+}
+
+/// The order of a run's rows.
+pub(crate) fn sampler_of(plan: &RunPlan) -> Sampler {
+    let (config, seed) = (&plan.config.data, plan.config.seed);
+    match &plan.stages {
+        _ if config.group_by_length => {
+            let batch = plan.config.train.per_device_train_batch_size as usize;
+            Sampler::grouped(plan.row_lengths(), batch, seed)
+        }
+        Some(stages) if config.shuffle => Sampler::staged(stages.clone(), seed),
+        _ => Sampler::new(plan.rows.len(), seed, config.shuffle),
     }
 }
 

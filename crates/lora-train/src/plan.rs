@@ -62,6 +62,8 @@ pub struct RunPlan {
     pub answers: Option<[Answers; 2]>,
     /// Rows of the training data: indices into `train`, one for each row, or several where rows are packed.
     pub rows: RowPlan,
+    /// How many of them each dataset has, where datasets are trained one after the other.
+    pub stages: Option<Vec<usize>>,
     /// Optimizer steps of one pass over the rows.
     pub steps_per_epoch: u64,
     /// Optimizer steps of the run.
@@ -103,7 +105,7 @@ impl RunPlan {
         let tokenizer = data_tokenizer(&model_dir, &config.data)?;
 
         let compared = config.objective.compares();
-        let (train, train_report, eval, eval_report, classes, answers) = match known {
+        let (train, stages, train_report, eval, eval_report, classes, answers) = match known {
             known if compared => {
                 let data = compared_answers(&config, &tokenizer, sink)?;
                 if let Some(known) = known {
@@ -112,18 +114,19 @@ impl RunPlan {
                     check_head(&model_dir, &model, &trained)?;
                 }
                 let [train, eval] = &data.answers;
-                (train.rows.clone(), data.report, eval.rows.clone(), data.eval_report, None, Some(data.answers))
+                let (train, eval) = (train.rows.clone(), eval.rows.clone());
+                (train, data.stages, data.report, eval, data.eval_report, None, Some(data.answers))
             }
             None => {
                 let data = datasets(&config, &tokenizer, sink)?;
-                (data.train, data.report, data.eval, data.eval_report, None, None)
+                (data.train, data.stages, data.report, data.eval, data.eval_report, None, None)
             }
             Some(known) => {
                 let data = known.datasets(&config, &model, &tokenizer, sink)?;
                 model = model.for_classes(data.classes.labels.clone());
                 trained = what_is_trained(&config, &model)?;
                 check_head(&model_dir, &model, &trained)?;
-                (data.train, data.report, data.eval, None, Some(data.classes), None)
+                (data.train, None, data.report, data.eval, None, Some(data.classes), None)
             }
         };
         check_vocabulary(&model, &train)?;
@@ -133,10 +136,15 @@ impl RunPlan {
         if model.layout.embed_positions.is_some() && longest as i64 > model.max_position_embeddings {
             return Err(Error::TooLong { tokens: longest, positions: model.max_position_embeddings });
         }
-        let rows = match &answers {
-            Some([answers, _]) => answers.plan(),
-            None if config.data.packing => RowPlan::packed(&lengths, config.data.max_length as usize),
-            None => RowPlan::one_each(train.len()),
+        let (packing, most) = (config.data.packing, config.data.max_length as usize);
+        let (rows, stages) = match (&answers, stages) {
+            (Some([answers, _]), stages) => (answers.plan(), stages),
+            (None, Some(stages)) if packing => {
+                let (rows, stages) = RowPlan::packed_stages(&lengths, &stages, most);
+                (rows, Some(stages))
+            }
+            (None, None) if packing => (RowPlan::packed(&lengths, most), None),
+            (None, stages) => (RowPlan::one_each(train.len()), stages),
         };
         let per_step =
             u64::from(config.train.per_device_train_batch_size) * u64::from(config.train.gradient_accumulation_steps);
@@ -177,6 +185,7 @@ impl RunPlan {
             classes,
             answers,
             rows,
+            stages,
             steps_per_epoch,
             total_steps,
             schedule,

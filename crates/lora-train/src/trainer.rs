@@ -10,13 +10,13 @@ use crate::config::Reference;
 use crate::error::{Error, Result};
 use crate::eval::{EvalReport, evaluate, on_device};
 use crate::events::{Event, EventSink};
-use crate::loader::{Laid, Loader, Step};
+use crate::loader::{Laid, Loader, Step, sampler_of};
 use crate::metrics::StepRecord;
 use crate::objective::Objective;
 use crate::params::FlatParams;
 use crate::plan::{RunPlan, Trained};
 use lora_core::RankAllocator;
-use lora_data::{Batch, Cursor, Sampler};
+use lora_data::{Batch, Cursor};
 use lora_format::{TensorFile, write_adapter, write_tensors};
 use lora_model::{Decoder, Keeping, TokenBatch};
 use lora_torch::{AdamWScalars, device_memory, device_name, libtorch_version, mix_seed, num_threads, peak_rss_bytes};
@@ -119,13 +119,7 @@ impl Trainer {
             ask_reference(comparing, &model, &plan, &params.digest()?, sink)?;
         }
         let budgeting = Budgeting::of(plan.adapter_config().as_ref(), &model, plan.total_steps)?;
-        let sampler = match plan.config.data.group_by_length {
-            true => {
-                let batch = plan.config.train.per_device_train_batch_size as usize;
-                Sampler::grouped(plan.row_lengths(), batch, plan.config.seed)
-            }
-            false => Sampler::new(plan.rows.len(), plan.config.seed, plan.config.data.shuffle),
-        };
+        let sampler = sampler_of(&plan);
         let (batch, micro) =
             (plan.config.train.per_device_train_batch_size, plan.config.train.gradient_accumulation_steps);
         let loader = Loader::new(plan.train.clone(), plan.rows.clone(), sampler, batch as usize, micro);

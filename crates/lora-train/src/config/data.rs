@@ -44,6 +44,8 @@ choice! {
     Mixing {
         /// One after the other; a weight says how often each is taken.
         Concat = "concat",
+        /// One after the other in every epoch, too: a curriculum.
+        Sequential = "sequential",
         /// Drawn by weight, until one has run out.
         InterleaveUnder = "interleave_under",
         /// Drawn by weight, until all have run out; one that has begins again.
@@ -154,7 +156,8 @@ section! {
         /// Folder of those files; the program takes `lora/tokens` in `XDG_CACHE_HOME` or `~/.cache` when absent.
         #[serde(skip_serializing_if = "Option::is_none")]
         cache_dir: Option<PathBuf> = None, Kind::Text;
-        /// How several datasets of `train` become one: `concat`, or one of `interleave_under`, `interleave_over`, `interleave_once`.
+        /// How several datasets of `train` become one: `concat`; `sequential`, which trains all of one before the next begins; or one
+        /// of `interleave_under`, `interleave_over`, `interleave_once`.
         #[serde(skip_serializing_if = "is_concat")]
         mixing: Mixing = Mixing::Concat, Kind::Choice(Mixing::NAMES);
         /// Leaves out examples whose tokens and mask are those of an example before.

@@ -3,8 +3,8 @@
 use super::faults::{Fault, FaultKind, shown};
 use super::source::Places;
 use super::{
-    BestMetric, DType, FinetuningType, InitLoraWeights, Modules, ObjectiveConfig, ObjectiveName, Optim, PeftType,
-    RunConfig, TaskType,
+    BestMetric, DType, FinetuningType, InitLoraWeights, Mixing, Modules, ObjectiveConfig, ObjectiveName, Optim,
+    PeftType, RunConfig, TaskType,
 };
 use crate::objective::DpoLoss;
 use crate::schedule::ScheduleKind;
@@ -47,6 +47,16 @@ pub(crate) fn check(config: &RunConfig, tree: &Table, places: &Places, faults: &
                 "data.shuffle",
                 "grouping makes an order of its own; keep one of them",
             );
+        }
+    }
+    if config.data.mixing == Mixing::Sequential {
+        if config.data.group_by_length {
+            let remedy = "grouping puts examples of all datasets together; keep one of them";
+            rules.exclude("data.group_by_length", "data.mixing", remedy);
+        }
+        if config.lora.task_type == TaskType::SeqCls && !config.objective.compares() {
+            let remedy = "the texts of a classifier are not mixed; remove it";
+            rules.contradiction("data.mixing", "lora.task_type = \"SEQ_CLS\"".into(), remedy);
         }
     }
     if config.data.train_on_last_turn_only && config.data.train_on_prompt {
