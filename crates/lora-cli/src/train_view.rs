@@ -3,7 +3,8 @@
 use crate::out;
 use crate::progress::{ByteBar, CountBar, NowAndThen, above, bar};
 use indicatif::ProgressBar;
-use lora_train::{Event, EventSink, Rewards, StepRecord};
+use lora_data::Scores;
+use lora_train::{EvalRecord, Event, EventSink, Rewards, StepRecord};
 use std::time::Instant;
 
 /// Shows the events of a run: a bar on a terminal, else a line now and then; notes always.
@@ -129,7 +130,7 @@ impl EventSink for TrainView {
                     (Some(accuracy), Some(f1), _) => {
                         format!("accuracy {accuracy:.4}, macro F1 {f1:.4}, over {} texts", record.eval_tokens)
                     }
-                    _ => format!("over {} tokens", record.eval_tokens),
+                    (accuracy, ..) => language_in_words(accuracy, &record),
                 };
                 let (step, loss) = (record.step, record.eval_loss);
                 self.say(&format!("step {step}: held-out loss {loss:.4} {over}"));
@@ -138,6 +139,18 @@ impl EventSink for TrainView {
             _ => {}
         }
     }
+}
+
+/// As `over 400 tokens, accuracy 0.7125, BLEU 34.20, chrF 51.03, ROUGE-L 0.5532, exact 0.1250`.
+fn language_in_words(accuracy: Option<f64>, record: &EvalRecord) -> String {
+    let mut text = format!("over {} tokens", record.eval_tokens);
+    text += &accuracy.map(|accuracy| format!(", accuracy {accuracy:.4}")).unwrap_or_default();
+    text + &record.generated.map(|scores| format!(", {}", scores_in_words(&scores))).unwrap_or_default()
+}
+
+/// As `BLEU 34.20, chrF 51.03, ROUGE-L 0.5532, exact 0.1250`.
+pub(crate) fn scores_in_words(s: &Scores) -> String {
+    format!("BLEU {:.2}, chrF {:.2}, ROUGE-L {:.4}, exact {:.4}", s.bleu, s.chrf, s.rouge_l, s.exact_match)
 }
 
 /// As `reward margin 0.412 (1.203 - 0.791), accuracy 0.8125`.

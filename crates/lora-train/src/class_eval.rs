@@ -69,6 +69,7 @@ impl ClassReport {
             examples: self.examples,
             classes: Some(self.scores),
             rewards: None,
+            generated: None,
         }
     }
 }

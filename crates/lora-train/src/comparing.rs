@@ -209,7 +209,8 @@ impl Comparing {
         let examples = tally.items;
         // It is no mean of log-probabilities, so there is no perplexity.
         let perplexity = f64::NAN;
-        Ok(EvalReport { loss, perplexity, accuracy, tokens, examples, classes: None, rewards: Some(rewards) })
+        let rewards = Some(rewards);
+        Ok(EvalReport { loss, perplexity, accuracy, tokens, examples, rewards, ..EvalReport::default() })
     }
 
     /// How far the policy has moved from the reference on answers to other prompts: the mean of their log ratios, and 0

@@ -30,6 +30,15 @@ pub enum Error {
         /// The figure.
         metric: &'static str,
     },
+    /// Answers are to be written, and there is nothing to answer.
+    #[error(
+        "train.predict_with_generate: none of the {examples} evaluation examples has a prompt before its answer; set it to false, or \
+         give data.eval with prompts"
+    )]
+    NothingToAnswer {
+        /// Examples of the evaluation.
+        examples: usize,
+    },
     /// The configuration is at fault.
     #[error(transparent)]
     Config(#[from] ConfigErrors),
@@ -271,6 +280,7 @@ impl Error {
             | Self::NothingToResume { .. }
             | Self::ResumeMismatch { .. }
             | Self::EvalSplit { .. }
+            | Self::NothingToAnswer { .. }
             | Self::TokenOutsideModel { .. }
             | Self::TooLong { .. }
             | Self::BenchInput { .. } => true,

@@ -4,7 +4,7 @@ use crate::class_eval::ClassScores;
 use crate::comparing::Rewards;
 use crate::error::Result;
 use crate::events::{Event, EventSink};
-use lora_data::{Batch, Rows};
+use lora_data::{Batch, Rows, Scores};
 use lora_model::{Decoder, ModelConfig, TokenBatch};
 use serde::Serialize;
 use tch::Device;
@@ -29,6 +29,9 @@ pub struct EvalReport {
     /// and `examples` the pairs, or the answers where they come alone.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub rewards: Option<Rewards>,
+    /// How near the answers that the model writes are to those of the examples, where they were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generated: Option<Scores>,
 }
 
 /// Evaluates the trained tokens of `examples`, `rows` of them at a time; every token weighs the same.
@@ -57,6 +60,7 @@ pub fn evaluate(model: &Decoder, examples: &Rows, rows: usize, sink: &mut dyn Ev
         examples: examples.len(),
         classes: None,
         rewards: None,
+        generated: None,
     })
 }
 

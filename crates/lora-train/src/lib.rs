@@ -4,6 +4,7 @@
 //! loop) -> [`Trainer::step`] (the step). A program that wants to own the loop calls [`Trainer`] itself.
 
 mod allocation;
+mod answering;
 mod answers;
 mod bench;
 pub mod checkpoint;
@@ -29,6 +30,7 @@ mod schedule;
 mod suggest;
 mod trainer;
 
+pub use answering::{Question, answer_questions, questions};
 pub use answers::Answers;
 pub use bench::{BenchOptions, BenchReport, bench_step};
 pub use class_eval::{ClassReport, ClassScores, LabelScores, evaluate_classes, predict, probabilities};

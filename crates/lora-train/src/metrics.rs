@@ -2,7 +2,9 @@
 
 use crate::comparing::Rewards;
 use crate::error::{Error, Result};
+use crate::eval::EvalReport;
 use crate::run::EndedBy;
+use lora_data::Scores;
 use serde::{Deserialize, Serialize, Serializer};
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
@@ -51,7 +53,10 @@ pub struct EvalRecord {
     pub eval_loss: f64,
     /// Tokens with a loss; texts, of a classifier.
     pub eval_tokens: u64,
-    /// Share of the texts that a classifier gives the right label.
+    /// `exp(eval_loss)`, of a language model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval_perplexity: Option<f64>,
+    /// Share of the trained tokens that a language model ranks first; of the texts that a classifier gives the right label.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval_accuracy: Option<f64>,
     /// Mean over the labels of a classifier's F1.
@@ -60,6 +65,36 @@ pub struct EvalRecord {
     /// Of answers that are compared or rated.
     #[serde(flatten, serialize_with = "with_eval_names")]
     pub rewards: Option<Rewards>,
+    /// Of answers that the model writes: `eval_bleu`, `eval_chrf`, `eval_rouge_l`, `eval_exact_match`.
+    #[serde(flatten, serialize_with = "scores_with_eval_names")]
+    pub generated: Option<Scores>,
+}
+
+impl EvalRecord {
+    /// The record of an evaluation.
+    pub fn of(report: &EvalReport, step: u64) -> Self {
+        let language = report.classes.is_none() && report.rewards.is_none();
+        Self {
+            step,
+            eval_loss: report.loss,
+            eval_tokens: report.tokens,
+            eval_perplexity: language.then_some(report.perplexity),
+            eval_accuracy: report.classes.map_or(language.then_some(report.accuracy), |c| c.accuracy),
+            eval_macro_f1: report.classes.and_then(|c| c.macro_f1),
+            rewards: report.rewards,
+            generated: report.generated,
+        }
+    }
+}
+
+fn scores_with_eval_names<S: Serializer>(
+    scores: &Option<Scores>,
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    let named = |s: &Scores| {
+        [("eval_bleu", s.bleu), ("eval_chrf", s.chrf), ("eval_rouge_l", s.rouge_l), ("eval_exact_match", s.exact_match)]
+    };
+    serializer.collect_map(scores.iter().flat_map(named))
 }
 
 fn with_eval_names<S: Serializer>(rewards: &Option<Rewards>, serializer: S) -> std::result::Result<S::Ok, S::Error> {
@@ -223,6 +258,26 @@ mod tests {
         }
     }
 
+    fn evaluation(step: u64) -> EvalRecord {
+        EvalRecord::of(&EvalReport { loss: f64::INFINITY, tokens: 7, ..EvalReport::default() }, step)
+    }
+
+    #[test]
+    fn an_evaluation_has_the_figures_of_what_is_trained() {
+        let keys = |report: EvalReport| {
+            let line = serde_json::to_value(EvalRecord::of(&report, 3)).unwrap();
+            line.as_object().unwrap().keys().skip(3).cloned().collect::<Vec<_>>().join(", ")
+        };
+        let usual = EvalReport { loss: 1.0, perplexity: 1f64.exp(), accuracy: 0.5, tokens: 2, ..EvalReport::default() };
+        let generated = Some(Scores { bleu: 12.0, texts: 1, ..Scores::default() });
+        let written = "eval_perplexity, eval_accuracy, eval_bleu, eval_chrf, eval_rouge_l, eval_exact_match";
+        assert_eq!(keys(EvalReport { generated, ..usual }), written);
+        let classes = Some(crate::ClassScores { accuracy: Some(0.5), macro_f1: Some(0.25), ..Default::default() });
+        assert_eq!(keys(EvalReport { classes, ..usual }), "eval_accuracy, eval_macro_f1");
+        let rewards = Some(Rewards { margin: Some(1.0), ..Default::default() });
+        assert_eq!(keys(EvalReport { rewards, ..usual }), "eval_reward_margin");
+    }
+
     fn lines(dir: &Path) -> Vec<serde_json::Value> {
         let text = fs::read_to_string(dir.join(METRICS_FILE)).unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -233,16 +288,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut writer = MetricsWriter::create(dir.path()).unwrap();
         writer.write_step(&record(1, f64::NAN)).unwrap();
-        writer
-            .write_eval(&EvalRecord {
-                step: 1,
-                eval_loss: f64::INFINITY,
-                eval_tokens: 7,
-                eval_accuracy: None,
-                eval_macro_f1: None,
-                rewards: None,
-            })
-            .unwrap();
+        writer.write_eval(&evaluation(1)).unwrap();
         writer.write_step(&record(2, 0.1 + 0.2)).unwrap();
         writer.sync().unwrap();
         let lines = lines(dir.path());
@@ -251,7 +297,7 @@ mod tests {
             keys(0),
             "step, epoch, loss, grad_norm, learning_rate, trained_tokens, tokens, seconds, tokens_per_second, peak_memory_bytes"
         );
-        assert_eq!(keys(1), "step, eval_loss, eval_tokens");
+        assert_eq!(keys(1), "step, eval_loss, eval_tokens, eval_perplexity, eval_accuracy");
         assert!(lines[0]["loss"].is_null() && lines[1]["eval_loss"].is_null());
         assert_eq!(lines[2]["loss"].as_f64(), Some(0.1 + 0.2));
     }
@@ -325,7 +371,7 @@ mod tests {
                 for step in from..=10 {
                     writer.write_step(&record(step, 1.0 / step as f64)).unwrap();
                     if step % 3 == 0 {
-                        writer.write_eval(&EvalRecord { step, eval_loss: 2.0, eval_tokens: 5, eval_accuracy: None, eval_macro_f1: None, rewards: None }).unwrap();
+                        writer.write_eval(&evaluation(step)).unwrap();
                     }
                 }
             }

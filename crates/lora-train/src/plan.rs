@@ -1,6 +1,7 @@
 //! From what the user wrote to a run that can start: files opened, data tokenised and checked, counts known, and nothing
 //! expensive done yet.
 
+use crate::answering::{Question, questions};
 use crate::answers::Answers;
 use crate::classes::{ClassPlan, KnownClasses, check_head};
 use crate::config::{
@@ -58,6 +59,8 @@ pub struct RunPlan {
     pub eval_report: Option<DataReport>,
     /// The labels of `train` and `eval`, where a classifier is trained.
     pub classes: Option<ClassPlan>,
+    /// What is to be answered in an evaluation, where `predict_with_generate` asks for it.
+    pub questions: Vec<Question>,
     /// The answers whose rows `train` and `eval` are, where answers are compared or rated.
     pub answers: Option<[Answers; 2]>,
     /// Rows of the training data: indices into `train`, one for each row, or several where rows are packed.
@@ -131,6 +134,10 @@ impl RunPlan {
         };
         check_vocabulary(&model, &train)?;
         check_vocabulary(&model, &eval)?;
+        let questions = match config.train.predict_with_generate {
+            true => questions(&eval, &tokenizer, config.train.generation_num_samples)?,
+            false => Vec::new(),
+        };
         let lengths = train.lengths();
         let longest = lengths.iter().copied().chain(eval.lengths()).max().unwrap_or(0);
         if model.layout.embed_positions.is_some() && longest as i64 > model.max_position_embeddings {
@@ -183,6 +190,7 @@ impl RunPlan {
             eval,
             eval_report,
             classes,
+            questions,
             answers,
             rows,
             stages,

@@ -202,14 +202,7 @@ fn tell(
     sink: &mut dyn EventSink,
 ) -> Result<Option<EvalReport>> {
     if let Some(r) = &report {
-        let record = EvalRecord {
-            step,
-            eval_loss: r.loss,
-            eval_tokens: r.tokens,
-            eval_accuracy: r.classes.and_then(|c| c.accuracy),
-            eval_macro_f1: r.classes.and_then(|c| c.macro_f1),
-            rewards: r.rewards,
-        };
+        let record = EvalRecord::of(r, step);
         metrics.write_eval(&record)?;
         sink.event(Event::Evaluated(record));
     }

@@ -1,6 +1,7 @@
 //! The trainer: a model, its trained parameters, the data's order, and THE step.
 
 use crate::allocation::Budgeting;
+use crate::answering::answer_questions;
 use crate::answers::Answers;
 use crate::checkpoint::{RunIdentity, TrainState, compare_for_resume, find_checkpoint, save_checkpoint};
 use crate::class_eval::evaluate_classes;
@@ -255,11 +256,20 @@ impl Trainer {
         let rows = self.plan.config.train.per_device_eval_batch_size as usize;
         Ok(Some(match (&self.comparing, &self.plan.classes) {
             (Some(comparing), _) => comparing.evaluate(&self.model, rows, sink)?,
-            (None, None) => evaluate(&self.model, &self.plan.eval, rows, sink)?,
+            (None, None) => self.measure_language(rows, sink)?,
             (None, Some(classes)) => {
                 evaluate_classes(&self.model, &self.plan.eval, &classes.eval, rows, sink)?.summary()
             }
         }))
+    }
+
+    fn measure_language(&self, rows: usize, sink: &mut dyn EventSink) -> Result<EvalReport> {
+        let (plan, mut report) = (&self.plan, evaluate(&self.model, &self.plan.eval, rows, sink)?);
+        if !plan.questions.is_empty() {
+            let most = plan.config.train.generation_max_new_tokens as usize;
+            report.generated = Some(answer_questions(&self.model, &plan.tokenizer, &plan.questions, most, sink)?);
+        }
+        Ok(report)
     }
 
     /// Keeps the result where the evaluation is the best so far and that was asked for.

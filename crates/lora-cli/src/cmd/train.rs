@@ -7,7 +7,7 @@ use crate::interrupt::stop_on_signals;
 use crate::load::check_model_folder;
 use crate::out;
 use crate::summary::{PlanSummary, file_size};
-use crate::train_view::TrainView;
+use crate::train_view::{TrainView, scores_in_words};
 use anyhow::Result;
 use lora_data::Format;
 use lora_format::ADAPTER_WEIGHTS;
@@ -166,6 +166,10 @@ fn closing(report: &RunReport, next: &Next) -> String {
             let accuracy = |r: EvalReport| r.classes.and_then(|c| c.accuracy);
             if let (Some(before), Some(after)) = (accuracy(before), accuracy(after)) {
                 lines.push(format!("held-out accuracy {before:.4} -> {after:.4}"));
+            }
+            if let (Some(before), Some(after)) = (before.generated, after.generated) {
+                lines.push(format!("answers before {}", scores_in_words(&before)));
+                lines.push(format!("answers after  {}", scores_in_words(&after)));
             }
             let margin = |r: EvalReport| r.rewards.and_then(|rewards| rewards.margin);
             if let (Some(before), Some(after)) = (margin(before), margin(after)) {

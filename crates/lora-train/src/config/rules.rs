@@ -30,6 +30,7 @@ pub(crate) fn check(config: &RunConfig, tree: &Table, places: &Places, faults: &
     lengths(config, &mut rules);
     schedule_options(config, &mut rules);
     best(config, &mut rules);
+    answering(config, &mut rules);
     targets(config, &mut rules);
     methods(config, &mut rules);
     objective(config, &mut rules);
@@ -116,7 +117,12 @@ fn best(config: &RunConfig, rules: &mut Rules<'_>) {
         BestMetric::Accuracy => config.objective.name != ObjectiveName::Kto,
         BestMetric::MacroF1 => classifier && !config.objective.compares(),
         BestMetric::RewardMargin => config.objective.compares(),
+        BestMetric::Bleu | BestMetric::Chrf | BestMetric::RougeL | BestMetric::ExactMatch => true,
     };
+    if metric.of_answers() && !train.predict_with_generate {
+        let remedy = "no answers are written: set predict_with_generate = true, or choose another, as \"eval_loss\"";
+        rules.contradiction("train.metric_for_best_model", "train.predict_with_generate = false".into(), remedy);
+    }
     let with = format!("objective.name = \"{}\" and its evaluations", config.objective.name.name());
     let remedy = "they have no such figure; choose another, as \"eval_loss\"";
     rules.contradiction_if(!has_it, "train.metric_for_best_model", with, remedy);
@@ -125,6 +131,25 @@ fn best(config: &RunConfig, rules: &mut Rules<'_>) {
     rules.required(none_held_out, "data.eval_split", remedy);
     let remedy = "the best evaluation is looked for: say every how many optimizer steps there is one";
     rules.required(train.eval_steps == 0, "train.eval_steps", remedy);
+}
+
+/// What answers prompts needs some, apart from their answers.
+fn answering(config: &RunConfig, rules: &mut Rules<'_>) {
+    let key = "train.predict_with_generate";
+    if !config.train.predict_with_generate {
+        return;
+    }
+    let classifier = config.lora.task_type == TaskType::SeqCls;
+    let with = format!("lora.task_type = \"{}\"", config.lora.task_type.name());
+    rules.contradiction_if(classifier, key, with, "a classifier writes no answers; remove it");
+    let with = format!("objective.name = \"{}\"", config.objective.name.name());
+    let remedy = "its evaluation compares answers that are there; remove it";
+    rules.contradiction_if(config.objective.compares() && !classifier, key, with, remedy);
+    let remedy = "where prompts are trained they do not end where answers begin; remove one of them";
+    rules.contradiction_if(config.data.train_on_prompt, key, "data.train_on_prompt = true".into(), remedy);
+    let none_held_out = config.data.eval.is_empty() && config.data.eval_split == 0.0;
+    let remedy = "prompts of the evaluation are answered: give data.eval, or a part of the data by data.eval_split";
+    rules.required(none_held_out, "data.eval_split", remedy);
 }
 
 /// Options of the schedule that say nothing to it, or too much.

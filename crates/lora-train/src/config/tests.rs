@@ -117,6 +117,9 @@ fn full() -> RunConfig {
             adam_epsilon: 1e-6,
             gradient_checkpointing: true,
             eval_steps: 10,
+            predict_with_generate: false,
+            generation_max_new_tokens: 32,
+            generation_num_samples: Some(9),
             save_steps: 20,
             save_total_limit: 3,
             logging_steps: 5,
@@ -214,6 +217,8 @@ train:
   adam_epsilon: 1e-6
   gradient_checkpointing: true
   eval_steps: 10
+  generation_max_new_tokens: 32
+  generation_num_samples: 9
   save_steps: 20
   save_total_limit: 3
   logging_steps: 5
@@ -251,6 +256,7 @@ fn with_every_type() -> RunConfig {
     (lora.tinit, lora.tfinal, lora.deltaT, lora.total_step) = (Some(1), Some(2), Some(3), Some(9));
     (lora.beta1, lora.beta2, lora.orth_reg_weight) = (Some(0.8), Some(0.9), Some(0.3));
     lora.loftq_iter = Some(2);
+    config.train.predict_with_generate = true;
     config.train.lr_scheduler_kwargs = "num_cycles = 2".parse().unwrap();
     config.objective = ObjectiveConfig { name: ObjectiveName::Dpo, beta: Some(0.2), ..ObjectiveConfig::default() };
     config
@@ -454,7 +460,39 @@ fn schedules_take_their_own_options_and_the_best_needs_evaluations() {
         (&["train.load_best_model_at_end=true", "train.eval_steps=5", "data.eval_split=0.1"], None),
         (&["train.load_best_model_at_end=true", "train.eval_steps=5"], Some("data.eval_split")),
         (&["train.early_stopping_patience=2", "data.eval_split=0.1"], Some("train.eval_steps")),
-        (&["train.metric_for_best_model=eval_bleu"], Some("train.metric_for_best_model")),
+        (&["train.metric_for_best_model=eval_meteor"], Some("train.metric_for_best_model")),
+        (
+            &[
+                "train.metric_for_best_model=eval_bleu",
+                "train.load_best_model_at_end=true",
+                "train.eval_steps=5",
+                "data.eval_split=0.1",
+            ],
+            Some("train.metric_for_best_model"),
+        ),
+        (
+            &[
+                "train.metric_for_best_model=eval_rouge_l",
+                "train.load_best_model_at_end=true",
+                "train.eval_steps=5",
+                "data.eval_split=0.1",
+                "train.predict_with_generate=true",
+            ],
+            None,
+        ),
+        (&["train.predict_with_generate=true"], Some("data.eval_split")),
+        (
+            &["train.predict_with_generate=true", "data.eval_split=2", "data.train_on_prompt=true"],
+            Some("train.predict_with_generate"),
+        ),
+        (
+            &["train.predict_with_generate=true", "data.eval_split=2", "objective.name=dpo"],
+            Some("train.predict_with_generate"),
+        ),
+        (
+            &["train.predict_with_generate=true", "data.eval_split=2", "lora.task_type=SEQ_CLS"],
+            Some("train.predict_with_generate"),
+        ),
         (
             &[
                 "train.early_stopping_patience=2",

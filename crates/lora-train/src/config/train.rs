@@ -25,18 +25,35 @@ choice! {
         Accuracy = "eval_accuracy",
         /// A classifier's mean F1.
         MacroF1 = "eval_macro_f1",
+        /// BLEU of the answers that are written.
+        Bleu = "eval_bleu",
+        /// Their chrF.
+        Chrf = "eval_chrf",
+        /// Their ROUGE-L.
+        RougeL = "eval_rouge_l",
+        /// The share of those that are right to the letter.
+        ExactMatch = "eval_exact_match",
         /// By how much better answers are preferred.
         RewardMargin = "eval_reward_margin",
     }
 }
 
 impl BestMetric {
+    /// Whether it is told from answers that are written.
+    pub fn of_answers(self) -> bool {
+        matches!(self, Self::Bleu | Self::Chrf | Self::RougeL | Self::ExactMatch)
+    }
+
     /// The figure of an evaluation, turned so that more is better; none where the evaluation has none.
     pub fn of(self, report: &EvalReport) -> Option<f64> {
         let value = match self {
             Self::Loss => Some(-report.loss),
             Self::Accuracy => Some(report.accuracy),
             Self::MacroF1 => report.classes.and_then(|scores| scores.macro_f1),
+            Self::Bleu => report.generated.map(|scores| scores.bleu),
+            Self::Chrf => report.generated.map(|scores| scores.chrf),
+            Self::RougeL => report.generated.map(|scores| scores.rouge_l),
+            Self::ExactMatch => report.generated.map(|scores| scores.exact_match),
             Self::RewardMargin => report.rewards.and_then(|rewards| rewards.margin),
         };
         value.filter(|value| !value.is_nan())
@@ -125,8 +142,8 @@ section! {
         /// `adamw_bnb_8bit`; a quarter of the memory for moments).
         #[serde(skip_serializing_if = "is_adamw")]
         optim: Optim = Optim::AdamW, Kind::Named(Optim::NAMES, OTHER_OPTIMS);
-        /// Decay of the weights in a step, as a multiple of the learning rate. Biases, weights of norms and other vectors do
-        /// not decay.
+        /// Decay of the weights in a step, as a multiple of the learning rate. Biases and weights of norms do not
+        /// decay.
         weight_decay: f64 = 0.0, Kind::Number(Range::NotNegative);
         /// Gradients are scaled down so that their common 2-norm is at most this; 0 leaves them as they are.
         max_grad_norm: f64 = 1.0, Kind::Number(Range::NotNegative);
@@ -145,6 +162,16 @@ section! {
         gradient_checkpointing: bool = false, Kind::Bool;
         /// Evaluates every so many optimizer steps; 0 evaluates at the start and at the end only.
         eval_steps: u64 = 0, COUNT_OR_ZERO;
+        /// Answers the prompts of the evaluation, too, and compares what is written with what stands there: BLEU, chrF, ROUGE-L and
+        /// exact match.
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        predict_with_generate: bool = false, Kind::Bool;
+        /// Most tokens of such an answer.
+        #[serde(skip_serializing_if = "is_usual_answer")]
+        generation_max_new_tokens: u32 = MOST_OF_ANSWER, ROWS;
+        /// Answers the first so many prompts only; all when absent.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        generation_num_samples: Option<u32> = None, ROWS;
         /// Saves a checkpoint every so many optimizer steps; 0 saves one at the end only.
         save_steps: u64 = 500, COUNT_OR_ZERO;
         /// Checkpoints that are kept, the newest ones; at least 2, so that a damaged one never costs the run.
@@ -154,8 +181,8 @@ section! {
         /// Keeps the best evaluation's adapter in `best` of the run's folder, and makes it the result at the end.
         #[serde(skip_serializing_if = "std::ops::Not::not")]
         load_best_model_at_end: bool = false, Kind::Bool;
-        /// What the best is told by: `eval_loss`, `eval_accuracy` (of tokens, texts or pairs), `eval_macro_f1` or
-        /// `eval_reward_margin`.
+        /// What the best is told by: `eval_loss`, `eval_accuracy` (of tokens, texts or pairs), `eval_macro_f1`,
+        /// `eval_reward_margin`, or with `predict_with_generate` `eval_bleu`, `eval_chrf`, `eval_rouge_l`, `eval_exact_match`.
         #[serde(skip_serializing_if = "is_loss")]
         metric_for_best_model: BestMetric = BestMetric::Loss, Kind::Choice(BestMetric::NAMES);
         /// Ends the run after so many evaluations in a row without a better one; it goes on to its end when absent.
@@ -169,6 +196,13 @@ section! {
 
 /// That of Lion's moment, as its authors have it.
 pub(super) const LION_BETA2: f64 = 0.99;
+
+/// Tokens of an answer.
+const MOST_OF_ANSWER: u32 = 128;
+
+fn is_usual_answer(tokens: &u32) -> bool {
+    *tokens == MOST_OF_ANSWER
+}
 
 fn is_adamw(optim: &Optim) -> bool {
     *optim == Optim::AdamW
