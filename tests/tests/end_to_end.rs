@@ -190,7 +190,7 @@ fn ctrl_c_finishes_the_step_saves_and_exits_0() {
         .unwrap();
     // Wait for the first steps, then interrupt.
     let log = stopped.path("run/metrics.jsonl");
-    for _ in 0..400 {
+    for _ in 0..6000 {
         if std::fs::read_to_string(&log).is_ok_and(|t| t.lines().count() > 3) {
             break;
         }

@@ -83,7 +83,7 @@ pub fn train(
     sink.event(Event::Started { step: trainer.state().step, total_steps: total });
     let eval_before = if trainer.state().step == 0 { evaluate(&mut trainer, &mut journal, sink)? } else { None };
     if trainer.state().step == 0 {
-        samples.take(&trainer, sink);
+        samples.take(&trainer, stop, sink);
     }
     journal.page(&trainer, Status::Running, sink);
 
@@ -123,7 +123,7 @@ pub fn train(
     }
     if finished {
         write_outputs(&trainer)?;
-        samples.take(&trainer, sink);
+        samples.take(&trainer, stop, sink);
     }
     journal.page(&trainer, if finished { Status::Finished } else { Status::Stopped }, sink);
     let report = RunReport {
