@@ -227,7 +227,7 @@ fn steps(
     sink.event(Event::Started { step: trainer.state().step, total_steps: total });
     if trainer.state().step == 0 {
         progress.eval_before = evaluate(trainer, journal, sink)?;
-        samples.take(trainer, sink);
+        samples.take(trainer, until.stop, sink);
     }
     journal.page(trainer, Status::Running, sink);
     let ended_by = loop {
@@ -278,7 +278,7 @@ fn steps(
     }
     if ended_by != EndedBy::Interrupt {
         write_outputs(trainer)?;
-        samples.take(trainer, sink);
+        samples.take(trainer, until.stop, sink);
     }
     journal.end(&EndRecord { step, ended_by })?;
     journal.page(trainer, if ended_by.is_finished() { Status::Finished } else { Status::Stopped }, sink);

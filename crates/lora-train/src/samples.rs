@@ -11,6 +11,7 @@ use lora_model::{GenerateOptions, Sampling};
 use lora_report::{SAMPLES_FILE, Sample};
 use serde_json::{Map, json};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Of a text without a prompt of its own, so many tokens are the prompt at most.
@@ -70,21 +71,22 @@ impl Samples {
     }
 
     /// Asks the model as it stands and writes what it says in place of what the file has of this step and later ones. It
-    /// takes the most likely token each time, so no random number is drawn. A run never fails for its samples.
-    pub(crate) fn take(&self, trainer: &Trainer, sink: &mut dyn EventSink) {
+    /// takes the most likely token each time, so no random number is drawn. When the run is to `stop`, answers end where
+    /// they are. A run never fails for its samples.
+    pub(crate) fn take(&self, trainer: &Trainer, stop: &AtomicBool, sink: &mut dyn EventSink) {
         if self.questions.is_empty() {
             return;
         }
-        if let Err(e) = self.answers(trainer, sink).and_then(|samples| write(trainer, &samples)) {
+        if let Err(e) = self.answers(trainer, stop, sink).and_then(|samples| write(trainer, &samples)) {
             sink.event(Event::Note(format!("there are no samples of step {}: {e}", trainer.state().step)));
         }
     }
 
-    fn answers(&self, trainer: &Trainer, sink: &mut dyn EventSink) -> Result<Vec<Sample>> {
+    fn answers(&self, trainer: &Trainer, stop: &AtomicBool, sink: &mut dyn EventSink) -> Result<Vec<Sample>> {
         let until = Instant::now() + Duration::from_secs_f64(self.seconds);
         let mut samples = Vec::new();
         for (done, question) in self.questions.iter().enumerate() {
-            if done > 0 && Instant::now() > until {
+            if stop.load(Ordering::Relaxed) || (done > 0 && Instant::now() > until) {
                 break;
             }
             let of = self.questions.len();
@@ -92,12 +94,12 @@ impl Samples {
             // What is left of the time is shared among the prompts that are left.
             let now = Instant::now();
             let share = until.saturating_duration_since(now) / u32::try_from(of - done).unwrap_or(u32::MAX);
-            samples.push(self.answer(trainer, question, now + share)?);
+            samples.push(self.answer(trainer, question, now + share, stop)?);
         }
         Ok(samples)
     }
 
-    fn answer(&self, trainer: &Trainer, question: &Question, until: Instant) -> Result<Sample> {
+    fn answer(&self, trainer: &Trainer, question: &Question, until: Instant, stop: &AtomicBool) -> Result<Sample> {
         let (model, tokenizer) = (trainer.model(), &trainer.plan().tokenizer);
         let mut stop_ids = model.config.eos_token_ids.clone();
         stop_ids.extend(tokenizer.eos_token_id().map(i64::from).filter(|id| !stop_ids.contains(id)));
@@ -109,7 +111,7 @@ impl Samples {
         let prompt: Vec<i64> = question.prompt.iter().map(|id| i64::from(*id)).collect();
         let mut late = false;
         let ids = model.generate(&prompt, &options, |_| {
-            late = Instant::now() > until;
+            late = Instant::now() > until || stop.load(Ordering::Relaxed);
             !late
         })?;
         let ended = ids.last().is_some_and(|id| stop_ids.contains(id));
