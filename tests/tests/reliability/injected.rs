@@ -122,8 +122,8 @@ fn r04_a_full_disk_at_every_write() {
     ));
 }
 
-/// A file system of its own with room for three checkpoints and a third: the fourth must not be tried. `None` where this
-/// system lets nobody mount one.
+/// A file system of its own with room for three checkpoints and a third. The one that does not fit must leave nothing, be it
+/// that it was not begun or that it ended on the way. `None` where this system lets nobody mount one.
 fn small_disk(lab: &Lab) -> Option<&'static str> {
     let size: usize =
         contents(&lab.checkpoint("whole", STEPS)).values().map(|file| file.len().next_multiple_of(4096)).sum();
