@@ -19,8 +19,11 @@ fn json_lines(text: &str) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()
 }
 
+/// The lines of the metrics, without the one that says why the run ended.
 fn metrics(run: &Path) -> Vec<Value> {
-    json_lines(&text(run.join("metrics.jsonl")))
+    let mut lines = json_lines(&text(run.join("metrics.jsonl")));
+    lines.retain(|line| line.get("ended_by").is_none());
+    lines
 }
 
 fn samples(run: &Path) -> Vec<Sample> {

@@ -165,7 +165,7 @@ fn r05_a_full_disk_for_the_metrics_alone() {
     let lab = Lab { after: LIMIT, ..Lab::new() };
     let mut every = calls_of(&lab, &["write"]);
     every.retain(|call| call.text.contains("metrics.jsonl"));
-    assert_eq!(every.len() as u64, STEPS - 2 * SAVE + 1, "a line each step and one of the evaluation");
+    assert_eq!(every.len() as u64, STEPS - 2 * SAVE + 2, "a line each step, of the evaluation and the end");
     let (count, tried) = (every.len(), sample(every, extent(2, usize::MAX / 2)));
     let ended = errors(&lab, &tried, "ENOSPC", "metrics.jsonl: No space left on device");
     assert_eq!(ended, tried.len());

@@ -55,7 +55,7 @@ impl Lab {
         let text = format!(
             "seed = 3\n[model]\npath = {model:?}\ndevice = \"cpu\"\nthreads = 1\n[lora]\nr = 2\ntarget_modules = [\"q_proj\", \"v_proj\"]\nlora_dropout = 0.1\n\
              [data]\ntrain = {:?}\nmax_length = 96\n{data}\n\
-             [train]\nper_device_train_batch_size = 2\nlr_scheduler_type = \"cosine\"\neval_steps = 10\n{train}\n",
+             [train]\nper_device_train_batch_size = 2\nlr_scheduler_type = \"cosine\"\neval_steps = 10\nsample_max_new_tokens = 4\n{train}\n",
             dir.path().join("train.jsonl"),
         );
         std::fs::write(dir.path().join("run.toml"), text).unwrap();
@@ -132,7 +132,8 @@ impl Lab {
         let last = format!("checkpoints/step-{}", self.checkpoints(output).last().unwrap());
         let mut files = contents(&run);
         files.retain(|name, _| {
-            !["metrics.jsonl", ".lock", "report.html"].contains(&name.as_str()) && !name.contains("tfevents")
+            let of_the_clock = ["metrics.jsonl", ".lock", "report.html", "run.json"];
+            !of_the_clock.contains(&name.as_str()) && !name.contains("tfevents")
         });
         for (name, bytes) in contents(&run.join(&last)) {
             // The manifest has the seconds of the run in it; of what it says of the files, each is compared.

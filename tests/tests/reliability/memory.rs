@@ -125,8 +125,8 @@ fn n06_the_peak_is_foreseen() {
         settings.iter().for_each(|setting| more.extend(["--set", *setting]));
         lab.train("run", &more).exits(0);
         let log = std::fs::read_to_string(lab.path("run/metrics.jsonl")).unwrap();
-        let last: serde_json::Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
-        let measured = last["peak_memory_bytes"].as_f64().unwrap();
+        let peak = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["peak_memory_bytes"].as_f64();
+        let measured = log.lines().filter_map(peak).next_back().unwrap();
         let (config, output) =
             (lab.path("run.toml").display().to_string(), format!("output_dir={}", lab.path("plan").display()));
         let mut args = vec!["plan", &config, "--json", "--set", &output];
