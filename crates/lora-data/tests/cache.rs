@@ -113,8 +113,9 @@ fn answers_are_kept_with_their_ratings() {
     let mut world = World::new();
     let pair =
         |i: usize| json!({"prompt": format!("q {i}"), "chosen": "a longer answer", "rejected": "no"}).to_string();
-    let rated =
-        |i: usize| json!({"prompt": format!("q {i}"), "completion": "an answer", "label": i % 3 == 0}).to_string();
+    let rated = |i: usize| {
+        json!({"prompt": format!("q {i}"), "completion": "an answer", "label": i.is_multiple_of(3)}).to_string()
+    };
     let lines = |of: &dyn Fn(usize) -> String| (0..30).map(|i| of(i % 20)).collect::<Vec<_>>().join("\n");
     let of = |path: PathBuf| Source { path, ..Source::default() };
     for (name, text) in [("pairs.jsonl", lines(&pair)), ("rated.jsonl", lines(&rated))] {
@@ -133,7 +134,7 @@ fn answers_are_kept_with_their_ratings() {
                 assert_eq!((set.rows.len(), &set.source_ends, set.report.duplicates), (items * each, &vec![items], 10));
                 assert_eq!(set.rows.digest(), sets[0].rows.digest());
                 assert_eq!(set.report, sets[0].report);
-                let good: Vec<bool> = (0..items).map(|i| (i % 20) % 3 == 0).collect();
+                let good: Vec<bool> = (0..items).map(|i: usize| (i % 20).is_multiple_of(3)).collect();
                 assert_eq!(set.good, if each == 1 { good } else { vec![] });
             }
         }

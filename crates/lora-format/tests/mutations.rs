@@ -106,13 +106,13 @@ fn weights() {
 
 #[test]
 fn an_index_of_shards() {
-    damaged("qwen3", "model.safetensors.index.json", |dir| Checkpoint::open(dir));
+    damaged("qwen3", "model.safetensors.index.json", Checkpoint::open);
 }
 
 #[test]
 fn the_config_of_a_base() {
-    damaged("gemma2", "config.json", |dir| read_hf_config(dir));
-    damaged("llama_longrope", "config.json", |dir| read_hf_config(dir));
+    damaged("gemma2", "config.json", read_hf_config);
+    damaged("llama_longrope", "config.json", read_hf_config);
 }
 
 #[test]
@@ -127,6 +127,6 @@ fn the_config_of_an_adapter() {
 
 #[test]
 fn the_weights_of_an_adapter() {
-    damaged("llama/adapters/dora", "adapter_model.safetensors", |dir| read_adapter(dir));
-    damaged("llama/adapters/vera", "adapter_model.safetensors", |dir| read_adapter(dir));
+    damaged("llama/adapters/dora", "adapter_model.safetensors", read_adapter);
+    damaged("llama/adapters/vera", "adapter_model.safetensors", read_adapter);
 }

@@ -77,11 +77,12 @@ impl Moments {
     /// One step over the part.
     pub(crate) fn step(&self, param: &Tensor, grad: &Tensor, h: &AdamWScalars) -> Result<()> {
         let AdamWScalars { lr, beta1, beta2, weight_decay, .. } = *h;
-        Ok(match self {
+        match self {
             Self::Two { exp_avg, exp_avg_sq } => adamw_step(param, grad, exp_avg, exp_avg_sq, h)?,
             Self::One { exp_avg } => lion_step(param, grad, exp_avg, &LionScalars { lr, beta1, beta2, weight_decay })?,
             Self::Packed { exp_avg, exp_avg_sq } => adamw_8bit_step(param, grad, exp_avg, exp_avg_sq, h)?,
-        })
+        }
+        Ok(())
     }
 
     /// What a checkpoint holds of it, by the beginning of its name, and how many numbers of the buffer an entry stands for.
