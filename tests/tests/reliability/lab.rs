@@ -178,9 +178,8 @@ impl Lab {
         let _ = std::fs::remove_dir_all(&run);
         copy(&self.path("whole"), &run);
         std::fs::remove_dir_all(self.checkpoint(output, STEPS)).unwrap();
-        for name in
-            names(&run).iter().filter(|n| *n != "metrics.jsonl" && *n != "config.resolved.toml" && *n != "checkpoints")
-        {
+        let kept = ["metrics.jsonl", "samples.jsonl", "config.resolved.toml", "checkpoints"];
+        for name in names(&run).iter().filter(|name| !kept.contains(&name.as_str())) {
             std::fs::remove_file(run.join(name)).unwrap();
         }
         assert_eq!(self.checkpoints(output), [SAVE, 2 * SAVE]);
