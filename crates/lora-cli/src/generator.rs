@@ -5,6 +5,7 @@ use crate::out;
 use anyhow::Result;
 use lora_data::{StreamDecoder, Tokenizer};
 use lora_model::{Decoder, GenerateOptions, Sampling};
+use lora_train::stop_ids;
 use serde::Serialize;
 use std::time::Instant;
 
@@ -67,8 +68,7 @@ impl<'a> Generator<'a> {
 
     /// Ends are the end tokens of the model's config and of the tokenizer.
     pub(crate) fn new(model: &'a Decoder, tokenizer: &'a Tokenizer) -> Self {
-        let mut stop_ids = model.config.eos_token_ids.clone();
-        stop_ids.extend(tokenizer.eos_token_id().map(i64::from).filter(|id| !stop_ids.contains(id)));
+        let stop_ids = stop_ids(model, tokenizer);
         Self { model, tokenizer, stop_ids }
     }
 

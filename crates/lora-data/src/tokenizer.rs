@@ -199,7 +199,7 @@ impl Tokenizer {
     /// # Errors
     /// When the tokenizer cannot decode them.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String> {
-        let bytes = ids.iter().filter_map(|id| self.inner.id_to_token(*id)).map(|token| token.len()).sum();
+        let bytes = || ids.iter().filter_map(|id| self.inner.id_to_token(*id)).map(|token| token.len()).sum();
         self.growth.check_decoding(bytes)?;
         self.inner.decode(ids, skip_special_tokens).map_err(|source| DataError::Decode { source })
     }

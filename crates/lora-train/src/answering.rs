@@ -56,6 +56,13 @@ fn last_answer(example: &Example) -> Option<(usize, usize)> {
     (begin > 1).then_some((begin, end))
 }
 
+/// The tokens that end an answer: the model's, and the tokenizer's where that is another one.
+pub fn stop_ids(model: &Decoder, tokenizer: &Tokenizer) -> Vec<i64> {
+    let mut ids = model.config.eos_token_ids.clone();
+    ids.extend(tokenizer.eos_token_id().map(i64::from).filter(|id| !ids.contains(id)));
+    ids
+}
+
 /// Answers the questions, the most likely token each time, and compares.
 ///
 /// # Errors
@@ -67,8 +74,7 @@ pub fn answer_questions(
     max_new_tokens: usize,
     sink: &mut dyn EventSink,
 ) -> Result<Scores> {
-    let mut stop_ids = model.config.eos_token_ids.clone();
-    stop_ids.extend(tokenizer.eos_token_id().map(i64::from));
+    let stop_ids = stop_ids(model, tokenizer);
     let options = GenerateOptions { max_new_tokens, stop_ids, sampling: Sampling::default() };
     let mut written = Vec::with_capacity(questions.len());
     for (done, question) in questions.iter().enumerate() {

@@ -34,7 +34,7 @@ mod speed;
 mod suggest;
 mod trainer;
 
-pub use answering::{Question, answer_questions, questions};
+pub use answering::{Question, answer_questions, questions, stop_ids};
 pub use answers::Answers;
 pub use bench::{BenchOptions, BenchReport, bench_step};
 pub use class_eval::{ClassReport, ClassScores, LabelScores, evaluate_classes, predict, probabilities};

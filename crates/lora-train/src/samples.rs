@@ -1,5 +1,6 @@
 //! Samples: a few prompts, answered before the first step and after the last.
 
+use crate::answering::stop_ids;
 use crate::error::{Error, Result};
 use crate::events::{Event, EventSink};
 use crate::plan::RunPlan;
@@ -101,8 +102,7 @@ impl Samples {
 
     fn answer(&self, trainer: &Trainer, question: &Question, until: Instant, stop: &AtomicBool) -> Result<Sample> {
         let (model, tokenizer) = (trainer.model(), &trainer.plan().tokenizer);
-        let mut stop_ids = model.config.eos_token_ids.clone();
-        stop_ids.extend(tokenizer.eos_token_id().map(i64::from).filter(|id| !stop_ids.contains(id)));
+        let stop_ids = stop_ids(model, tokenizer);
         let options = GenerateOptions {
             max_new_tokens: self.max_new_tokens,
             stop_ids: stop_ids.clone(),

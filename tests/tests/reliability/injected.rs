@@ -123,7 +123,7 @@ fn r04_a_full_disk_at_every_write() {
     ));
 }
 
-/// A file system of its own with room for three checkpoints and a third. The one that does not fit must leave nothing, be it
+/// A file system of its own with room for three checkpoints and a third, and for what a run tells of itself. The one that does not fit must leave nothing, be it
 /// that it was not begun or that it ended on the way. `None` where this system lets nobody mount one.
 fn small_disk(lab: &Lab) -> Option<&'static str> {
     let room = |files: &BTreeMap<String, Vec<u8>>| -> usize {
