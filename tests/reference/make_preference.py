@@ -23,8 +23,8 @@ from transformers.models.llama import modeling_llama
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer, orpo_trainer
 from trl.kernels import chunked_logprob
-from trl.trainer import dpo_trainer, kto_trainer, reward_trainer, utils
-from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardTrainer
+from trl.trainer import dpo_trainer, grpo_trainer, kto_trainer, reward_trainer, utils
+from trl import DPOConfig, DPOTrainer, GRPOTrainer, KTOConfig, KTOTrainer, RewardTrainer
 
 assert trl.__version__ == "1.16.0", trl.__version__
 torch.set_num_threads(1)
@@ -314,6 +314,59 @@ for name, coefficient in (("reward", 0.0), ("reward_centered", 0.01)):
     cases.append(dict(name=name, source="TRL", hyperparameters=dict(center_rewards_coefficient=coefficient),
                       formula="-logsigmoid(score_c - score_r) + center_rewards_coefficient * (score_c + score_r)^2",
                       metrics={n: one._metrics["eval"][n][0] for n in ("accuracy", "margin")}, loss=loss.item()))
+
+# GRPO over answers that are given: both of each pair are a group. The model that wrote them was another one, so that
+# some ratios are out of bounds; `old` and the rewards are given, the advantages come from the rewards.
+answers = [(p["prompt"], p[n]) for p in pairs for n in ("chosen", "rejected")]
+rewards = torch.tensor([1.0, 0.0, 0.25, 0.75, 0.5, 0.5, -1.0, 2.0], dtype=torch.float64)
+grouped = rewards.view(-1, 2)
+advantages = ((grouped - grouped.mean(1, keepdim=True)) / (grouped.std(1, keepdim=True) + 1e-4)).view(-1)
+mask = torch.zeros(len(answers), max(len(a) for _, a in answers), dtype=torch.long)
+for i, (_, a) in enumerate(answers):
+    mask[i, :len(a)] = 1
+
+
+def padded():
+    rows = [F.pad(token_logps(*a), (0, mask.shape[1] - len(a[1]))) for a in answers]
+    return torch.stack(rows)
+
+
+with torch.no_grad():
+    old = padded() + 0.4 * torch.randn(mask.shape, generator=g, dtype=torch.float64) * mask
+    with plain.disable_adapter():
+        of_base = padded()
+tensors["grpo.rewards"], tensors["grpo.advantages"] = rewards, advantages
+tensors["grpo.old"], tensors["grpo.reference"] = (torch.cat([t[i, :len(a)] for i, (_, a) in enumerate(answers)]) for t in (old, of_base))
+MOST = 16
+
+
+def of_trl(loss_type, beta, epsilon_low, epsilon_high, given):
+    found = dict(eval=grpo_trainer.defaultdict(list))
+    one = SimpleNamespace(
+        _get_per_token_logps_and_entropies=lambda *_, **__: (padded(), torch.zeros(mask.shape, dtype=torch.float64), None),
+        accelerator=SimpleNamespace(num_processes=1, gather=lambda t: t, reduce=lambda t, reduction: t), _metrics=found,
+        model=SimpleNamespace(training=False), args=SimpleNamespace(use_bias_correction_kl=False, delta=None),
+        aux_loss_enabled=False, top_entropy_quantile=1.0, off_policy_mask_threshold=None, importance_sampling_level="token",
+        use_vllm=False, _entropy_bonus_enabled=False, max_completion_length=MOST, loss_type=loss_type, beta=beta,
+        epsilon_low=epsilon_low, epsilon_high=epsilon_high)
+    inputs = dict(prompt_ids=mask[:, :1], prompt_mask=mask[:, :1], completion_ids=mask, completion_mask=mask,
+                  advantages=advantages, ref_per_token_logps=of_base, num_items_in_batch=mask.sum())
+    inputs.update(dict(old_per_token_logps=old) if given else {})
+    loss = GRPOTrainer._compute_loss(one, plain, inputs)
+    return loss, {n: found["eval"][n][0] for n in ("kl", "clip_ratio/region_mean") if found["eval"][n]}
+
+
+for name, loss_type, beta, low, high, given in (
+        ("grpo", "grpo", 0.04, 0.2, 0.2, True), ("grpo_dapo", "dapo", 0.0, 0.2, 0.28, True),
+        ("grpo_dr", "dr_grpo", 0.1, 0.2, 0.2, True), ("grpo_first", "dapo", 0.04, 0.2, 0.2, False)):
+    loss, metrics = of_trl(loss_type, beta, low, high, given)
+    case = dict(name=name, source="TRL", metrics=metrics, loss=loss.item(), formula=(
+        "a = advantage; min(r * a, clamp(r, 1 - low, 1 + high) * a) with r = exp(logp - old), less beta * (exp(d) - d - 1) with"
+        " d = reference - logp; its negative, averaged over tokens"),
+        hyperparameters=dict(average=loss_type, beta=beta, low=low, high=high, old=given, max_completion_length=MOST))
+    assert not given or metrics["clip_ratio/region_mean"] > 0, metrics
+    cases.append(case)
+    tensors.update({f"{name}.grad.{n}": t for n, t in slopes(plain, loss).items()})
 
 for file, rows in (("pairs.json", pairs), ("rated.json", rated)):
     with open(os.path.join(out, file), "w") as f:

@@ -173,3 +173,33 @@ fn logits_equal_transformers_and_peft_through_the_binary() {
         assert_eq!(((mask - 1.0) * got).abs().max().double_value(&[]), 0.0, "padding has no logits");
     }
 }
+
+#[cfg(unix)]
+#[test]
+fn answers_are_rewarded_by_a_program() {
+    // Any program will do that writes a number for each line: here the longer the answer is, the less it is worth.
+    let reward =
+        "while read -r line; do rest=${line#*\\\"completion\\\":\\\"}; text=${rest%%\\\"*}; echo \"-${#text}\"; done";
+    let run = Run::new("llama", "");
+    let rewarded = |output: &str, script: &str| {
+        let command = format!("objective.reward_command={}", serde_json::json!(["sh", "-c", script]));
+        let mut args = Vec::new();
+        let length =
+            ["objective.max_completion_length=8", "train.max_steps=12", "train.save_steps=5", "train.eval_steps=6"];
+        let fixed = ["objective.name=grpo", "objective.reward=command", "objective.num_generations=4", &command];
+        for set in fixed.iter().chain(&length) {
+            args.extend(["--set", set]);
+        }
+        run.train(output, &args)
+    };
+    rewarded("rewarded", reward).exits(0).says(&["grpo, 4 answers of at most 8 tokens", "held-out reward -"]);
+    let lines = metrics(&run.path("rewarded"));
+    let of = |name: &str| -> Vec<f64> { lines.iter().filter_map(|line| line[name].as_f64()).collect() };
+    assert_eq!((of("eval_reward").len(), of("reward").len()), (3, 12));
+    let (first, last) = (of("eval_reward")[0], of("eval_reward")[2]);
+    assert!(last > first, "{first} -> {last}");
+    // One that breaks down ends the run, which goes on when it is mended.
+    let dying =
+        "n=0; while read -r line; do n=$((n+1)); [ $n -gt 150 ] && { echo 'no more' >&2; exit 7; }; echo $n; done";
+    rewarded("broken", dying).exits(1).says(&["exit status: 7", "no more", "step-5", "--resume"]);
+}

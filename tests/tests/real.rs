@@ -120,3 +120,64 @@ fn a_real_gpt2_sorts_everything_alone_with_an_adapter_and_merged() {
     run(LORA, &["merge", "--model", &model, "--adapter", &adapter, "--output", &merged, "--verify"]).exits(0);
     assert_eq!(right(&["--model", &merged]), 729);
 }
+
+/// The same letters in an order that the text decides, and nothing that sorts.
+fn in_any_order(text: &str) -> String {
+    let mut letters: Vec<char> = text.chars().collect();
+    let mut state = text.bytes().fold(7u64, |state, byte| lora_torch::mix_seed(&[state, u64::from(byte)]));
+    for i in (1..letters.len()).rev() {
+        state = lora_torch::mix_seed(&[state, i as u64]);
+        letters.swap(i, (state % (i as u64 + 1)) as usize);
+    }
+    letters.into_iter().collect()
+}
+
+#[test]
+fn a_real_gpt2_that_forgot_to_sort_learns_it_again_from_rewards() {
+    let Some(model) = material("gpt-nano-sort-gpt2") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    let (all, model) = (letters(), model.display().to_string());
+    // Every second text is to learn from, some of the others are kept for the evaluation.
+    let rows = |name: &str, texts: &mut dyn Iterator<Item = &String>, answer: fn(&str) -> String, most: usize| {
+        let mut lines = String::new();
+        for text in texts {
+            let answer = answer(text);
+            let ids: Vec<i64> = format!("{text}{answer}").bytes().take(most).map(|b| i64::from(b - b'A')).collect();
+            let labels: Vec<i64> = ids.iter().enumerate().map(|(i, id)| if i < 6 { -100 } else { *id }).collect();
+            writeln!(lines, "{}", serde_json::json!({"input_ids": ids, "labels": labels})).unwrap();
+        }
+        std::fs::write(at(name), lines).unwrap();
+    };
+    rows("any.jsonl", &mut all.iter(), in_any_order, 11);
+    rows("train.jsonl", &mut all.iter().step_by(2), sorted, 12);
+    rows("eval.jsonl", &mut all.iter().skip(1).step_by(8), sorted, 12);
+    let train = |name: &str, path: &str, data: &str, more: &str| {
+        // A matrix of 48 by 48 is no work for two threads.
+        let config = format!(
+            "output_dir = {:?}\n[model]\npath = {path:?}\nthreads = 1\n[lora]\nr = 8\n[data]\ntrain = {:?}\n{more}",
+            at(name),
+            at(data)
+        );
+        let file = at(&format!("{name}.toml"));
+        std::fs::write(&file, config).unwrap();
+        run(LORA, &["train", &file, "--quiet"]).exits(0);
+    };
+    let steps = "per_device_train_batch_size = 32\nlearning_rate = 3e-3";
+    train("spoilt", &model, "any.jsonl", &format!("max_length = 11\n[train]\nmax_steps = 60\n{steps}\n"));
+    run(LORA, &["merge", "--model", &model, "--adapter", &at("spoilt"), "--output", &at("broken")]).exits(0);
+    let rewarded = format!(
+        "max_length = 12\neval = {:?}\n[objective]\nname = \"grpo\"\nreward = \"chrf\"\nmax_completion_length = 6\nbeta = 0.001\n\
+         [train]\nmax_steps = 60\nlearning_rate = 5e-3\nper_device_train_batch_size = 16\n",
+        at("eval.jsonl")
+    );
+    train("rewarded", &at("broken"), "train.jsonl", &rewarded);
+    let metrics = std::fs::read_to_string(at("rewarded/metrics.jsonl")).unwrap();
+    let rewards: Vec<f64> = metrics
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["eval_reward"].as_f64())
+        .collect();
+    let (before, after) = (rewards[0], *rewards.last().unwrap());
+    println!("held-out reward {before:.4} -> {after:.4}");
+    assert!(before < 0.4 && after > 0.75, "{before} -> {after}");
+}

@@ -4,6 +4,7 @@
 //! crates, so this program builds in seconds on a machine that has no libtorch yet; `setup` gets it.
 
 mod against;
+mod against_full;
 mod bench;
 mod cargo;
 mod ci;
@@ -91,6 +92,8 @@ enum Verb {
         filter: Option<String>,
         #[command(flatten)]
         against: against::Args,
+        #[command(flatten)]
+        full: against_full::Args,
     },
     /// Check the golden fixtures against their manifest
     Fixtures {
@@ -188,9 +191,10 @@ fn run(cli: Cli) -> Result<()> {
         }
         Verb::Ci { no_test } => ci::run(&ws, !no_test),
         Verb::Bench { compare: Some(pair), .. } => compare::run(&pair[0], &pair[1]),
-        Verb::Bench { against, report, filter, .. } => match against.wanted() {
-            Some((data, model)) => against::run(&ws, &against, data, model),
-            None => bench::run(&ws, report, filter.as_deref()),
+        Verb::Bench { against, full, report, filter, .. } => match (against.wanted(), full.wanted()) {
+            (_, Some((data, base))) => against_full::run(&ws, &full, data, base),
+            (Some((data, model)), None) => against::run(&ws, &against, data, model),
+            (None, None) => bench::run(&ws, report, filter.as_deref()),
         },
         Verb::Fixtures { check: _, update, regenerate, python } => {
             fixtures::run(&ws, update, regenerate, python.as_deref())

@@ -3,7 +3,7 @@
 use crate::out::{bytes, count};
 use lora_format::Method;
 use lora_torch::{device_name, kind_name, num_threads};
-use lora_train::config::{ObjectiveName, Reference};
+use lora_train::config::{ObjectiveName, Reference, RewardName};
 use lora_train::{ClassPlan, RunPlan, Trained};
 use serde::Serialize;
 use std::fmt;
@@ -149,18 +149,30 @@ impl PlanSummary {
     }
 }
 
-/// As `dpo (sigmoid), beta 0.1, kept near to the base`.
+/// As `dpo (sigmoid), beta 0.1, kept near to the base`, or `grpo, 8 answers of at most 256 tokens to a prompt, rewarded by
+/// exact_match`.
 fn objective(plan: &RunPlan) -> Option<String> {
     let own = &plan.config.objective;
-    if !own.compares() {
+    if !own.compares() && !own.samples() {
         return None;
     }
     let mut text = own.name.name().to_string();
+    if own.samples() {
+        text +=
+            &format!(", {} answers of at most {} tokens to a prompt", own.num_generations, own.max_completion_length);
+        let command = || own.reward_command.join(" ");
+        text += &match own.reward {
+            Some(RewardName::Command) => format!(", rewarded by `{}`", command()),
+            Some(reward) => format!(", rewarded by {}", reward.name()),
+            None => String::new(),
+        };
+    }
     if matches!(own.name, ObjectiveName::Dpo | ObjectiveName::Kto) {
         text += &format!(" ({})", own.loss_type.name());
     }
     text += &own.beta().map(|beta| format!(", beta {beta}")).unwrap_or_default();
-    if own.objective().is_some_and(|objective| objective.needs_reference()) {
+    let policy_near = own.samples() && own.policy_loss().beta > 0.0;
+    if policy_near || own.objective().is_some_and(|objective| objective.needs_reference()) {
         let reference = match own.reference {
             Reference::Base => "the base",
             Reference::Start => "the model as it begins",

@@ -125,7 +125,7 @@ impl TrainView {
             "left {}  loss {:.4}{}{}  lr {:.2e}  {:.0} tok/s{}  {}",
             out::seconds(left),
             record.loss,
-            record.rewards.and_then(|r| r.margin).map(|m| format!("  margin {m:.3}")).unwrap_or_default(),
+            record.rewards.map(|rewards| reward_in_short(&rewards)).unwrap_or_default(),
             t.eval.map(|e| format!("  eval {e:.4}")).unwrap_or_default(),
             record.learning_rate,
             record.tokens_per_second,
@@ -172,8 +172,9 @@ impl EventSink for TrainView {
                 }
             }
             Event::Evaluated(record) => {
+                let reward = record.rewards.and_then(|rewards| rewards.mean);
                 if let Some(t) = &mut self.training {
-                    t.eval = Some(record.eval_loss);
+                    t.eval = Some(reward.unwrap_or(record.eval_loss));
                 }
                 let over = match (record.eval_accuracy, record.eval_macro_f1, record.rewards) {
                     (_, _, Some(rewards)) => rewards_in_words(&rewards),
@@ -182,8 +183,11 @@ impl EventSink for TrainView {
                     }
                     (accuracy, ..) => language_in_words(accuracy, &record),
                 };
-                let (step, loss) = (record.step, record.eval_loss);
-                self.say(&format!("step {step}: held-out loss {loss:.4} {over}"));
+                let what = match reward {
+                    Some(reward) => format!("reward {reward:.4}"),
+                    None => format!("loss {:.4}", record.eval_loss),
+                };
+                self.say(&format!("step {}: held-out {what} {over}", record.step));
             }
             Event::Saved(path) => self.say(&format!("saved {}", path.display())),
             _ => {}
@@ -208,6 +212,15 @@ fn percent_of_rate(share: f64) -> String {
     format!(" ({:.0} % of the matrix rate)", 100.0 * share)
 }
 
+/// As `  margin 0.412`, or of answers that the model writes `  reward 0.512 +- 0.210  kl 0.013`.
+fn reward_in_short(r: &Rewards) -> String {
+    let mut text = r.margin.map(|margin| format!("  margin {margin:.3}")).unwrap_or_default();
+    if let (Some(mean), Some(spread)) = (r.mean, r.spread) {
+        text += &format!("  reward {mean:.3} +- {spread:.3}");
+    }
+    text + &r.kl.map(|kl| format!("  kl {kl:.4}")).unwrap_or_default()
+}
+
 /// As `reward margin 0.412 (1.203 - 0.791), accuracy 0.8125`.
 fn rewards_in_words(r: &Rewards) -> String {
     let mut parts = Vec::new();
@@ -216,5 +229,8 @@ fn rewards_in_words(r: &Rewards) -> String {
     }
     parts.extend(r.accuracy.map(|accuracy| format!("accuracy {accuracy:.4}")));
     parts.extend(r.drift.map(|drift| format!("drift {drift:.4}")));
+    if let (Some(length), Some(ended)) = (r.length, r.ended) {
+        parts.push(format!("over answers of {length:.1} tokens, {:.0} % of them ended", 100.0 * ended));
+    }
     parts.join(", ")
 }

@@ -70,7 +70,7 @@ impl Block {
         }
     }
 
-    /// The next `x` `[new, hidden]` of one text whose earlier keys and values are in `cache`.
+    /// The next `x` `[texts · new, hidden]` of texts whose earlier keys and values are in `cache`.
     ///
     /// # Errors
     /// What an operation reports.

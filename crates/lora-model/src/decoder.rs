@@ -389,23 +389,26 @@ impl Decoder {
         Ok(chosen.f_squeeze_dim(1)?.f_neg()?)
     }
 
-    /// Logits of the last of `ids`, which follow what is in `cache`.
+    /// Logits of the last of `ids`, which follow what is in `cache`; where it holds several texts, `ids` is the next token of
+    /// each.
     ///
     /// # Shapes
-    /// `[vocab]`
+    /// `[texts, vocab]`
     ///
     /// # Errors
     /// What an operation reports, or when the cache is full.
     pub fn next_logits(&self, ids: &[i64], cache: &mut KvCache) -> Result<Tensor> {
-        let (start, n) = (cache.len(), ids.len() as i64);
-        let positions = Tensor::f_arange_start(start, start + n, (Kind::Int64, self.device()))?;
-        let tables = RotaryTables::new(&self.config, &positions, start + n, self.kind())?;
-        let mut x = self.embed(&Tensor::f_from_slice(ids)?.f_to_device(self.device())?, &positions, start + n, None)?;
+        let (start, texts) = (cache.len(), cache.texts());
+        let new = ids.len() as i64 / texts;
+        let positions = Tensor::f_arange_start(start, start + new, (Kind::Int64, self.device()))?.f_repeat([texts])?;
+        let tables = RotaryTables::new(&self.config, &positions, start + new, self.kind())?;
+        let ids = Tensor::f_from_slice(ids)?.f_to_device(self.device())?;
+        let mut x = self.embed(&ids, &positions, start + new, None)?;
         for (i, (block, layer)) in self.blocks.iter().zip(&mut cache.layers).enumerate() {
             x = block.forward_cached(&self.config, &x, tables.of(block.rule.window), layer)?;
             self.release_block(i)?;
         }
-        let last = self.final_norm(&x.f_narrow(0, n - 1, 1)?)?;
-        Ok(self.logits(&last)?.f_squeeze_dim(0)?)
+        let last = x.f_view([texts, new, -1])?.f_select(1, new - 1)?;
+        self.logits(&self.final_norm(&last)?)
     }
 }

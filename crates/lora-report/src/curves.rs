@@ -34,6 +34,13 @@ pub(crate) fn title(name: &str) -> String {
         "reward_margin" => "Reward margin",
         "reward_accuracy" => "Reward accuracy",
         "reward_drift" => "Drift from the reference",
+        "reward" => "Reward",
+        "reward_std" => "Spread of rewards among answers",
+        "reward_alike" => "Prompts whose answers are worth the same",
+        "kl" => "Divergence from the reference",
+        "clip_ratio" => "Tokens out of bounds",
+        "completion_length" => "Tokens of an answer",
+        "completion_ended" => "Answers that came to their end",
         other => match other.strip_prefix("eval_") {
             Some(rest) if title(rest) != rest => return format!("{}, held out", title(rest)),
             _ => other,

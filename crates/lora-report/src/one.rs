@@ -53,6 +53,7 @@ fn tiles(page: &mut String, run: &Run) {
         ("eval_accuracy", "Held-out accuracy"),
         ("eval_reward_accuracy", "Held-out accuracy"),
         ("eval_reward_margin", "Held-out margin"),
+        ("eval_reward", "Held-out reward"),
     ] {
         if let Some((value, remark)) = run.series(name).and_then(|s| change(s, short)) {
             tile(words, value, remark);

@@ -50,7 +50,7 @@ pub fn questions(examples: &Rows, tokenizer: &Tokenizer, most: Option<u32>) -> R
 
 /// Where the last stretch of trained tokens begins and ends; none without a prompt before it. The first token of an example is
 /// never trained, so that alone it is no prompt.
-fn last_answer(example: &Example) -> Option<(usize, usize)> {
+pub(crate) fn last_answer(example: &Example) -> Option<(usize, usize)> {
     let end = example.trained.iter().rposition(|trained| *trained)? + 1;
     let begin = example.trained[..end].iter().rposition(|trained| !trained)? + 1;
     (begin > 1).then_some((begin, end))

@@ -31,6 +31,20 @@ pub struct Rewards {
     pub accuracy: Option<f64>,
     /// Mean drift from the reference on unrelated answers, in nats.
     pub drift: Option<f64>,
+    /// Of answers that the model writes: their mean reward.
+    pub mean: Option<f64>,
+    /// Mean over the prompts of the standard deviation among the answers.
+    pub spread: Option<f64>,
+    /// Share of the prompts whose answers are all worth the same, so that nothing is learnt from them.
+    pub alike: Option<f64>,
+    /// Mean over the tokens of the divergence from the reference, in nats.
+    pub kl: Option<f64>,
+    /// Share of the tokens whose probability has moved out of bounds.
+    pub clipped: Option<f64>,
+    /// Mean tokens of the answers.
+    pub length: Option<f64>,
+    /// Share of the answers that came to their end.
+    pub ended: Option<f64>,
 }
 
 impl Rewards {
@@ -42,6 +56,13 @@ impl Rewards {
             ("reward_margin", self.margin),
             ("reward_accuracy", self.accuracy),
             ("reward_drift", self.drift),
+            ("reward", self.mean),
+            ("reward_std", self.spread),
+            ("reward_alike", self.alike),
+            ("kl", self.kl),
+            ("clip_ratio", self.clipped),
+            ("completion_length", self.length),
+            ("completion_ended", self.ended),
         ];
         all.into_iter().filter_map(|(name, value)| Some((name, value?)))
     }
@@ -103,6 +124,7 @@ impl Tally {
             margin: chosen.zip(rejected).map(|(w, l)| w - l),
             accuracy: (self.pairs && self.items > 0).then(|| self.right as f64 / self.items as f64),
             drift: (self.drifts.1 > 0).then(|| self.drifts.0 / self.drifts.1 as f64),
+            ..Rewards::default()
         }
     }
 }
@@ -270,7 +292,7 @@ fn sums(
 }
 
 /// A batch on the model's device; of a reward model a batch of texts.
-fn token_batch(model: &Decoder, batch: &Batch) -> Result<TokenBatch> {
+pub(crate) fn token_batch(model: &Decoder, batch: &Batch) -> Result<TokenBatch> {
     let (config, device) = (&model.config, model.device());
     if !is_classifier(config) {
         return on_device(config, batch, device);
@@ -284,7 +306,7 @@ fn is_classifier(config: &ModelConfig) -> bool {
 }
 
 /// How many numbers the model gives for each row of a batch: one for each trained token, or a score.
-fn numbers_of_each(model: &Decoder, batch: &Batch) -> Vec<usize> {
+pub(crate) fn numbers_of_each(model: &Decoder, batch: &Batch) -> Vec<usize> {
     if is_classifier(&model.config) {
         return vec![1; batch.segment_lens.len()];
     }
@@ -296,7 +318,7 @@ fn numbers_of_each(model: &Decoder, batch: &Batch) -> Vec<usize> {
     batch.segment_lens.iter().map(count).collect()
 }
 
-fn to_host(numbers: &Tensor) -> lora_model::Result<Vec<f64>> {
+pub(crate) fn to_host(numbers: &Tensor) -> lora_model::Result<Vec<f64>> {
     let wide = numbers.f_to_kind(Kind::Double)?.f_to_device(Device::Cpu)?.f_reshape([-1])?;
     Ok(Vec::try_from(&wide)?)
 }

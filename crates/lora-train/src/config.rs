@@ -19,7 +19,7 @@ pub use faults::{ConfigErrors, Fault, FaultKind, Place};
 pub(crate) use keys::choice;
 pub use lora::{Bias, InitLoraWeights, LoraConfig, Modules, PeftType, TaskType, Tokens};
 pub use model::{DType, ModelConfig, Quantization, Weights};
-pub use objective::{ObjectiveConfig, ObjectiveName, Reference};
+pub use objective::{ObjectiveConfig, ObjectiveName, Reference, RewardName};
 pub use train::{BestMetric, FinetuningType, Length, Optim, TrainConfig};
 
 use crate::overrides::Override;

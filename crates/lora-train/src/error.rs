@@ -40,6 +40,21 @@ pub enum Error {
         /// Examples of the evaluation.
         examples: usize,
     },
+    /// The model is to answer prompts, and an example has none.
+    #[error(
+        "{origin}: it has no prompt before its answer, and objective.name = \"grpo\" lets the model answer prompts; give it one"
+    )]
+    NoPrompt {
+        /// The record.
+        origin: String,
+    },
+    /// Answers were not rewarded.
+    #[error("answers were not rewarded: {source}")]
+    Reward {
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The configuration is at fault.
     #[error(transparent)]
     Config(#[from] ConfigErrors),
@@ -297,6 +312,7 @@ impl Error {
             | Self::ResumeMismatch { .. }
             | Self::EvalSplit { .. }
             | Self::NothingToAnswer { .. }
+            | Self::NoPrompt { .. }
             | Self::TokenOutsideModel { .. }
             | Self::TooLong { .. }
             | Self::BenchInput { .. } => true,

@@ -212,6 +212,24 @@ impl FlatParams {
         }
     }
 
+    /// A copy of the parameters, with zeros in the place of those that are `off`: `[n]`.
+    pub(crate) fn values_without(&self, off: impl Fn(&str) -> bool) -> Result<Tensor> {
+        let values = self.flat.f_detach_copy()?;
+        for slot in self.slots.iter().filter(|slot| off(&slot.name)) {
+            let _zeros = slot.of(&values)?.f_zero_()?;
+        }
+        Ok(values)
+    }
+
+    /// What `ask` finds while the parameters are `values`; they are what they were afterwards.
+    pub(crate) fn with_values<T>(&self, values: &Tensor, ask: impl FnOnce() -> Result<T>) -> Result<T> {
+        let own = self.flat.f_detach_copy()?;
+        self.flat.shallow_clone().f_copy_(values)?;
+        let found = ask();
+        self.flat.shallow_clone().f_copy_(&own)?;
+        found
+    }
+
     /// The sha256 of the parameters, in hexadecimal.
     ///
     /// # Errors

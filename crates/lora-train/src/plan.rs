@@ -11,6 +11,7 @@ use crate::datasets::{base_name, compared_answers, data_tokenizer, datasets, mod
 use crate::digest;
 use crate::error::{Error, Result};
 use crate::events::{Event, EventSink};
+use crate::policy::check_policy;
 use crate::schedule::Schedule;
 use lora_data::{DataReport, RowPlan, Rows, Tokenizer};
 use lora_format::{
@@ -137,13 +138,18 @@ impl RunPlan {
         };
         check_vocabulary(&model, &train)?;
         check_vocabulary(&model, &eval)?;
+        let samples = config.objective.samples();
+        if samples {
+            check_policy(&config.objective, &trained, model.logits_softcap, [&train, &eval])?;
+        }
         let questions = match config.train.predict_with_generate {
             true => questions(&eval, &tokenizer, config.train.generation_num_samples)?,
             false => Vec::new(),
         };
         let lengths = train.lengths();
         let longest = lengths.iter().copied().chain(eval.lengths()).max().unwrap_or(0);
-        if model.layout.embed_positions.is_some() && longest as i64 > model.max_position_embeddings {
+        // Answers that the model writes end where its positions do.
+        if !samples && model.layout.embed_positions.is_some() && longest as i64 > model.max_position_embeddings {
             return Err(Error::TooLong { tokens: longest, positions: model.max_position_embeddings });
         }
         let (packing, most) = (config.data.packing, config.data.max_length as usize);
@@ -230,9 +236,15 @@ impl RunPlan {
         lora_model::base_bytes(&self.model, storage, packing, self.kind, stored)
     }
 
-    /// Tokens of every row.
+    /// Tokens of every row; where the model writes the answers itself, all of a prompt's at their longest.
     pub fn row_lengths(&self) -> Vec<usize> {
-        self.rows.lengths(&self.train.lengths())
+        let lengths = self.rows.lengths(&self.train.lengths());
+        let own = &self.config.objective;
+        if !own.samples() {
+            return lengths;
+        }
+        let (answers, longest) = (own.num_generations as usize, own.max_completion_length as usize);
+        lengths.into_iter().map(|length| answers * (length + longest)).collect()
     }
 
     /// Trained parameters.

@@ -16,9 +16,12 @@ use crate::metrics::StepRecord;
 use crate::objective::Objective;
 use crate::params::FlatParams;
 use crate::plan::{RunPlan, Trained};
+use crate::policy::Policy;
+use crate::policy_loss::PolicyJudgement;
 use crate::resume_point::{find_resume_point, identity};
+use crate::reward::{Reward, reward_of};
 use lora_core::RankAllocator;
-use lora_data::{Batch, Cursor, Origin};
+use lora_data::{Cursor, Origin};
 use lora_format::{TensorFile, write_adapter, write_tensors};
 use lora_model::{Decoder, Keeping, TokenBatch};
 use lora_torch::{AdamWScalars, device_memory, mix_seed, peak_rss_bytes};
@@ -45,6 +48,8 @@ pub struct Trainer {
     budgeting: Option<Budgeting>,
     /// Where answers are compared or rated.
     comparing: Option<Comparing>,
+    /// Where the model answers prompts itself and is rewarded.
+    policy: Option<Policy>,
     loader: Loader,
     state: TrainState,
     /// Whether parameters and state are those of the same step.
@@ -75,8 +80,8 @@ impl Trainer {
     /// # Errors
     /// What loading reports.
     pub fn new(plan: RunPlan, sink: &mut dyn EventSink) -> Result<Self> {
-        let objective = plan.config.objective.objective();
-        Self::prepare(plan, objective, sink)
+        let (objective, reward) = (plan.config.objective.objective(), reward_of(&plan.config.objective));
+        Self::prepare(plan, objective, reward, sink)
     }
 
     /// The same with an objective of the caller's own, over the answers of the plan; where the data has neither pairs nor
@@ -85,10 +90,23 @@ impl Trainer {
     /// # Errors
     /// As [`Trainer::new`].
     pub fn with_objective(plan: RunPlan, objective: Box<dyn Objective>, sink: &mut dyn EventSink) -> Result<Self> {
-        Self::prepare(plan, Some(objective), sink)
+        Self::prepare(plan, Some(objective), None, sink)
     }
 
-    fn prepare(plan: RunPlan, objective: Option<Box<dyn Objective>>, sink: &mut dyn EventSink) -> Result<Self> {
+    /// The same with a reward of the caller's own for what the model answers, in a run whose objective is `grpo`.
+    ///
+    /// # Errors
+    /// As [`Trainer::new`].
+    pub fn with_reward(plan: RunPlan, reward: Box<dyn Reward>, sink: &mut dyn EventSink) -> Result<Self> {
+        Self::prepare(plan, None, Some(reward), sink)
+    }
+
+    fn prepare(
+        plan: RunPlan,
+        objective: Option<Box<dyn Objective>>,
+        reward: Option<Box<dyn Reward>>,
+        sink: &mut dyn EventSink,
+    ) -> Result<Self> {
         let mut progress = |done, of| sink.event(Event::Loading { done, of });
         let (storage, mut packing) = plan.keeping();
         let keeping = Keeping { kind: plan.kind, device: plan.device, storage };
@@ -125,12 +143,23 @@ impl Trainer {
         if let Some(comparing) = asks {
             ask_reference(comparing, &model, &plan, &params.digest()?, sink)?;
         }
+        let policy = reward.map(|reward| Policy::new(reward, &plan, &mut model, &params)).transpose()?;
         let budgeting = Budgeting::of(plan.adapter_config().as_ref(), &model, plan.total_steps)?;
         let sampler = sampler_of(&plan);
         let (batch, micro) =
             (plan.config.train.per_device_train_batch_size, plan.config.train.gradient_accumulation_steps);
         let loader = Loader::new(plan.train.clone(), plan.rows.clone(), sampler, batch as usize, micro);
-        Ok(Self { plan, model, params, budgeting, comparing, loader, state: TrainState::default(), whole: true })
+        Ok(Self {
+            plan,
+            model,
+            params,
+            budgeting,
+            comparing,
+            policy,
+            loader,
+            state: TrainState::default(),
+            whole: true,
+        })
     }
 
     /// One optimizer step: the gradient of the mean loss over all trained tokens of its micro-batches, clipped, applied.
@@ -139,18 +168,23 @@ impl Trainer {
     /// [`Error::NotFinite`] after three steps in a row without a finite loss and gradient, or what the model reports.
     pub fn step(&mut self) -> Result<StepOutcome> {
         let start = Instant::now();
-        let Step { batches, next: cursor } =
-            self.loader.step_at(Cursor { epoch: self.state.cursor_epoch, row: self.state.cursor_row })?;
+        let here = Cursor { epoch: self.state.cursor_epoch, row: self.state.cursor_row };
+        let Step { batches, next: mut cursor } = self.loader.step_at(here)?;
         let (config, step) = (&self.plan.config.train, self.state.step);
-        let sum = |of: fn(&Batch) -> usize| batches.iter().map(|laid| of(&laid.batch)).sum::<usize>() as u64;
-        let (trained, tokens) = (self.trained(&batches), sum(Batch::tokens));
+        if let Some(policy) = &mut self.policy {
+            policy.answer(&self.model, &self.params, &self.plan, &batches, step)?;
+        }
+        let (tokens, trained) = self.tokens(&batches);
 
         self.params.zero_grad()?;
-        let (mut loss, mut tally) = (0.0, Tally::default());
-        // The loss is a mean: over trained tokens or texts, or over pairs or answers.
-        let count = self.comparing.as_ref().map_or(trained, |c| c.count(&batches) as u64) as f64;
+        let (mut loss, mut tally, mut judged) = (0.0, Tally::default(), PolicyJudgement::default());
+        let count = self.count(&batches, trained);
         for (micro, laid) in batches.iter().enumerate() {
             let seed = mix_seed(&[self.plan.config.seed, step, micro as u64, RANK]);
+            if let Some(policy) = &self.policy {
+                judged.join(&policy.backward(&self.model, micro, seed, config.gradient_checkpointing)?);
+                continue;
+            }
             if let Some(comparing) = &self.comparing {
                 tally.join(&comparing.backward(&self.model, laid, seed, 1.0 / count, config.gradient_checkpointing)?);
                 continue;
@@ -160,7 +194,7 @@ impl Trainer {
             loss += sum.f_double_value(&[]).map_err(lora_torch::Error::from)?;
         }
         let regulariser = self.budgeting.as_ref().map_or(Ok(0.0), |b| b.regularise(&self.model))?;
-        let loss = (loss + tally.loss) / count + regulariser;
+        let loss = (loss + tally.loss + judged.loss) / count + regulariser;
         let grad_norm = self.params.clip_grad_norm(config.max_grad_norm)?;
         let learning_rate = self.plan.schedule.lr_at(step);
         let finite = loss.is_finite() && grad_norm.is_finite();
@@ -180,6 +214,14 @@ impl Trainer {
             _ => None,
         };
 
+        if self.policy.as_mut().is_some_and(|policy| !policy.used()) {
+            // The next step learns from the same answers.
+            cursor = here;
+        }
+        let rewards = match &self.policy {
+            Some(policy) => Some(policy.figures(&judged)),
+            None => self.comparing.is_some().then(|| tally.rewards()),
+        };
         let seconds = start.elapsed().as_secs_f64();
         self.state.step += 1;
         (self.state.cursor_epoch, self.state.cursor_row) = (cursor.epoch, cursor.row);
@@ -197,7 +239,7 @@ impl Trainer {
             loss,
             grad_norm,
             rank_budget,
-            rewards: self.comparing.is_some().then(|| tally.rewards()),
+            rewards,
             learning_rate,
             trained_tokens: trained,
             tokens,
@@ -219,14 +261,28 @@ impl Trainer {
         Ok(StepOutcome::Skipped { step, loss, grad_norm, rows })
     }
 
-    /// Trained tokens of a step; of a classifier its texts. A step never crosses the end of an epoch, so the last one of an
-    /// epoch may be smaller; its tokens still weigh what they weigh elsewhere in the step.
-    fn trained(&self, batches: &[Laid]) -> u64 {
+    /// Tokens of a step, and those of them that are trained; of a classifier its texts. A step never crosses the end of an
+    /// epoch, so the last one of an epoch may be smaller; its tokens still weigh what they weigh elsewhere in the step.
+    fn tokens(&self, batches: &[Laid]) -> (u64, u64) {
+        if let Some(policy) = &self.policy {
+            return policy.tokens();
+        }
         let of = |laid: &Laid| match self.plan.classes {
             None => laid.batch.trained_tokens(),
             Some(_) => laid.examples.len(),
         };
-        batches.iter().map(of).sum::<usize>() as u64
+        let sum = |of: &dyn Fn(&Laid) -> usize| batches.iter().map(of).sum::<usize>() as u64;
+        (sum(&|laid| laid.batch.tokens()), sum(&of))
+    }
+
+    /// What the summed loss of a step is divided by: trained tokens or texts, or pairs or answers. A policy's is a mean as it
+    /// is.
+    fn count(&self, batches: &[Laid], trained: u64) -> f64 {
+        match (&self.policy, &self.comparing) {
+            (Some(_), _) => 1.0,
+            (None, Some(comparing)) => comparing.count(batches) as f64,
+            (None, None) => trained as f64,
+        }
     }
 
     fn token_batch(&self, laid: &Laid) -> Result<TokenBatch> {
@@ -250,11 +306,14 @@ impl Trainer {
     }
 
     /// The same, and nothing is changed by it.
-    pub(crate) fn measure(&self, sink: &mut dyn EventSink) -> Result<Option<EvalReport>> {
+    pub(crate) fn measure(&mut self, sink: &mut dyn EventSink) -> Result<Option<EvalReport>> {
         if self.plan.eval.is_empty() {
             return Ok(None);
         }
         let rows = self.plan.config.train.per_device_eval_batch_size as usize;
+        if let Some(policy) = &mut self.policy {
+            return Ok(Some(policy.evaluate(&self.model, &self.plan, rows, sink)?));
+        }
         Ok(Some(match (&self.comparing, &self.plan.classes) {
             (Some(comparing), _) => comparing.evaluate(&self.model, rows, sink)?,
             (None, None) => self.measure_language(rows, sink)?,
@@ -311,6 +370,7 @@ impl Trainer {
             self.write_result(dir)?;
             let mut state = self.params.state()?;
             state.extend(self.budgeting.as_ref().map_or(Ok(Vec::new()), Budgeting::state)?);
+            state.extend(self.policy.as_ref().map_or(Ok(Vec::new()), Policy::state)?);
             Ok(write_tensors(&dir.join(STATE_FILE), &state, &BTreeMap::new())?)
         })
     }
@@ -355,6 +415,9 @@ impl Trainer {
         let mut state = names.into_iter().map(|n| Ok((n.clone(), file.read(&n)?))).collect::<Result<_>>()?;
         if let Some(budgeting) = &mut self.budgeting {
             budgeting.take_state(&mut state)?;
+        }
+        if let Some(policy) = &mut self.policy {
+            policy.take_state(&mut state)?;
         }
         self.params.load_state(state)?;
         self.state = found.manifest.state;

@@ -171,7 +171,11 @@ fn closing(report: &RunReport, next: &Next) -> String {
     )];
     match (report.eval_before, report.eval_after) {
         (Some(before), Some(after)) => {
-            lines.push(format!("held-out loss {:.4} -> {:.4}", before.loss, after.loss));
+            let reward = |r: EvalReport| r.rewards.and_then(|rewards| rewards.mean);
+            lines.push(match (reward(before), reward(after)) {
+                (Some(before), Some(after)) => format!("held-out reward {before:.4} -> {after:.4}"),
+                _ => format!("held-out loss {:.4} -> {:.4}", before.loss, after.loss),
+            });
             let accuracy = |r: EvalReport| r.classes.and_then(|c| c.accuracy);
             if let (Some(before), Some(after)) = (accuracy(before), accuracy(after)) {
                 lines.push(format!("held-out accuracy {before:.4} -> {after:.4}"));

@@ -2,6 +2,7 @@
 
 use super::keys::{Kind, Range, choice, section};
 use crate::objective::{Dpo, DpoLoss, Kto, Objective, Orpo, RewardModel, SimPo};
+use crate::policy_loss::{PolicyAverage, PolicyLoss, ScaleRewards};
 
 choice! {
     /// What is minimised.
@@ -18,6 +19,25 @@ choice! {
         Kto = "kto",
         /// A reward model from pairs: a classifier with one score.
         Reward = "reward",
+        /// Group relative policy optimisation: the model answers prompts itself, and what is better rewarded than the other
+        /// answers to the same prompt becomes more likely.
+        Grpo = "grpo",
+    }
+}
+
+choice! {
+    /// What rewards an answer that the model writes.
+    RewardName {
+        /// A program of the user's.
+        Command = "command",
+        /// 1 for the answer of the example, white space at both ends apart, else 0.
+        ExactMatch = "exact_match",
+        /// 1 where its last number is that of the example's answer, else 0.
+        Number = "number",
+        /// F of ROUGE-L against the answer of the example, 0 to 1.
+        RougeL = "rouge_l",
+        /// chrF against the answer of the example, 0 to 1.
+        Chrf = "chrf",
     }
 }
 
@@ -32,17 +52,17 @@ choice! {
 }
 
 section! {
-    /// What is minimised. All but `sft` compare whole answers: data in format `preference`, or `kto`.
+    /// What is minimised. All but `sft` and `grpo` compare whole answers: data in format `preference`, or `kto`.
     ObjectiveConfig {
         /// `sft`, or of pairs `dpo`, `orpo`, `simpo` and `reward`, or of rated answers `kto`. A reward model wants
-        /// `lora.task_type = "SEQ_CLS"`.
+        /// `lora.task_type = "SEQ_CLS"`. With `grpo` the model answers the prompts of the examples itself, and is rewarded.
         name: ObjectiveName = ObjectiveName::Sft, Kind::Choice(ObjectiveName::NAMES);
         /// Which loss of DPO; of KTO `sigmoid` or `apo_zero`.
         loss_type: DpoLoss = DpoLoss::Sigmoid, Kind::Choice(DpoLoss::NAMES);
         /// DPO and KTO: how closely the answers keep to the reference; ORPO: weight of the odds ratio; SimPO: scale of the
-        /// rewards. 2 for SimPO and 0.1 for the others when absent.
+        /// rewards; GRPO: weight of the divergence from the reference. 2 for SimPO, 0 for GRPO and 0.1 for the others when absent.
         #[serde(skip_serializing_if = "Option::is_none")]
-        beta: Option<f64> = None, Kind::Number(Range::Positive);
+        beta: Option<f64> = None, Kind::Number(Range::NotNegative);
         /// DPO with `sigmoid` or `robust`: the share of pairs that are held to be the wrong way round; below a half.
         label_smoothing: f64 = 0.0, Kind::Number(Range::ZeroToBelowOne);
         /// DPO: weight of the mean loss of the better answer's tokens beside it (RPO).
@@ -55,16 +75,64 @@ section! {
         undesirable_weight: f64 = 1.0, Kind::Number(Range::Positive);
         /// Reward model: weight of the squared sum of a pair's scores, which keeps them around 0.
         center_rewards_coefficient: f64 = 0.0, Kind::Number(Range::NotNegative);
-        /// DPO and KTO: the model that the answers are kept near to. `base` is the base without any adapter, `start` the model
+        /// DPO, KTO and GRPO: the model that the answers are kept near to. `base` is the base without any adapter, `start` the model
         /// as the run begins, with `lora.init_adapter` where there is one.
         reference: Reference = Reference::Base, Kind::Choice(Reference::NAMES);
+        /// GRPO: what rewards an answer. `exact_match`, `number` (the last number is right), `rouge_l` and `chrf` compare it
+        /// with the answer of the example; `command` is a program of your own.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reward: Option<RewardName> = None, Kind::Choice(RewardName::NAMES);
+        /// GRPO with `reward = "command"`: the program and its arguments. It reads a line of JSON for each answer, with `prompt`,
+        /// `completion`, `answer` (of the example) and `ended`, and writes a line with a number for each.
+        reward_command: Vec<String> = Vec::new(), Kind::Texts;
+        /// GRPO: seconds without a line after which the program is held to be stuck.
+        reward_timeout: f64 = 120.0, Kind::Number(Range::Positive);
+        /// GRPO: answers to each prompt. A batch is `per_device_train_batch_size` prompts with as many answers each.
+        num_generations: u32 = 8, Kind::Integer { min: 2, max: 4096 };
+        /// GRPO: the most tokens of an answer.
+        max_completion_length: u32 = 256, Kind::Integer { min: 1, max: 1 << 20 };
+        /// GRPO: what logits are divided by, where answers are drawn and where their probabilities are taken.
+        temperature: f64 = 1.0, Kind::Number(Range::Positive);
+        /// GRPO: only the most likely tokens that together hold this share are drawn from.
+        top_p: f64 = 1.0, Kind::Number(Range::ZeroToOne);
+        /// GRPO: how the loss of the tokens is averaged: `dapo` over all tokens of a step, `grpo` over those of an answer and
+        /// then over the answers, `dr_grpo` over the answers as if each had `max_completion_length` tokens.
+        policy_average: PolicyAverage = PolicyAverage::Dapo, Kind::Choice(PolicyAverage::NAMES);
+        /// GRPO: what the rewards of a group, less their mean, are divided by: the standard deviation of the `group`, that of the
+        /// whole step (`batch`), or `none`.
+        scale_rewards: ScaleRewards = ScaleRewards::Group, Kind::Choice(ScaleRewards::NAMES);
+        /// GRPO: how many optimizer steps learn from the same answers.
+        num_iterations: u32 = 1, Kind::Integer { min: 1, max: 64 };
+        /// GRPO: how far a probability may fall, and rise, in these steps before it counts no more.
+        epsilon: f64 = 0.2, Kind::Number(Range::ZeroToBelowOne);
+        /// GRPO: how far it may rise, where that is another share than `epsilon`.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        epsilon_high: Option<f64> = None, Kind::Number(Range::NotNegative);
+        /// GRPO: leave answers that did not end within `max_completion_length` out of the loss.
+        mask_truncated_completions: bool = false, Kind::Bool;
     }
 }
 
 impl ObjectiveConfig {
-    /// Whether answers are compared or rated, and not their tokens learnt.
+    /// Whether answers that are there are compared or rated, and not their tokens learnt.
     pub fn compares(&self) -> bool {
-        self.name != ObjectiveName::Sft
+        !matches!(self.name, ObjectiveName::Sft | ObjectiveName::Grpo)
+    }
+
+    /// Whether the model answers prompts itself and is rewarded.
+    pub fn samples(&self) -> bool {
+        self.name == ObjectiveName::Grpo
+    }
+
+    /// What is minimised where the model is rewarded.
+    pub fn policy_loss(&self) -> PolicyLoss {
+        PolicyLoss {
+            average: self.policy_average,
+            epsilon_low: self.epsilon,
+            epsilon_high: self.epsilon_high.unwrap_or(self.epsilon),
+            beta: self.beta().unwrap_or(0.0),
+            max_completion_length: self.max_completion_length as usize,
+        }
     }
 
     /// Whether this is all as it is for plain fine-tuning.
@@ -77,6 +145,7 @@ impl ObjectiveConfig {
         let usual = match self.name {
             ObjectiveName::Sft | ObjectiveName::Reward => return None,
             ObjectiveName::SimPo => 2.0,
+            ObjectiveName::Grpo => 0.0,
             ObjectiveName::Dpo | ObjectiveName::Orpo | ObjectiveName::Kto => 0.1,
         };
         Some(self.beta.unwrap_or(usual))
@@ -86,7 +155,7 @@ impl ObjectiveConfig {
     pub fn objective(&self) -> Option<Box<dyn Objective>> {
         let beta = self.beta().unwrap_or(0.0);
         Some(match self.name {
-            ObjectiveName::Sft => return None,
+            ObjectiveName::Sft | ObjectiveName::Grpo => return None,
             ObjectiveName::Dpo => Box::new(Dpo {
                 loss: self.loss_type,
                 beta,

@@ -4,7 +4,7 @@ use super::faults::{Fault, FaultKind, shown};
 use super::source::Places;
 use super::{
     BestMetric, DType, FinetuningType, InitLoraWeights, Mixing, Modules, ObjectiveConfig, ObjectiveName, Optim,
-    PeftType, RunConfig, TaskType,
+    PeftType, RewardName, RunConfig, TaskType,
 };
 use crate::objective::DpoLoss;
 use crate::schedule::ScheduleKind;
@@ -232,23 +232,24 @@ fn methods(config: &RunConfig, rules: &mut Rules<'_>) {
 
 /// Keys of one objective beside another, and what does not go with answers that are compared.
 fn objective(config: &RunConfig, rules: &mut Rules<'_>) {
-    use ObjectiveName::{Dpo, Kto, Orpo, Reward, SimPo};
+    use ObjectiveName::{Dpo, Grpo, Kto, Orpo, Reward, SimPo};
     let own = &config.objective;
     let owners: [(&str, &[ObjectiveName], &'static str); 9] = [
         ("loss_type", &[Dpo, Kto], "only dpo and kto have losses to choose from; remove it"),
-        ("beta", &[Dpo, Kto, Orpo, SimPo], "only dpo, kto, orpo and simpo have this key; remove it"),
+        ("beta", &[Dpo, Kto, Orpo, SimPo, Grpo], "only dpo, kto, orpo, simpo and grpo have this key; remove it"),
         ("label_smoothing", &[Dpo], "only dpo has this key; remove it"),
         ("rpo_alpha", &[Dpo], "only dpo has this key; remove it"),
         ("simpo_gamma", &[SimPo], "only simpo has this key; remove it"),
         ("desirable_weight", &[Kto], "only kto has this key; remove it"),
         ("undesirable_weight", &[Kto], "only kto has this key; remove it"),
         ("center_rewards_coefficient", &[Reward], "only a reward model has this key; remove it"),
-        ("reference", &[Dpo, Kto], "only dpo and kto have a reference; remove it"),
+        ("reference", &[Dpo, Kto, Grpo], "only dpo, kto and grpo have a reference; remove it"),
     ];
+    let of_grpo = GRPO_KEYS.map(|key| (key, &[Grpo][..], "only grpo has this key; remove it"));
     let with = || format!("objective.name = \"{}\"", own.name.name());
     // A resolved configuration has the keys of all, at their defaults.
     let usual = Table::try_from(ObjectiveConfig::default()).unwrap_or_default();
-    for (key, names, remedy) in owners {
+    for (key, names, remedy) in owners.into_iter().chain(of_grpo) {
         let path = format!("objective.{key}");
         if !names.contains(&own.name) && get(rules.tree, &path) != usual.get(key) {
             rules.contradiction(&path, with(), remedy);
@@ -268,6 +269,13 @@ fn objective(config: &RunConfig, rules: &mut Rules<'_>) {
     if own.label_smoothing >= 0.5 {
         let remedy = "at a half and above, the worse ones would be preferred; set a share below 0.5";
         rules.contradiction("objective.label_smoothing", "preferring the better answers".into(), remedy);
+    }
+    if own.beta == Some(0.0) && !own.samples() {
+        let remedy = "it must be above 0; only grpo can do without";
+        rules.contradiction("objective.beta", with(), remedy);
+    }
+    if own.samples() {
+        sampling(config, rules);
     }
     let classifier = config.lora.task_type == TaskType::SeqCls;
     if own.name == Reward && !classifier {
@@ -291,6 +299,57 @@ fn objective(config: &RunConfig, rules: &mut Rules<'_>) {
         let remedy = "this objective learns from the worse answers, too; remove it";
         rules.contradiction("data.preference", with(), remedy);
     }
+}
+
+/// Keys that only GRPO has.
+const GRPO_KEYS: [&str; 13] = [
+    "reward",
+    "reward_command",
+    "reward_timeout",
+    "num_generations",
+    "max_completion_length",
+    "temperature",
+    "top_p",
+    "policy_average",
+    "scale_rewards",
+    "num_iterations",
+    "epsilon",
+    "epsilon_high",
+    "mask_truncated_completions",
+];
+
+/// What goes with answers that the model writes, and what does not.
+fn sampling(config: &RunConfig, rules: &mut Rules<'_>) {
+    let own = &config.objective;
+    let with = || format!("objective.name = \"{}\"", own.name.name());
+    let commanded = own.reward == Some(RewardName::Command);
+    let remedy =
+        "an answer must be rewarded: name what does it, as \"exact_match\", or \"command\" with reward_command";
+    rules.required(own.reward.is_none(), "objective.reward", remedy);
+    let remedy = "the program that rewards answers, as [\"python3\", \"reward.py\"]";
+    rules.required(commanded && own.reward_command.is_empty(), "objective.reward_command", remedy);
+    if !own.reward_command.is_empty() && own.reward.is_some() && !commanded {
+        let remedy = "the program is not asked; set reward = \"command\", or remove it";
+        rules.exclude("objective.reward_command", "objective.reward", remedy);
+    }
+    if own.top_p == 0.0 {
+        let remedy = "nothing could be drawn; set a share above 0, or 1 for all";
+        rules.contradiction("objective.top_p", "drawing answers".into(), remedy);
+    }
+    let classifier = config.lora.task_type == TaskType::SeqCls;
+    rules.contradiction_if(classifier, "lora.task_type", with(), "a classifier writes no answers; remove it");
+    let remedy = "a batch holds whole answers, without padding in any case; remove it";
+    rules.contradiction_if(config.data.packing, "data.packing", with(), remedy);
+    let remedy = "only what the model writes is trained; remove it";
+    rules.contradiction_if(config.data.train_on_prompt, "data.train_on_prompt", with(), remedy);
+    let remedy = "the divided prompts would be others; use \"left\" or \"drop\"";
+    let divides = config.data.truncation == super::Truncation::Split;
+    rules.contradiction_if(divides, "data.truncation", with(), remedy);
+    let remedy = "its evaluation answers prompts in any case; remove it";
+    rules.contradiction_if(config.train.predict_with_generate, "train.predict_with_generate", with(), remedy);
+    let remedy = "noise would make other probabilities than those that answers were drawn with; remove it";
+    let noisy = config.train.neftune_noise_alpha > 0.0;
+    rules.contradiction_if(noisy, "train.neftune_noise_alpha", with(), remedy);
 }
 
 struct Rules<'a> {

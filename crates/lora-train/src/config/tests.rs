@@ -265,7 +265,13 @@ fn with_every_type() -> RunConfig {
     lora.loftq_iter = Some(2);
     config.train.predict_with_generate = true;
     config.train.lr_scheduler_kwargs = "num_cycles = 2".parse().unwrap();
-    config.objective = ObjectiveConfig { name: ObjectiveName::Dpo, beta: Some(0.2), ..ObjectiveConfig::default() };
+    config.objective = ObjectiveConfig {
+        name: ObjectiveName::Dpo,
+        beta: Some(0.2),
+        reward: Some(RewardName::Number),
+        epsilon_high: Some(0.3),
+        ..ObjectiveConfig::default()
+    };
     config
 }
 
