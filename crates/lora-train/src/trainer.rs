@@ -58,6 +58,7 @@ pub struct Trainer {
 
 /// What a step did.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "there is one at a time")]
 pub enum StepOutcome {
     /// The parameters were updated.
     Updated(StepRecord),
