@@ -53,7 +53,7 @@ fn metrics(run: &Path) -> Vec<serde_json::Value> {
     let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     let clean = |line: &str| {
         let mut v: serde_json::Value = serde_json::from_str(line).unwrap();
-        for key in ["seconds", "tokens_per_second", "peak_memory_bytes"] {
+        for key in ["seconds", "data_seconds", "tokens_per_second", "peak_memory_bytes"] {
             v.as_object_mut().unwrap().remove(key);
         }
         v

@@ -5,7 +5,7 @@ use crate::numbers::{Unit, smoothed, smoothing_reach};
 use crate::run::{Run, Series};
 
 /// Figures that say little over the steps: they come last, folded.
-const MINOR: [&str; 5] = ["epoch", "seconds", "tokens", "trained_tokens", "eval_tokens"];
+const MINOR: [&str; 6] = ["epoch", "seconds", "data_seconds", "tokens", "trained_tokens", "eval_tokens"];
 /// Figures of the machinery: they come after those of the model.
 const LATER: [&str; 4] = ["learning_rate", "grad_norm", "tokens_per_second", "peak_memory_bytes"];
 /// Figures without noise.
@@ -24,6 +24,7 @@ pub(crate) fn title(name: &str) -> String {
         "learning_rate" => "Learning rate",
         "tokens_per_second" => "Tokens a second",
         "peak_memory_bytes" => "Peak memory",
+        "data_seconds" => "Seconds that a step waited for its batches",
         "epoch" => "Passes over the data",
         "tokens" => "Tokens of a step",
         "trained_tokens" => "Trained tokens of a step",

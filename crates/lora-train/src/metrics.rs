@@ -38,6 +38,8 @@ pub struct StepRecord {
     pub tokens: u64,
     /// Seconds since the run started, without the time between its parts.
     pub seconds: f64,
+    /// Seconds of the step in which it waited for its batches.
+    pub data_seconds: f64,
     /// Tokens computed per second in this step.
     pub tokens_per_second: f64,
     /// Most bytes in use so far, on the device that computes.
@@ -254,6 +256,7 @@ mod tests {
             tokens: 20,
             seconds: 0.25,
             tokens_per_second: 80.0,
+            data_seconds: 0.0,
             peak_memory_bytes: 1 << 20,
         }
     }

@@ -171,6 +171,7 @@ impl Trainer {
         let start = Instant::now();
         let here = Cursor { epoch: self.state.cursor_epoch, row: self.state.cursor_row };
         let Step { batches, next: mut cursor } = self.loader.step_at(here)?;
+        let data_seconds = start.elapsed().as_secs_f64();
         let (config, step) = (&self.plan.config.train, self.state.step);
         if let Some(policy) = &mut self.policy {
             policy.answer(&self.model, &self.params, &self.plan, &batches, step)?;
@@ -245,6 +246,7 @@ impl Trainer {
             trained_tokens: trained,
             tokens,
             seconds: self.state.seconds,
+            data_seconds,
             tokens_per_second: tokens as f64 / seconds,
             peak_memory_bytes: self.peak_memory()?,
         }))

@@ -127,7 +127,9 @@ fn outcome(dir: &Path) -> (Vec<u8>, Vec<String>) {
     let text = std::fs::read_to_string(dir.join("run/metrics.jsonl")).unwrap();
     let timeless = |line: &str| {
         let mut line: serde_json::Map<String, serde_json::Value> = serde_json::from_str(line).unwrap();
-        ["seconds", "tokens_per_second", "peak_memory_bytes"].iter().for_each(|key| drop(line.remove(*key)));
+        ["seconds", "data_seconds", "tokens_per_second", "peak_memory_bytes"]
+            .iter()
+            .for_each(|key| drop(line.remove(*key)));
         serde_json::Value::Object(line).to_string()
     };
     (std::fs::read(dir.join("run/adapter_model.safetensors")).unwrap(), text.lines().map(timeless).collect())

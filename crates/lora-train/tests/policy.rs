@@ -114,7 +114,7 @@ fn outcome(dir: &Path) -> (Vec<u8>, Vec<String>) {
     let metrics = std::fs::read_to_string(dir.join("run/metrics.jsonl")).unwrap();
     let timeless = |line: &str| {
         let mut line: serde_json::Value = serde_json::from_str(line).unwrap();
-        for key in ["seconds", "tokens_per_second", "peak_memory_bytes"] {
+        for key in ["seconds", "data_seconds", "tokens_per_second", "peak_memory_bytes"] {
             line.as_object_mut().unwrap().remove(key);
         }
         line.to_string()

@@ -218,7 +218,7 @@ pub fn wait_for(so: impl Fn() -> bool) {
 pub fn metrics(run: &Path) -> Vec<serde_json::Value> {
     let clean = |line: &str| {
         let mut v: serde_json::Value = serde_json::from_str(line).unwrap();
-        for key in ["seconds", "tokens_per_second", "peak_memory_bytes"] {
+        for key in ["seconds", "data_seconds", "tokens_per_second", "peak_memory_bytes"] {
             v.as_object_mut().unwrap().remove(key);
         }
         v
