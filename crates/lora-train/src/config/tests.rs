@@ -72,8 +72,10 @@ fn full() -> RunConfig {
         objective: ObjectiveConfig::default(),
         data: DataConfig {
             train: vec![source.clone()],
-            eval: vec![source],
+            eval: vec![source.clone()],
             eval_split: 0.0,
+            replay: vec![source],
+            replay_share: 0.25,
             hub_cache: Some("cache".into()),
             cache: Cache::Always,
             cache_dir: Some("tokens".into()),
@@ -95,6 +97,7 @@ fn full() -> RunConfig {
             shuffle: false,
             group_by_length: false,
         },
+        watch: WatchConfig { interval: "30s".into(), eval_tolerance: 0.5, replay_share: Some(0.25) },
         train: TrainConfig {
             finetuning_type: FinetuningType::Lora,
             num_train_epochs: Some(1.5),
