@@ -198,6 +198,13 @@ fn killed_again_and_again_it_trains_every_file_once_and_the_same() {
         parts.write("in/c.jsonl", &rows(2, 24));
     }
     assert!(kills >= 3, "only {kills} came before the end");
+    // What the kills left is taken away.
+    for half in ["versions/.tmp-half/adapter", "rounds/0001/half", "rounds/0009/half"] {
+        parts.write(&format!("out/{half}"), "half");
+    }
+    once(&parts);
+    let left = |folder: &str| std::fs::read_dir(parts.path("out").join(folder)).unwrap().count();
+    assert_eq!((left("versions"), left("rounds")), (2, 0));
     assert_eq!(files(&versions(&parts)), [(1, vec!["a.jsonl", "b.jsonl"]), (2, vec!["c.jsonl"])]);
     for version in ["out/versions/0001", "out/versions/0002"] {
         assert!(adapter(&whole, version) == adapter(&parts, version), "{version} differs");
@@ -254,6 +261,22 @@ fn asked_to_stop_within_a_round_it_saves_and_goes_on_unless_another_version_coun
     let round = &said.json()["rounds"][0];
     assert_eq!((round["version"].as_u64(), round["parent"].as_u64()), (Some(4), Some(1)));
     assert_eq!(files(&versions(&place))[2], (4, vec!["c.jsonl"]));
+}
+
+#[test]
+fn no_file_is_blamed_for_a_held_out_set_that_broke_meanwhile() {
+    let place = place("", "max_steps = 4");
+    let watch = place.spawn("train c.toml --watch in --json");
+    // Once it is written, the held-out set was looked at.
+    place.write("in/a.jsonl", &rows(0, 16));
+    wait_for(|| place.path("out/versions/0001").exists());
+    place.write("eval.jsonl", "{\"prompt\": 3");
+    place.write("in/b.jsonl", &rows(1, 16));
+    Done::of(watch.wait_with_output().unwrap()).exits(2).says(&["eval.jsonl:1"]);
+    place.write("eval.jsonl", &rows(50, 12));
+    let report = once(&place);
+    assert_eq!((report["current"].as_u64(), &report["refused"]), (Some(2), &Value::Array(vec![])));
+    assert_eq!(files(&versions(&place))[1], (2, vec!["b.jsonl"]));
 }
 
 #[test]

@@ -14,9 +14,8 @@ use crate::config::{FinetuningType, RunConfig};
 use crate::error::{Error, Result};
 use crate::events::{Event, EventSink};
 use crate::lock::RunLock;
-use crate::plan::RunPlan;
 use crate::versions::{Version, Versions};
-use arrivals::Arrivals;
+use arrivals::{Arrivals, Taken};
 use round::Ended;
 use serde::Serialize;
 use state::State;
@@ -104,17 +103,17 @@ impl<'a> Watch<'a> {
         }
         let versions = Versions::new(out);
         let state = State::read(out, &versions)?;
-        // The held-out set stands for the files: base, adapter and evaluation are looked at as a round would.
-        let mut probe = round::base_config(&config, versions.current()?, &versions)?;
-        probe.data.train.clone_from(&config.data.eval);
-        RunPlan::resolve(probe, &mut quiet(sink))?;
-        sink.event(Event::Note(format!("watching {}", options.dir.display())));
         let (done, refused) = (Vec::new(), Vec::new());
-        Ok(Self { once: options.once, stop, versions, state, arrivals, done, refused, _lock: lock, config })
+        let watch = Self { once: options.once, stop, versions, state, arrivals, done, refused, _lock: lock, config };
+        watch.probe()?;
+        watch.sweep()?;
+        sink.event(Event::Note(format!("watching {}", options.dir.display())));
+        Ok(watch)
     }
 
     /// Round after round.
     fn rounds(&mut self, sink: &mut dyn EventSink) -> Result<&'static str> {
+        let mut idle = 0;
         loop {
             // What was interrupted comes first.
             while self.state.round.is_some() {
@@ -127,9 +126,12 @@ impl<'a> Watch<'a> {
             }
             let candidates = self.arrivals.look()?;
             if self.take_up(sink)? {
+                idle = 0;
                 continue;
             }
-            if self.once && !candidates {
+            idle += 1;
+            // What is not whole at the second look is left to the next time.
+            if self.once && (!candidates || idle > 1) && !self.stop.load(Ordering::Relaxed) {
                 return Ok("done");
             }
             self.wait();
@@ -144,7 +146,15 @@ impl<'a> Watch<'a> {
             if self.stop.load(Ordering::Relaxed) {
                 return Ok(false);
             }
-            let Some(file) = self.arrivals.take(&self.config.output_dir, &path, &self.state, &good)? else { continue };
+            let file = match self.arrivals.take(&self.config.output_dir, &path, &self.state, &good)? {
+                Taken::File(file) => file,
+                Taken::Nothing => continue,
+                Taken::Unreadable(reason) => {
+                    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                    self.tell_refused(RefusedFile { name, reason }, sink);
+                    continue;
+                }
+            };
             match self.fault_of(&file)? {
                 None => good.push(file),
                 Some(reason) => self.refuse(std::slice::from_ref(&file), &reason, sink)?,
@@ -184,13 +194,4 @@ fn check(config: &RunConfig) -> Result<()> {
         return fault("data.train", "give one entry: its format and columns count for each file that arrives");
     }
     Ok(())
-}
-
-/// Notes only: what is looked at in advance is told again when it is done.
-fn quiet(sink: &mut dyn EventSink) -> impl FnMut(Event) {
-    |event| {
-        if let Event::Note(_) = &event {
-            sink.event(event);
-        }
-    }
 }

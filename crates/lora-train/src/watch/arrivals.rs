@@ -19,6 +19,17 @@ const UNFINISHED: [&str; 4] = [".part", ".tmp", ".partial", ".crdownload"];
 /// Size and time of the last change: a file whose two looks agree in both is whole.
 type Stamp = (u64, Option<SystemTime>);
 
+/// What came of taking a file.
+#[derive(Debug, PartialEq)]
+pub(super) enum Taken {
+    /// It is new, and copied.
+    File(TakenFile),
+    /// Its content was taken before, it has changed meanwhile, or it is gone.
+    Nothing,
+    /// It cannot be read, for this reason.
+    Unreadable(String),
+}
+
 /// The folder, and what was seen of it.
 pub(super) struct Arrivals {
     dir: PathBuf,
@@ -52,20 +63,21 @@ impl Arrivals {
         self.whole.clone()
     }
 
-    /// Copies a file into the output folder; none where its content was taken before, where it has changed meanwhile, or where it
-    /// is gone.
-    pub(super) fn take(
-        &mut self,
-        out: &Path,
-        path: &Path,
-        state: &State,
-        now: &[TakenFile],
-    ) -> Result<Option<TakenFile>> {
-        let Some(stamp) = fs::metadata(path).ok().and_then(|found| stamp(&found)) else { return Ok(None) };
-        let Ok(sha256) = sha256_file(path) else { return Ok(None) };
+    /// Copies a file into the output folder.
+    pub(super) fn take(&mut self, out: &Path, path: &Path, state: &State, now: &[TakenFile]) -> Result<Taken> {
+        let Some(stamp) = fs::metadata(path).ok().and_then(|found| stamp(&found)) else { return Ok(Taken::Nothing) };
+        let sha256 = match sha256_file(path) {
+            Ok(sha256) => sha256,
+            Err(_) if !path.exists() => return Ok(Taken::Nothing),
+            Err(error) => {
+                // Looked at again when it changes, or by the next watch.
+                self.known.insert(path.to_path_buf(), stamp);
+                return Ok(Taken::Unreadable(error.to_string()));
+            }
+        };
         if state.has(&sha256) || now.iter().any(|file| file.sha256 == sha256) {
             self.known.insert(path.to_path_buf(), stamp);
-            return Ok(None);
+            return Ok(Taken::Nothing);
         }
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let file = TakenFile { name, sha256, bytes: stamp.0 };
@@ -75,7 +87,7 @@ impl Arrivals {
         if sha256_file(&incoming)? != file.sha256 {
             // It was written to while it was read: a later look will tell.
             fs::remove_file(&incoming).map_err(Error::io("remove", &incoming))?;
-            return Ok(None);
+            return Ok(Taken::Nothing);
         }
         fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
         fs::rename(&incoming, &copy).map_err(Error::io("rename", &incoming))?;
@@ -83,7 +95,7 @@ impl Arrivals {
             sync_dir(changed)?;
         }
         self.known.insert(path.to_path_buf(), stamp);
-        Ok(Some(file))
+        Ok(Taken::File(file))
     }
 
     /// Every file that may be one to train on, with its stamp.
@@ -141,12 +153,16 @@ mod tests {
         assert_eq!(names(arrivals.whole()), ["a.jsonl", "b.jsonl"]);
 
         let state = State::default();
-        let first = arrivals.take(out.path(), &dir.path().join("a.jsonl"), &state, &[]).unwrap().unwrap();
+        let taken = |taken: Result<Taken>| match taken.unwrap() {
+            Taken::File(file) => file,
+            other => panic!("{other:?}"),
+        };
+        let first = taken(arrivals.take(out.path(), &dir.path().join("a.jsonl"), &state, &[]));
         assert_eq!(fs::read_to_string(copy_of(out.path(), &first)).unwrap(), "x");
         // The same content under another name is the same file.
         put("again.jsonl", "x");
         let again = dir.path().join("again.jsonl");
-        assert_eq!(arrivals.take(out.path(), &again, &state, std::slice::from_ref(&first)).unwrap(), None);
+        assert_eq!(arrivals.take(out.path(), &again, &state, std::slice::from_ref(&first)).unwrap(), Taken::Nothing);
         arrivals.look().unwrap();
         arrivals.look().unwrap();
         assert_eq!(names(arrivals.whole()), ["b.jsonl"], "what is known is not looked at again");
@@ -154,10 +170,10 @@ mod tests {
         put("a.jsonl", "other");
         arrivals.look().unwrap();
         arrivals.look().unwrap();
-        let other = arrivals.take(out.path(), &dir.path().join("a.jsonl"), &state, &[first.clone()]).unwrap().unwrap();
+        let other = taken(arrivals.take(out.path(), &dir.path().join("a.jsonl"), &state, std::slice::from_ref(&first)));
         assert!(other.sha256 != first.sha256 && copy_of(out.path(), &first).is_file());
         fs::remove_file(dir.path().join("b.jsonl")).unwrap();
-        assert_eq!(arrivals.take(out.path(), &dir.path().join("b.jsonl"), &state, &[]).unwrap(), None);
+        assert_eq!(arrivals.take(out.path(), &dir.path().join("b.jsonl"), &state, &[]).unwrap(), Taken::Nothing);
         let missing = Arrivals::of(&dir.path().join("none")).err().unwrap();
         assert!(missing.is_usage() && missing.to_string().contains("none"), "{missing}");
     }

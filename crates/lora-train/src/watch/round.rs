@@ -3,14 +3,14 @@
 use super::arrivals::copy_of;
 use super::outcome::outcome;
 use super::state::{Round, now};
-use super::{RefusedFile, Watch, quiet};
+use super::{RefusedFile, Watch};
 use crate::checkpoint::has_checkpoints;
 use crate::config::{RunConfig, SourceConfig, WatchConfig};
 use crate::error::{Error, Result};
-use crate::events::{Event, EventSink};
+use crate::events::{Event, EventSink, NoEvents};
 use crate::plan::RunPlan;
 use crate::run::{EndedBy, TrainOptions, train};
-use crate::versions::{TakenFile, Version, Versions, version_name};
+use crate::versions::{REJECTED_DIR, TakenFile, VERSIONS_DIR, Version, Versions, version_name};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -27,7 +27,7 @@ pub(super) enum Ended {
 }
 
 /// What every round has of the configuration: no path of `data.train`, and the adapter that counts.
-pub(super) fn base_config(config: &RunConfig, parent: Option<u64>, versions: &Versions) -> Result<RunConfig> {
+fn base_config(config: &RunConfig, parent: Option<u64>, versions: &Versions) -> Result<RunConfig> {
     let mut config = RunConfig { watch: WatchConfig::default(), ..config.clone() };
     (config.data.replay, config.data.replay_share) = (Vec::new(), 0.0);
     if let Some(parent) = parent {
@@ -81,7 +81,7 @@ impl Watch<'_> {
             self.config_of(round)?
         };
         let plan = match RunPlan::resolve(config, sink) {
-            Err(error) if is_of_files(&error) => {
+            Err(error) if self.is_of_files(&error)? => {
                 self.refuse(&round.files, &error.to_string(), sink)?;
                 clear(&dir)?;
                 return Ok(None);
@@ -142,22 +142,68 @@ impl Watch<'_> {
     pub(super) fn fault_of(&self, file: &TakenFile) -> Result<Option<String>> {
         let mut config = base_config(&self.config, self.versions.current()?, &self.versions)?;
         config.data.train = self.sources(std::slice::from_ref(file));
-        match RunPlan::resolve(config, &mut quiet(&mut crate::events::NoEvents)) {
+        match RunPlan::resolve(config, &mut NoEvents) {
             Ok(_) => Ok(None),
-            Err(error) if is_of_files(&error) => Ok(Some(error.to_string())),
+            Err(error) if self.is_of_files(&error)? => Ok(Some(error.to_string())),
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether an error would be mended by other files. Where the held-out set is at fault by now, that is the error: no file is
+    /// blamed for it.
+    fn is_of_files(&self, error: &Error) -> Result<bool> {
+        let of_data = matches!(
+            error,
+            Error::Data(_) | Error::NoRows { .. } | Error::TokenOutsideModel { .. } | Error::TooLong { .. }
+        );
+        if of_data {
+            self.probe()?;
+        }
+        Ok(of_data)
+    }
+
+    /// Looks at base, adapter and evaluation as a round would, with the held-out set in place of files.
+    pub(super) fn probe(&self) -> Result<()> {
+        let mut probe = base_config(&self.config, self.versions.current()?, &self.versions)?;
+        probe.data.train.clone_from(&self.config.data.eval);
+        RunPlan::resolve(probe, &mut NoEvents).map(drop)
+    }
+
+    /// Removes what a kill left: folders that were being filled, and those of rounds that are over.
+    pub(super) fn sweep(&self) -> Result<()> {
+        let active = self.state.round.as_ref().map(|round| version_name(round.version));
+        for (folder, is_left) in [
+            (VERSIONS_DIR, &(|name: &str| name.starts_with('.')) as &dyn Fn(&str) -> bool),
+            (REJECTED_DIR, &|name: &str| name.starts_with('.')),
+            (ROUNDS_DIR, &|name: &str| active.as_deref() != Some(name)),
+        ] {
+            let folder = self.out().join(folder);
+            if !folder.is_dir() {
+                continue;
+            }
+            for entry in fs::read_dir(&folder).map_err(Error::io("list", &folder))? {
+                let entry = entry.map_err(Error::io("list", &folder))?;
+                if entry.path().is_dir() && is_left(&entry.file_name().to_string_lossy()) {
+                    clear(&entry.path())?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Remembers that files cannot be used, and says so.
     pub(super) fn refuse(&mut self, files: &[TakenFile], reason: &str, sink: &mut dyn EventSink) -> Result<()> {
         self.state.refuse(files, reason)?;
         for file in files {
-            let refused = RefusedFile { name: file.name.clone(), reason: reason.to_string() };
-            sink.event(Event::Refused(refused.clone()));
-            self.refused.push(refused);
+            self.tell_refused(RefusedFile { name: file.name.clone(), reason: reason.to_string() }, sink);
         }
         Ok(())
+    }
+
+    /// Says that a file cannot be used, now and in the report.
+    pub(super) fn tell_refused(&mut self, file: RefusedFile, sink: &mut dyn EventSink) {
+        sink.event(Event::Refused(file.clone()));
+        self.refused.push(file);
     }
 
     /// Another version counts by now than the one that the round went on from: its files are trained again, from that one.
@@ -194,11 +240,6 @@ impl Watch<'_> {
     fn run_dir(&self, version: u64) -> PathBuf {
         self.out().join(ROUNDS_DIR).join(version_name(version))
     }
-}
-
-/// Whether an error would be mended by other files.
-fn is_of_files(error: &Error) -> bool {
-    matches!(error, Error::Data(_) | Error::NoRows { .. } | Error::TokenOutsideModel { .. } | Error::TooLong { .. })
 }
 
 /// As `round 0003: 2 files, 80 rows a pass (8 replayed), from version 0002`.
