@@ -51,6 +51,10 @@ pub(crate) enum Verb {
     Repair(cmd::repair::Args),
     /// A page of a run, or of several laid over each other
     Report(cmd::report::Args),
+    /// What a watch has trained: its versions, the one that counts, and what was not published
+    Versions(cmd::versions::Args),
+    /// Make an earlier version of a watch the one that counts
+    Rollback(cmd::rollback::Args),
     /// What will be trained, token by token
     #[command(subcommand)]
     Data(cmd::data::Verb),
@@ -88,7 +92,7 @@ impl Verb {
             Self::Bench(verb) => (vec![verb.model()], Vec::new()),
             Self::Train(_) | Self::Data(_) | Self::Plan(_) | Self::Fetch(_) => (Vec::new(), Vec::new()),
             Self::Inspect(_) | Self::Report(_) | Self::InitModel(_) => (Vec::new(), Vec::new()),
-            Self::Demo(_) | Self::Doctor(_) => (Vec::new(), Vec::new()),
+            Self::Demo(_) | Self::Doctor(_) | Self::Versions(_) | Self::Rollback(_) => (Vec::new(), Vec::new()),
         }
     }
 }

@@ -21,7 +21,10 @@ pub(crate) mod mix;
 pub(crate) mod plan;
 pub(crate) mod repair;
 pub(crate) mod report;
+pub(crate) mod rollback;
 pub(crate) mod train;
+pub(crate) mod versions;
+pub(crate) mod watch;
 
 use crate::cli::Verb;
 use crate::fetching;
@@ -49,6 +52,8 @@ pub(crate) fn run(mut verb: Verb) -> Result<()> {
         Verb::Inspect(args) => inspect::run(&args),
         Verb::Repair(args) => repair::run(&args),
         Verb::Report(args) => report::run(&args),
+        Verb::Versions(args) => versions::run(&args),
+        Verb::Rollback(args) => rollback::run(&args),
         Verb::Data(verb) => data::run(&verb),
         Verb::Plan(args) => plan::run(&args),
         Verb::Bench(verb) => bench::run(&verb),

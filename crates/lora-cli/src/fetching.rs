@@ -46,7 +46,7 @@ pub(crate) fn prepare(config: &mut RunConfig, part: Part, quiet: bool) -> Result
         }
         config.model.path = hub.at(&found.commit).to_string_lossy().into_owned();
     }
-    for list in [&mut config.data.train, &mut config.data.eval] {
+    for list in [&mut config.data.train, &mut config.data.eval, &mut config.data.replay] {
         let sources = data_sources(list, cache.as_deref())?;
         for (entry, source) in list.iter_mut().zip(&sources) {
             if let Some(pinned) = get_dataset(source, cache.as_deref(), quiet)? {

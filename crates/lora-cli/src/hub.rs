@@ -14,7 +14,7 @@ pub(crate) fn find_caches(config: &mut RunConfig) {
     if data.cache_dir.is_none() && data.cache != Cache::Never {
         data.cache_dir = token_folder();
     }
-    let mut sources = data.train.iter().chain(&data.eval);
+    let mut sources = data.train.iter().chain(&data.eval).chain(&data.replay);
     let of_hub = HubId::is_hub(Path::new(&config.model.path))
         || sources.any(|s| HubId::is_hub(&s.path) || s.path.to_string_lossy().contains("dataset_info.json"));
     if data.hub_cache.is_none() && of_hub {

@@ -1,6 +1,7 @@
 //! A run in figures, before it starts.
 
 use crate::out::{bytes, count};
+use lora_data::Replay;
 use lora_format::Method;
 use lora_torch::{device_name, kind_name, num_threads};
 use lora_train::config::{ObjectiveName, Reference, RewardName};
@@ -55,6 +56,9 @@ pub(crate) struct DataFigures {
     pub(crate) duplicates: usize,
     pub(crate) rows: usize,
     pub(crate) packing: bool,
+    /// What a pass has of an old set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) replay: Option<Replay>,
     /// Choices that were made for the data, in words.
     pub(crate) notes: Vec<String>,
     /// Of a classifier, by label: the texts that are trained on and those that are held out.
@@ -129,7 +133,8 @@ impl PlanSummary {
                 truncated: plan.train_report.truncated,
                 dropped: plan.train_report.dropped.values().map(|d| d.count).sum(),
                 duplicates: plan.train_report.duplicates,
-                rows: plan.rows.len(),
+                rows: plan.rows_per_pass(),
+                replay: plan.replay,
                 packing: config.data.packing,
                 notes: data_notes(plan),
                 labels: label_figures(plan),
@@ -258,10 +263,14 @@ impl fmt::Display for PlanSummary {
                 n(d.duplicates)
             )?;
         }
+        if let Some(replay) = d.replay {
+            let (drawn, share, all) = (n(replay.drawn), 100.0 * replay.share(), n(replay.rows_per_pass()));
+            writeln!(f, "replay   {drawn} of {all} rows a pass ({share:.1} %), from an old set of {}", n(replay.old))?;
+        }
         for note in &d.notes {
             writeln!(f, "         {note}")?;
         }
-        let pairs = d.rows < d.examples && !d.packing;
+        let pairs = d.replay.map_or(d.rows, |replay| replay.new + replay.old) < d.examples && !d.packing;
         let rows = if d.packing {
             "packed rows"
         } else if pairs {

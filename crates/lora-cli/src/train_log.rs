@@ -103,7 +103,9 @@ impl EventSink for JsonLog {
             Event::Speed { matrix_rate, operations_per_token } => {
                 self.speed = Some(Speed { matrix_rate, operations_per_token });
             }
+            Event::Refused(file) => line("refused", fields(&file)),
             _ if self.quiet => {}
+            Event::Round(version) => line("round", fields(&version)),
             Event::Started { step, total_steps } => {
                 self.total_steps = total_steps;
                 line("started", json!({ "step": step, "total_steps": total_steps }));

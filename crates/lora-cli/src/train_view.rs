@@ -4,7 +4,7 @@ use crate::out;
 use crate::progress::{ByteBar, CountBar, NowAndThen, above, bar};
 use indicatif::ProgressBar;
 use lora_data::Scores;
-use lora_train::{EvalRecord, Event, EventSink, Rewards, StepRecord};
+use lora_train::{EvalRecord, Event, EventSink, Rewards, StepRecord, Version, version_name};
 use std::time::Instant;
 
 /// Shows the events of a run: a bar on a terminal, else a line now and then; notes always.
@@ -152,7 +152,12 @@ impl EventSink for TrainView {
                     rows.join(", ")
                 ));
             }
+            Event::Refused(file) => self.say(&format!("refused {}: {}", file.name, file.reason)),
             _ if self.quiet => {}
+            Event::Round(version) => {
+                self.finish();
+                self.say(&round_in_words(&version));
+            }
             Event::Tokenising { done, of } => self.tokenising(done, of),
             Event::Loading { done, of } => self.loading(done, of),
             Event::Reference { done, of } => self.reference(done, of),
@@ -192,6 +197,17 @@ impl EventSink for TrainView {
             Event::Saved(path) => self.say(&format!("saved {}", path.display())),
             _ => {}
         }
+    }
+}
+
+/// As `version 0003 published: held-out loss 1.2034 -> 1.1020`.
+fn round_in_words(version: &Version) -> String {
+    let loss = |loss: Option<f64>| loss.map_or("-".to_string(), |loss| format!("{loss:.4}"));
+    let (before, after) = (loss(version.eval_loss_before), loss(version.eval_loss));
+    let name = version_name(version.version);
+    match &version.rejected {
+        None => format!("version {name} published: held-out loss {before} -> {after}"),
+        Some(reason) => format!("round {name} not published: {reason}"),
     }
 }
 

@@ -209,6 +209,14 @@ pub(crate) fn facts(report: &DataReport) -> Vec<(String, String, String)> {
     if report.merged_edges > 0 {
         add("merged edges", report.merged_edges, "answers that begin or end inside a token".into());
     }
+    if let Some(replay) = report.replay {
+        let (all, share) = (replay.rows_per_pass(), 100.0 * replay.share());
+        add(
+            "replayed",
+            replay.drawn,
+            format!("of {all} rows of a pass ({share:.1} %), from an old set of {}", replay.old),
+        );
+    }
     add("tokens", report.tokens, String::new());
     add("trained tokens", report.trained_tokens, format!("{:.1} %", percent(report.trained_tokens, report.tokens)));
     for (token, rows) in &report.end_tokens {

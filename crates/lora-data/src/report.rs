@@ -10,6 +10,7 @@ use crate::document::Origin;
 use crate::error::{DataError, Result};
 use crate::example::{Example, Outcome};
 use crate::format::Format;
+use crate::replay::Replay;
 use crate::source::{BadReport, Documents};
 use crate::tokenizer::Tokenizer;
 
@@ -163,6 +164,9 @@ pub struct DataReport {
     pub longest: usize,
     /// Kept rows by length.
     pub length_histogram: Vec<LengthBucket>,
+    /// Where rows of an old set are trained among them: how many, in rows as they are batched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replay: Option<Replay>,
 }
 
 impl DataReport {

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::replay::Replay;
+
 /// The order of rows in an epoch: a permutation drawn by Fisher and Yates from a SplitMix64 stream that is keyed by
 /// seed and epoch. It never changes, on no machine and in no version, so that a run can be resumed.
 pub fn epoch_order(rows: usize, seed: u64, epoch: u64) -> Vec<usize> {
@@ -67,6 +69,8 @@ pub struct Sampler {
     rows: usize,
     seed: u64,
     way: Way,
+    /// Where the last rows are an old set's, of which each epoch takes some.
+    replay: Option<Replay>,
     /// The order of the epoch that was asked for last.
     order: Option<(u64, Vec<usize>)>,
 }
@@ -89,18 +93,28 @@ enum Way {
 impl Sampler {
     /// A sampler over so many rows; without `shuffle` every epoch has the order of the data.
     pub fn new(rows: usize, seed: u64, shuffle: bool) -> Self {
-        Self { rows, seed, way: if shuffle { Way::Shuffled } else { Way::AsItIs }, order: None }
+        Self { rows, seed, way: if shuffle { Way::Shuffled } else { Way::AsItIs }, replay: None, order: None }
     }
 
     /// A sampler that gives out all rows of one stage before those of the next, each stage in a random order of its own.
     /// `stages` are the numbers of their rows.
     pub fn staged(stages: Vec<usize>, seed: u64) -> Self {
-        Self { rows: stages.iter().sum(), seed, way: Way::Staged(stages), order: None }
+        Self { rows: stages.iter().sum(), seed, way: Way::Staged(stages), replay: None, order: None }
     }
 
     /// A sampler that gives out rows of similar length together, in batches of `batch`; see [`grouped_order`].
     pub fn grouped(lengths: Vec<usize>, batch: usize, seed: u64) -> Self {
-        Self { rows: lengths.len(), seed, way: Way::Grouped { lengths, batch }, order: None }
+        Self { rows: lengths.len(), seed, way: Way::Grouped { lengths, batch }, replay: None, order: None }
+    }
+
+    /// The same over rows of which the last are an old set's: an epoch has all the new ones and the next of the old ones.
+    /// Stages are left as they are.
+    pub fn with_replay(mut self, replay: Replay) -> Self {
+        if !matches!(self.way, Way::Staged(_)) {
+            self.rows = replay.rows_per_pass();
+            self.replay = Some(replay);
+        }
+        self
     }
 
     /// The rows of the next batch of `n`, and the place after it. The last batch of an epoch may be shorter.
@@ -119,7 +133,7 @@ impl Sampler {
         let end = row.saturating_add(n as u64).min(rows);
         let (from, to) = (row as usize, end as usize);
         let batch = match self.way {
-            Way::AsItIs => (from..to).collect(),
+            Way::AsItIs if self.replay.is_none() => (from..to).collect(),
             _ => self.order(epoch)[from..to].to_vec(),
         };
         let next = if end == rows { Cursor { epoch: epoch + 1, row: 0 } } else { Cursor { epoch, row: end } };
@@ -137,11 +151,23 @@ impl Sampler {
             self.order = None;
         }
         let way = &self.way;
-        let draw = || match way {
-            Way::AsItIs => (0..rows).collect(),
-            Way::Shuffled => epoch_order(rows, seed, epoch),
-            Way::Grouped { lengths, batch } => grouped_order(lengths, *batch, seed, epoch),
-            Way::Staged(stages) => staged_order(stages, seed, epoch),
+        let replay = self.replay;
+        let draw = || {
+            let chosen: Option<Vec<usize>> = replay.map(|replay| replay.rows(seed, epoch));
+            let order = match (way, &chosen) {
+                (Way::AsItIs, _) => (0..rows).collect(),
+                (Way::Shuffled, _) => epoch_order(rows, seed, epoch),
+                (Way::Grouped { lengths, batch }, None) => grouped_order(lengths, *batch, seed, epoch),
+                (Way::Grouped { lengths, batch }, Some(chosen)) => {
+                    let own: Vec<usize> = chosen.iter().map(|&row| lengths[row]).collect();
+                    grouped_order(&own, *batch, seed, epoch)
+                }
+                (Way::Staged(stages), _) => staged_order(stages, seed, epoch),
+            };
+            match chosen {
+                None => order,
+                Some(chosen) => order.into_iter().map(|place| chosen[place]).collect(),
+            }
         };
         &self.order.get_or_insert_with(|| (epoch, draw())).1
     }

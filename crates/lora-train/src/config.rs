@@ -13,6 +13,7 @@ mod rules;
 mod source;
 mod train;
 mod unknown;
+mod watch;
 
 pub use data::{BadRecords, Cache, DataConfig, Mixing, Preference, SourceConfig, TextBy, Truncation};
 pub use faults::{ConfigErrors, Fault, FaultKind, Place};
@@ -21,6 +22,7 @@ pub use lora::{Bias, InitLoraWeights, LoraConfig, Modules, PeftType, TaskType, T
 pub use model::{DType, ModelConfig, Quantization, Weights};
 pub use objective::{ObjectiveConfig, ObjectiveName, Reference, RewardName};
 pub use train::{BestMetric, FinetuningType, Length, Optim, TrainConfig};
+pub use watch::WatchConfig;
 
 use crate::overrides::Override;
 use keys::{Key, Kind};
@@ -61,6 +63,9 @@ pub struct RunConfig {
     pub objective: ObjectiveConfig,
     /// The training itself.
     pub train: TrainConfig,
+    /// Rounds on files as they arrive.
+    #[serde(skip_serializing_if = "WatchConfig::is_usual")]
+    pub watch: WatchConfig,
 }
 
 /// The rank of VeRA where none is given, as in PEFT.
@@ -87,6 +92,7 @@ pub(crate) const SECTIONS: &[(&str, &[Key])] = &[
     ("data", DataConfig::KEYS),
     ("objective", ObjectiveConfig::KEYS),
     ("train", TrainConfig::KEYS),
+    ("watch", WatchConfig::KEYS),
 ];
 
 /// The key with this dotted name.

@@ -7,8 +7,9 @@ use crate::config::{
 use crate::error::{Error, Result};
 use crate::events::{Event, EventSink};
 use lora_data::{
-    AnswerKind, CacheUse, Clock, DataError, DataOptions, DataReport, Format, HubId, PreferenceUse, ReadOptions, Rows,
-    Source, Tags, TokenCache, TokenSet, Tokenizer, hold_out, mix_order, open_answers, open_dataset, stage_lengths,
+    AnswerKind, CacheUse, Clock, DataError, DataOptions, DataReport, Format, HubId, PreferenceUse, ReadOptions, Replay,
+    Rows, Source, Tags, TokenCache, TokenSet, Tokenizer, hold_out, mix_order, open_answers, open_dataset,
+    stage_lengths,
 };
 use std::path::{Path, PathBuf};
 
@@ -191,6 +192,43 @@ pub(crate) struct RunData {
     pub(crate) eval: Rows,
     /// Of evaluation data with files of its own.
     pub(crate) eval_report: Option<DataReport>,
+    /// How many examples of `train`, its last, are an old set's.
+    pub(crate) old: usize,
+}
+
+/// Everything that is read to be trained: the new set, and behind it the old one.
+pub fn trained_sources(c: &DataConfig) -> Vec<SourceConfig> {
+    c.train.iter().chain(&c.replay).cloned().collect()
+}
+
+/// How many items are new and how many old, where `ends` are those of all sources.
+pub fn new_and_old(c: &DataConfig, ends: &[usize]) -> (usize, usize) {
+    let end = |sources: usize| sources.checked_sub(1).and_then(|last| ends.get(last)).copied().unwrap_or(0);
+    let new = end(c.train.len());
+    (new, end(ends.len()).saturating_sub(new))
+}
+
+/// What is replayed of the old set, in examples or pairs, where `ends` are those of all sources; a run that packs counts its
+/// packed rows instead.
+pub fn replayed(config: &RunConfig, ends: &[usize]) -> Option<Replay> {
+    let (new, old) = new_and_old(&config.data, ends);
+    let own = &ends[..config.data.train.len().min(ends.len())];
+    let held = match config.data.eval.is_empty() {
+        true => hold_out(new, config.data.eval_split, config.seed),
+        false => Vec::new(),
+    };
+    let lengths = lengths(own, &held);
+    let new = mix(config, &lengths).map_or(lengths.iter().sum(), |order| order.len());
+    (!config.data.replay.is_empty()).then(|| Replay::of(new, old, config.data.replay_share))
+}
+
+/// A set of which nothing is left beside the other has no share.
+fn check_both(c: &DataConfig, new: usize, old: usize) -> Result<()> {
+    match (c.replay.is_empty(), new, old) {
+        (false, 0, _) => Err(Error::NoRows { key: "data.train" }),
+        (false, _, 0) => Err(Error::NoRows { key: "data.replay" }),
+        _ => Ok(()),
+    }
 }
 
 /// What is trained, what became of its records, and what is evaluated.
@@ -198,33 +236,37 @@ pub(crate) struct RunData {
 /// Examples are held out before datasets are mixed, so that none of them is trained however often a dataset is taken.
 pub(crate) fn datasets(config: &RunConfig, tokenizer: &Tokenizer, sink: &mut dyn EventSink) -> Result<RunData> {
     let mut build = |list: &[SourceConfig]| token_set(config, list, None, tokenizer, sink);
-    let set = build(&config.data.train)?;
+    let set = build(&trained_sources(&config.data))?;
+    let (examples, old) = new_and_old(&config.data, &set.source_ends);
+    check_both(&config.data, examples, old)?;
+    let ends = &set.source_ends[..config.data.train.len().min(set.source_ends.len())];
     if !config.data.eval.is_empty() {
         let eval = build(&config.data.eval)?;
-        let lengths = lengths(&set.source_ends, &[]);
+        let lengths = lengths(ends, &[]);
         return Ok(RunData {
             train: mixed(config, set.rows, &lengths)?,
             stages: stages(config, &lengths),
             report: set.report,
             eval: eval.rows,
             eval_report: Some(eval.report),
+            old,
         });
     }
-    let (split, examples) = (config.data.eval_split, set.rows.len());
+    let split = config.data.eval_split;
     let held = hold_out(examples, split, config.seed);
     if held.len() >= examples {
         return Err(Error::EvalSplit { split, examples });
     }
-    let lengths = lengths(&set.source_ends, &held);
+    let lengths = lengths(ends, &held);
     let stages = stages(config, &lengths);
     if held.is_empty() {
         let (train, eval) = (mixed(config, set.rows, &lengths)?, Rows::from(Vec::new()));
-        return Ok(RunData { train, stages, report: set.report, eval, eval_report: None });
+        return Ok(RunData { train, stages, report: set.report, eval, eval_report: None, old });
     }
     let mut next = held.iter().peekable();
-    let train = (0..examples).filter(|index| next.next_if(|held| **held == *index).is_none()).collect();
+    let train = (0..set.rows.len()).filter(|index| next.next_if(|held| **held == *index).is_none()).collect();
     let train = mixed(config, set.rows.select(train)?, &lengths)?;
-    Ok(RunData { train, stages, report: set.report, eval: set.rows.select(held)?, eval_report: None })
+    Ok(RunData { train, stages, report: set.report, eval: set.rows.select(held)?, eval_report: None, old })
 }
 
 /// The answers of a run that compares or rates them, to train on and held out.
@@ -234,6 +276,8 @@ pub(crate) struct ComparedData {
     pub(crate) stages: Option<Vec<usize>>,
     pub(crate) report: DataReport,
     pub(crate) eval_report: Option<DataReport>,
+    /// How many of those to train on, the last, are an old set's.
+    pub(crate) old: usize,
 }
 
 /// Reads pairs, or rated answers, as the objective wants them.
@@ -251,27 +295,32 @@ pub(crate) fn compared_answers(
         };
         Ok((answers, source_ends, report))
     };
-    let (all, ends, report) = build(&config.data.train)?;
-    let count = all.count();
+    let (all, ends, report) = build(&trained_sources(&config.data))?;
+    let (count, old) = new_and_old(&config.data, &ends);
+    check_both(&config.data, count, old)?;
+    let ends = &ends[..config.data.train.len().min(ends.len())];
+    let old_ones = count..all.count();
     if !config.data.eval.is_empty() {
         let (eval, _, eval_report) = build(&config.data.eval)?;
-        let lengths = lengths(&ends, &[]);
-        let order = mix(config, &lengths).unwrap_or_else(|| (0..count).collect());
+        let lengths = lengths(ends, &[]);
+        let mut order = mix(config, &lengths).unwrap_or_else(|| (0..count).collect());
+        order.extend(old_ones);
         let (answers, stages) = ([all.select(&order)?, eval], stages(config, &lengths));
-        return Ok(ComparedData { answers, stages, report, eval_report: Some(eval_report) });
+        return Ok(ComparedData { answers, stages, report, eval_report: Some(eval_report), old });
     }
     let held = hold_out(count, config.data.eval_split, config.seed);
     if held.len() >= count {
         return Err(Error::EvalSplit { split: config.data.eval_split, examples: count });
     }
     let kept: Vec<usize> = (0..count).filter(|i| held.binary_search(i).is_err()).collect();
-    let lengths = lengths(&ends, &held);
-    let order = match mix(config, &lengths) {
+    let lengths = lengths(ends, &held);
+    let mut order: Vec<usize> = match mix(config, &lengths) {
         None => kept,
         Some(order) => order.into_iter().filter_map(|i| kept.get(i).copied()).collect(),
     };
+    order.extend(old_ones);
     let (answers, stages) = ([all.select(&order)?, all.select(&held)?], stages(config, &lengths));
-    Ok(ComparedData { answers, stages, report, eval_report: None })
+    Ok(ComparedData { answers, stages, report, eval_report: None, old })
 }
 
 /// Takes `data.eval_split` out of the training data.
@@ -293,11 +342,14 @@ fn lengths(ends: &[usize], held: &[usize]) -> Vec<usize> {
     ends.iter().map(|&end| before(end) - std::mem::replace(&mut start, before(end))).collect()
 }
 
-/// The examples in the order, and as often, as the mix has them.
+/// The examples in the order, and as often, as the mix has them; those of an old set follow as they are.
 fn mixed(config: &RunConfig, rows: Rows, lengths: &[usize]) -> Result<Rows> {
     match mix(config, lengths) {
         None => Ok(rows),
-        Some(order) => Ok(rows.select(order)?),
+        Some(mut order) => {
+            order.extend(lengths.iter().sum()..rows.len());
+            Ok(rows.select(order)?)
+        }
     }
 }
 

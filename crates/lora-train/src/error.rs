@@ -266,6 +266,56 @@ pub enum Error {
         /// Examples in all.
         examples: usize,
     },
+    /// A watch cannot work with the configuration.
+    #[error("{key}: {reason} (for --watch)")]
+    Watch {
+        /// The key.
+        key: &'static str,
+        /// Why, and what to do.
+        reason: &'static str,
+    },
+    /// The folder that is to be watched cannot be read.
+    #[error("--watch {}: not a folder that can be read: {source}; make it first", path.display())]
+    WatchFolder {
+        /// The folder.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// A record of a watch or of a version is not one.
+    #[error("{}: cannot be read: {reason}; put it back from a copy, or move its folder away", path.display())]
+    WatchFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// There is no such version.
+    #[error(
+        "{}: there is no published version {wanted}; {}", dir.display(),
+        if published.is_empty() { "`lora train --watch` publishes versions".to_string() } else { format!("there are {published:?}, see `lora versions`") }
+    )]
+    NoVersion {
+        /// The output folder.
+        dir: PathBuf,
+        /// What was wanted.
+        wanted: String,
+        /// Those that are there.
+        published: Vec<u64>,
+    },
+    /// `current` is not what publishing made.
+    #[error("{}: must be a link to a version as versions/0001; move it away", path.display())]
+    CurrentLink {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Of two sets that are trained together one has nothing left.
+    #[error("{key}: none of its rows is left to train on; `lora data stats` says what became of them")]
+    NoRows {
+        /// The set.
+        key: &'static str,
+    },
     /// The tokenizer makes ids that the model has no row for.
     #[error(
         "{origin}: token id {id} is outside the model's vocabulary of {vocab_size}; tokenizer and model do not belong together"
@@ -311,6 +361,12 @@ impl Error {
             | Self::NothingToResume { .. }
             | Self::ResumeMismatch { .. }
             | Self::EvalSplit { .. }
+            | Self::NoRows { .. }
+            | Self::Watch { .. }
+            | Self::WatchFolder { .. }
+            | Self::WatchFile { .. }
+            | Self::NoVersion { .. }
+            | Self::CurrentLink { .. }
             | Self::NothingToAnswer { .. }
             | Self::NoPrompt { .. }
             | Self::TokenOutsideModel { .. }

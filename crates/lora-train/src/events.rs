@@ -1,8 +1,12 @@
 //! What a run tells while it goes on; the program that owns the run decides how to show it.
 
 use crate::metrics::{EvalRecord, StepRecord};
+use crate::trainer::Trainer;
+use crate::versions::Version;
+use crate::watch::RefusedFile;
 use lora_data::Origin;
-use std::path::PathBuf;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 
 /// Something that happened.
 #[derive(Clone, Debug)]
@@ -76,21 +80,51 @@ pub enum Event {
     Evaluated(EvalRecord),
     /// A checkpoint is on the disk.
     Saved(PathBuf),
+    /// A round of a watch is over: its version was published, or rejected.
+    Round(Version),
+    /// A file that arrived cannot be trained on.
+    Refused(RefusedFile),
 }
 
-/// Takes the events of a run.
+/// Takes what a run tells, and may look at the trainer and end the run. Every method does nothing unless it is written, but
+/// that the three hooks pass on what happened as an event.
+///
+/// Hooks are called on the thread of the run, which goes on when they return. One that answers [`ControlFlow::Break`] ends the run
+/// after this step, as [`EndedBy::Hook`](crate::EndedBy::Hook): it is evaluated and saved, the adapter is written, and the run can
+/// go on from there.
 pub trait EventSink {
-    /// Called for each event, on the thread of the run.
-    fn event(&mut self, event: Event);
+    /// Something happened.
+    fn event(&mut self, event: Event) {
+        let _ = event;
+    }
+
+    /// An optimizer step is done.
+    fn step(&mut self, trainer: &Trainer, record: &StepRecord) -> ControlFlow<()> {
+        let _ = trainer;
+        self.event(Event::Step(record.clone()));
+        ControlFlow::Continue(())
+    }
+
+    /// An evaluation is done.
+    fn evaluation(&mut self, trainer: &Trainer, record: &EvalRecord) -> ControlFlow<()> {
+        let _ = trainer;
+        self.event(Event::Evaluated(record.clone()));
+        ControlFlow::Continue(())
+    }
+
+    /// A checkpoint is on the disk, whole, in the folder `dir`.
+    fn checkpoint(&mut self, trainer: &Trainer, dir: &Path) -> ControlFlow<()> {
+        let _ = trainer;
+        self.event(Event::Saved(dir.to_path_buf()));
+        ControlFlow::Continue(())
+    }
 }
 
 /// Takes events and drops them.
 #[derive(Debug, Default)]
 pub struct NoEvents;
 
-impl EventSink for NoEvents {
-    fn event(&mut self, _: Event) {}
-}
+impl EventSink for NoEvents {}
 
 impl<F: FnMut(Event)> EventSink for F {
     fn event(&mut self, event: Event) {

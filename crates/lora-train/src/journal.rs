@@ -64,7 +64,7 @@ impl Journal {
             matrix_rate,
             operations_per_token: Some(operations_per_token),
             data: AboutData {
-                rows: plan.rows.len() as u64,
+                rows: plan.rows_per_pass() as u64,
                 eval_examples: plan.eval.len() as u64,
                 eval_tokens: plan.eval.tokens() as u64,
                 train: json(&plan.train_report),

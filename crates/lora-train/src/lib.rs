@@ -36,6 +36,8 @@ mod schedule;
 mod speed;
 mod suggest;
 mod trainer;
+mod versions;
+mod watch;
 
 pub use answering::{Question, answer_questions, questions, stop_ids};
 pub use answers::Answers;
@@ -44,7 +46,10 @@ pub use class_eval::{ClassReport, ClassScores, LabelScores, evaluate_classes, pr
 pub use classes::{ClassLabel, ClassPlan, known_labels, labels_of, split_texts};
 pub use comparing::Rewards;
 pub use config::{ConfigErrors, RunConfig};
-pub use datasets::{answer_kind, cache_note, data_options, data_sources, data_tokenizer, model_folder, token_cache};
+pub use datasets::{
+    answer_kind, cache_note, data_options, data_sources, data_tokenizer, model_folder, new_and_old, replayed,
+    token_cache, trained_sources,
+};
 pub use error::{Error, Result};
 pub use eval::{EvalReport, evaluate};
 pub use events::{Event, EventSink, NoEvents};
@@ -55,8 +60,12 @@ pub use overrides::Override;
 pub use params::{FlatParams, LoraPlus};
 pub use plan::{RunPlan, Trained};
 pub use reward::{Completion, Reward, RewardCommand, RewardFault};
-pub use run::{EndedBy, RunReport, TrainOptions, claim, train, train_claimed};
+pub use run::{EndedBy, RunReport, TrainOptions, claim, train, train_claimed, train_with};
 pub use schedule::{Schedule, ScheduleKind, ScheduleOptions};
 pub use speed::{matrix_rate, operations_per_step, operations_per_token};
 pub use suggest::nearest;
 pub use trainer::{StepOutcome, Trainer};
+pub use versions::{
+    CURRENT_LINK, REJECTED_DIR, TakenFile, VERSION_FILE, VERSIONS_DIR, Version, Versions, version_name,
+};
+pub use watch::{RefusedFile, WatchOptions, WatchReport, watch};

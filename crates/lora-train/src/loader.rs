@@ -69,13 +69,17 @@ impl Loader {
 /// The order of a run's rows.
 pub(crate) fn sampler_of(plan: &RunPlan) -> Sampler {
     let (config, seed) = (&plan.config.data, plan.config.seed);
-    match &plan.stages {
+    let sampler = match &plan.stages {
         _ if config.group_by_length => {
             let batch = plan.config.train.per_device_train_batch_size as usize;
             Sampler::grouped(plan.row_lengths(), batch, seed)
         }
         Some(stages) if config.shuffle => Sampler::staged(stages.clone(), seed),
         _ => Sampler::new(plan.rows.len(), seed, config.shuffle),
+    };
+    match plan.replay {
+        Some(replay) => sampler.with_replay(replay),
+        None => sampler,
     }
 }
 

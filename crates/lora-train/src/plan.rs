@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::events::{Event, EventSink};
 use crate::policy::check_policy;
 use crate::schedule::Schedule;
-use lora_data::{DataReport, RowPlan, Rows, Tokenizer};
+use lora_data::{DataReport, Replay, RowPlan, Rows, Tokenizer};
 use lora_format::{
     AdapterConfig, AdapterFolder, AdapterModule, InitLoraWeights as PeftInit, Method, TargetModules, TokenIndices,
     read_adapter,
@@ -71,6 +71,8 @@ pub struct RunPlan {
     pub rows: RowPlan,
     /// How many of them each dataset has, where datasets are trained one after the other.
     pub stages: Option<Vec<usize>>,
+    /// Which of the rows are an old set's, and how many of those a pass has, where some are replayed.
+    pub replay: Option<Replay>,
     /// Optimizer steps of one pass over the rows.
     pub steps_per_epoch: u64,
     /// Optimizer steps of the run.
@@ -112,7 +114,7 @@ impl RunPlan {
         let tokenizer = data_tokenizer(&model_dir, &config.data)?;
 
         let compared = config.objective.compares();
-        let (train, stages, train_report, eval, eval_report, classes, answers) = match known {
+        let (train, stages, mut train_report, eval, eval_report, classes, answers, old) = match known {
             known if compared => {
                 let data = compared_answers(&config, &tokenizer, sink)?;
                 if let Some(known) = known {
@@ -122,18 +124,18 @@ impl RunPlan {
                 }
                 let [train, eval] = &data.answers;
                 let (train, eval) = (train.rows.clone(), eval.rows.clone());
-                (train, data.stages, data.report, eval, data.eval_report, None, Some(data.answers))
+                (train, data.stages, data.report, eval, data.eval_report, None, Some(data.answers), data.old)
             }
             None => {
                 let data = datasets(&config, &tokenizer, sink)?;
-                (data.train, data.stages, data.report, data.eval, data.eval_report, None, None)
+                (data.train, data.stages, data.report, data.eval, data.eval_report, None, None, data.old)
             }
             Some(known) => {
                 let data = known.datasets(&config, &model, &tokenizer, sink)?;
                 model = model.for_classes(data.classes.labels.clone());
                 trained = what_is_trained(&config, &model)?;
                 check_head(&model_dir, &model, &trained)?;
-                (data.train, None, data.report, data.eval, None, Some(data.classes), None)
+                (data.train, None, data.report, data.eval, None, Some(data.classes), None, 0)
             }
         };
         check_vocabulary(&model, &train)?;
@@ -153,8 +155,15 @@ impl RunPlan {
             return Err(Error::TooLong { tokens: longest, positions: model.max_position_embeddings });
         }
         let (packing, most) = (config.data.packing, config.data.max_length as usize);
+        let mut old = old;
         let (rows, stages) = match (&answers, stages) {
             (Some([answers, _]), stages) => (answers.plan(), stages),
+            // A packed row is new or old, so that the share is that of rows.
+            (None, None) if packing && old > 0 => {
+                let (rows, counts) = RowPlan::packed_stages(&lengths, &[train.len() - old, old], most);
+                old = counts.last().copied().unwrap_or(0);
+                (rows, None)
+            }
             (None, Some(stages)) if packing => {
                 let (rows, stages) = RowPlan::packed_stages(&lengths, &stages, most);
                 (rows, Some(stages))
@@ -164,7 +173,16 @@ impl RunPlan {
         };
         let per_step =
             u64::from(config.train.per_device_train_batch_size) * u64::from(config.train.gradient_accumulation_steps);
-        let steps_per_epoch = (rows.len() as u64).div_ceil(per_step);
+        let replay = (old > 0).then(|| Replay::of(rows.len() - old, old, config.data.replay_share));
+        train_report.replay = replay;
+        if let Some(none) = replay.filter(|replay| replay.drawn == 0) {
+            let (share, new) = (config.data.replay_share, none.new);
+            sink.event(Event::Note(format!(
+                "data.replay_share = {share} of {new} rows is less than a row: none is replayed"
+            )));
+        }
+        let rows_per_pass = replay.map_or(rows.len(), |replay| replay.rows_per_pass());
+        let steps_per_epoch = (rows_per_pass as u64).div_ceil(per_step);
         let total_steps = match config.train.length() {
             Length::Steps(steps) => steps,
             Length::Epochs(epochs) => (epochs * steps_per_epoch as f64).ceil() as u64,
@@ -206,6 +224,7 @@ impl RunPlan {
             answers,
             rows,
             stages,
+            replay,
             steps_per_epoch,
             total_steps,
             schedule,
@@ -234,6 +253,11 @@ impl RunPlan {
         let (storage, packing) = (self.config.model.weights.storage(), self.config.model.quantization.packing());
         let stored = self.model.dtype.as_deref().and_then(lora_torch::parse_kind).unwrap_or(self.kind);
         lora_model::base_bytes(&self.model, storage, packing, self.kind, stored)
+    }
+
+    /// Rows of one pass: all of them, or with the part of an old set that a pass replays.
+    pub fn rows_per_pass(&self) -> usize {
+        self.replay.map_or(self.rows.len(), |replay| replay.rows_per_pass())
     }
 
     /// Tokens of every row; where the model writes the answers itself, all of a prompt's at their longest.

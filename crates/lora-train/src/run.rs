@@ -7,6 +7,7 @@ use crate::events::{Event, EventSink};
 use crate::journal::Journal;
 use crate::lock::RunLock;
 use crate::metrics::{EndRecord, EvalRecord};
+use crate::objective::Objective;
 use crate::plan::RunPlan;
 use crate::resume_point::find_resume_point;
 use crate::samples::Samples;
@@ -72,6 +73,8 @@ pub enum EndedBy {
     MaxTime,
     /// It was asked to stop; the run can go on.
     Interrupt,
+    /// A hook of the caller ended it; the run can go on.
+    Hook,
 }
 
 impl EndedBy {
@@ -114,6 +117,20 @@ pub fn train(
     train_claimed(None, plan, options, stop, sink)
 }
 
+/// The same with an objective of the caller's own: see [`Trainer::with_objective`].
+///
+/// # Errors
+/// As [`train`].
+pub fn train_with(
+    plan: RunPlan,
+    objective: Box<dyn Objective>,
+    options: &TrainOptions,
+    stop: &AtomicBool,
+    sink: &mut dyn EventSink,
+) -> Result<(RunReport, Trainer)> {
+    run(None, plan, Some(objective), options, stop, sink)
+}
+
 /// The same in a folder that [`claim`] has taken.
 ///
 /// # Errors
@@ -121,6 +138,17 @@ pub fn train(
 pub fn train_claimed(
     lock: Option<RunLock>,
     plan: RunPlan,
+    options: &TrainOptions,
+    stop: &AtomicBool,
+    sink: &mut dyn EventSink,
+) -> Result<(RunReport, Trainer)> {
+    run(lock, plan, None, options, stop, sink)
+}
+
+fn run(
+    lock: Option<RunLock>,
+    plan: RunPlan,
+    objective: Option<Box<dyn Objective>>,
     options: &TrainOptions,
     stop: &AtomicBool,
     sink: &mut dyn EventSink,
@@ -146,7 +174,10 @@ pub fn train_claimed(
     check_free_space(&out, plan.checkpoint_bytes())?;
     let found = options.resume.then(|| find_resume_point(&plan, &options.changed, sink)).transpose()?;
     let resolved = plan.config.to_toml()?;
-    let mut trainer = Trainer::new(plan, sink)?;
+    let mut trainer = match objective {
+        Some(objective) => Trainer::with_objective(plan, objective, sink)?,
+        None => Trainer::new(plan, sink)?,
+    };
     if let Some(found) = found {
         trainer.go_on_from(found)?;
     }
@@ -156,7 +187,7 @@ pub fn train_claimed(
     let mut progress = Progress { saved: trainer.state().step, ..Default::default() };
     let until = Until { start, first: trainer.state().step, stop };
     let ended = steps(&mut trainer, &mut journal, &samples, &mut progress, &until, sink);
-    let ended_by = ended.map_err(|error| stopped(&trainer, &mut journal, &progress, error, sink))?;
+    let ended_by = ended.map_err(|error| stopped(&trainer, &mut journal, &mut progress, error, sink))?;
     let state = trainer.state().clone();
     let report = RunReport {
         status: if ended_by.is_finished() { "finished" } else { "stopped" },
@@ -187,6 +218,8 @@ struct Progress {
     evaluated: u64,
     /// The step of the last checkpoint.
     saved: u64,
+    /// Whether a hook has asked for the end.
+    enough: bool,
 }
 
 /// What ends a run before its last step.
@@ -199,7 +232,7 @@ struct Until<'a> {
 
 impl Until<'_> {
     /// Why the run ends here, if it does.
-    fn ended(&self, trainer: &Trainer) -> Option<EndedBy> {
+    fn ended(&self, trainer: &Trainer, enough: bool) -> Option<EndedBy> {
         let plan = trainer.plan();
         let over = |budget| trainer.state().step > self.first && self.start.elapsed() >= budget;
         if trainer.state().step >= plan.total_steps {
@@ -208,6 +241,8 @@ impl Until<'_> {
             Some(EndedBy::EarlyStopping)
         } else if self.stop.load(Ordering::Relaxed) {
             Some(EndedBy::Interrupt)
+        } else if enough {
+            Some(EndedBy::Hook)
         } else {
             plan.config.train.time_budget().filter(|budget| over(*budget)).map(|_| EndedBy::MaxTime)
         }
@@ -226,12 +261,12 @@ fn steps(
     let (total, config) = (trainer.plan().total_steps, trainer.plan().config.train.clone());
     sink.event(Event::Started { step: trainer.state().step, total_steps: total });
     if trainer.state().step == 0 {
-        progress.eval_before = evaluate(trainer, journal, sink)?;
+        progress.eval_before = evaluate(trainer, journal, progress, sink)?;
         samples.take(trainer, until.stop, sink);
     }
     journal.page(trainer, Status::Running, sink);
     let ended_by = loop {
-        if let Some(ended_by) = until.ended(trainer) {
+        if let Some(ended_by) = until.ended(trainer, progress.enough) {
             break ended_by;
         }
         match trainer.step()? {
@@ -240,7 +275,7 @@ fn steps(
                 if record.step.is_multiple_of(config.logging_steps) || record.step == total {
                     journal.step(&record)?;
                 }
-                sink.event(Event::Step(record));
+                progress.enough |= sink.step(trainer, &record).is_break();
             }
             StepOutcome::Skipped { step, loss, grad_norm, rows } => {
                 sink.event(Event::Skipped { step, loss, grad_norm, rows });
@@ -249,29 +284,29 @@ fn steps(
         let step = trainer.state().step;
         let due = |every: u64| every > 0 && step.is_multiple_of(every);
         if due(config.eval_steps) || step == total {
-            progress.eval_after = evaluate(trainer, journal, sink)?;
+            progress.eval_after = evaluate(trainer, journal, progress, sink)?;
             progress.evaluated = step;
             journal.page(trainer, Status::Running, sink);
         }
         if due(config.save_steps) {
-            progress.saved = save(trainer, journal, sink)?;
+            save(trainer, journal, progress, sink)?;
         }
     };
     let (step, evals_since_best) = (trainer.state().step, trainer.state().evals_since_best);
-    if ended_by == EndedBy::MaxTime && progress.evaluated != step {
+    if matches!(ended_by, EndedBy::MaxTime | EndedBy::Hook) && progress.evaluated != step {
         // It shows what has come of the run so far, and does not count for what goes on from here.
         let report = trainer.measure(sink)?;
-        progress.eval_after = tell(report, step, journal, sink)?;
+        progress.eval_after = tell(report, trainer, journal, progress, sink)?;
     }
     if progress.saved != step {
-        progress.saved = save(trainer, journal, sink)?;
+        save(trainer, journal, progress, sink)?;
     }
     let note = match ended_by {
         EndedBy::EarlyStopping => format!("{evals_since_best} evaluations in a row were not better"),
         EndedBy::MaxTime => {
             format!("train.max_time = {:?} is over; --resume goes on", config.max_time.as_deref().unwrap_or_default())
         }
-        EndedBy::Steps | EndedBy::Interrupt => String::new(),
+        EndedBy::Steps | EndedBy::Interrupt | EndedBy::Hook => String::new(),
     };
     if !note.is_empty() {
         sink.event(Event::Note(format!("ended at step {step} of {total}: {note}")));
@@ -289,45 +324,53 @@ fn steps(
 fn stopped(
     trainer: &Trainer,
     journal: &mut Journal,
-    progress: &Progress,
+    progress: &mut Progress,
     error: Error,
     sink: &mut dyn EventSink,
 ) -> Error {
     let step = trainer.state().step;
     if error.is_out_of_memory() && trainer.is_whole() && progress.saved != step {
         // What cannot be saved, either, leaves the older checkpoint; the first error is the one to tell.
-        let _ = save(trainer, journal, sink);
+        let _ = save(trainer, journal, progress, sink);
     }
     journal.page(trainer, Status::Stopped, sink);
     let checkpoint = newest_whole(&trainer.plan().config.output_dir);
     Error::Stopped { step, source: Box::new(error), checkpoint }
 }
 
-fn evaluate(trainer: &mut Trainer, journal: &mut Journal, sink: &mut dyn EventSink) -> Result<Option<EvalReport>> {
+fn evaluate(
+    trainer: &mut Trainer,
+    journal: &mut Journal,
+    progress: &mut Progress,
+    sink: &mut dyn EventSink,
+) -> Result<Option<EvalReport>> {
     let report = trainer.evaluate(sink)?;
-    tell(report, trainer.state().step, journal, sink)
+    tell(report, trainer, journal, progress, sink)
 }
 
 fn tell(
     report: Option<EvalReport>,
-    step: u64,
+    trainer: &Trainer,
     journal: &mut Journal,
+    progress: &mut Progress,
     sink: &mut dyn EventSink,
 ) -> Result<Option<EvalReport>> {
     if let Some(r) = &report {
-        let record = EvalRecord::of(r, step);
+        let record = EvalRecord::of(r, trainer.state().step);
         journal.eval(&record)?;
-        sink.event(Event::Evaluated(record));
+        progress.enough |= sink.evaluation(trainer, &record).is_break();
     }
     Ok(report)
 }
 
 /// Metrics first: no line of a saved step may be lost.
-fn save(trainer: &Trainer, journal: &mut Journal, sink: &mut dyn EventSink) -> Result<u64> {
+fn save(trainer: &Trainer, journal: &mut Journal, progress: &mut Progress, sink: &mut dyn EventSink) -> Result<()> {
     journal.sync()?;
-    sink.event(Event::Saved(trainer.save()?));
+    let dir = trainer.save()?;
+    progress.saved = trainer.state().step;
+    progress.enough |= sink.checkpoint(trainer, &dir).is_break();
     journal.page(trainer, Status::Running, sink);
-    Ok(trainer.state().step)
+    Ok(())
 }
 
 /// What the best evaluation saw becomes the result.

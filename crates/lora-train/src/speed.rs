@@ -50,7 +50,9 @@ fn operations_per_pass(plan: &RunPlan) -> f64 {
 
 /// Floating-point operations that a mean step needs; what is computed again to save memory is not among them.
 pub fn operations_per_step(plan: &RunPlan) -> f64 {
-    operations_per_pass(plan) / plan.steps_per_epoch.max(1) as f64
+    // Of an old set a pass has a part, whose rows are taken to be as long as the others.
+    let part = plan.rows_per_pass() as f64 / plan.rows.len().max(1) as f64;
+    operations_per_pass(plan) * part / plan.steps_per_epoch.max(1) as f64
 }
 
 /// The same of a mean token.

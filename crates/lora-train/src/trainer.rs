@@ -434,7 +434,7 @@ impl Trainer {
 
     /// Passes over the data, with the part of the present one.
     fn epoch(&self) -> f64 {
-        self.state.cursor_epoch as f64 + self.state.cursor_row as f64 / self.plan.rows.len().max(1) as f64
+        self.state.cursor_epoch as f64 + self.state.cursor_row as f64 / self.plan.rows_per_pass().max(1) as f64
     }
 
     fn peak_memory(&self) -> Result<u64> {

@@ -14,7 +14,8 @@ use lora_data::{
 use lora_format::write_atomic;
 use lora_train::config::TaskType;
 use lora_train::{
-    Override, RunConfig, answer_kind, cache_note, data_options, data_sources, data_tokenizer, token_cache,
+    Override, RunConfig, answer_kind, cache_note, data_options, data_sources, data_tokenizer, new_and_old, replayed,
+    token_cache, trained_sources,
 };
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -123,14 +124,15 @@ fn read(args: &DataArgs) -> Result<(RunConfig, Tokenizer, TokenSet)> {
         let set = read_labelled(&config, &tokenizer, &options, &mut bar)?;
         return Ok((config, tokenizer, set));
     }
-    let sources = data_sources(&config.data.train, config.data.hub_cache.as_deref())?;
+    let sources = data_sources(&trained_sources(&config.data), config.data.hub_cache.as_deref())?;
     let cache = token_cache(&config.data);
     let mut progress = |done, of| bar.set(done, of);
-    let set = match answer_kind(&config) {
+    let mut set = match answer_kind(&config) {
         None => open_dataset(&sources, &tokenizer, &options, cache.as_ref(), &mut progress)?,
         Some(kind) => open_answers(&sources, &tokenizer, &options, kind, cache.as_ref(), &mut progress)?,
     };
     bar.finish();
+    set.report.replay = replayed(&config, &set.source_ends);
     cache_note(&set.cache).into_iter().for_each(out::note);
     Ok((config, tokenizer, set))
 }
@@ -164,6 +166,9 @@ struct Shown {
     /// What an objective that compares answers takes it for.
     #[serde(skip_serializing_if = "Option::is_none")]
     answer: Option<&'static str>,
+    /// Whether it is of the old set, which is trained in part.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    replayed: bool,
     tokens: Vec<PreviewToken>,
 }
 
@@ -174,9 +179,12 @@ fn shown(config: &RunConfig, set: &TokenSet, tokenizer: &Tokenizer, skip: usize,
         AnswerKind::Pairs => Some(["better", "worse"][row % 2]),
         AnswerKind::Rated => set.good.get(row).map(|good| if *good { "good" } else { "bad" }),
     };
+    let each = if kind == Some(AnswerKind::Pairs) { 2 } else { 1 };
+    let (new, _) = new_and_old(&config.data, &set.source_ends);
     let show = |row: usize| -> Result<Shown> {
         let example = set.rows.example(row)?;
-        Ok(Shown { origin: example.origin.to_string(), answer: answer(row), tokens: preview(&example, tokenizer)? })
+        let (origin, tokens) = (example.origin.to_string(), preview(&example, tokenizer)?);
+        Ok(Shown { origin, answer: answer(row), replayed: row >= new * each, tokens })
     };
     (0..set.rows.len()).skip(skip).take(n).map(show).collect()
 }
@@ -210,13 +218,22 @@ fn show_examples(args: &PreviewArgs) -> Result<()> {
         for example in &examples {
             let trained = example.tokens.iter().filter(|t| t.trained).count();
             let answer = example.answer.map_or(String::new(), |answer| format!(" {answer} answer,"));
-            out::line(format!("--- {}:{answer} {} tokens, {trained} trained", example.origin, example.tokens.len()))?;
+            let old = if example.replayed { " replayed," } else { "" };
+            out::line(format!(
+                "--- {}:{old}{answer} {} tokens, {trained} trained",
+                example.origin,
+                example.tokens.len()
+            ))?;
             match args.ids {
                 true => example.tokens.iter().try_for_each(|t| out::line(table_line(t, out::width())))?,
                 false => out::line(marked(&example.tokens, out::colour()))?,
             }
         }
         out::note(format!("{} of {} examples", examples.len(), set.rows.len()));
+        if let Some(replay) = set.report.replay {
+            let (drawn, all, old) = (replay.drawn, replay.rows_per_pass(), replay.old);
+            out::note(format!("a pass has {all} of them, {drawn} of those from the old set of {old}"));
+        }
     }
     write_page(&args.data, &set, &figures_of(&config, &set), examples)
 }

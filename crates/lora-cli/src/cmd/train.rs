@@ -1,5 +1,6 @@
 //! `lora train`: fine-tune a model on a dataset.
 
+use crate::cmd::watch;
 use crate::compute::DTYPES;
 use crate::failure::usage;
 use crate::fetching::{Part, prepare};
@@ -14,7 +15,8 @@ use lora_data::Format;
 use lora_format::ADAPTER_WEIGHTS;
 use lora_report::REPORT_FILE;
 use lora_train::{
-    EndedBy, EvalReport, Override, RunConfig, RunPlan, RunReport, TrainOptions, Trained, claim, train_claimed,
+    EndedBy, EvalReport, Override, RunConfig, RunPlan, RunReport, TrainOptions, Trained, WatchOptions, claim,
+    train_claimed,
 };
 use std::path::PathBuf;
 
@@ -41,6 +43,12 @@ pub(crate) struct Args {
     /// Check everything, show what would be done, and stop
     #[arg(long)]
     dry_run: bool,
+    /// Train on each file that arrives in this folder, and publish what is not worse on data.eval as a version in output_dir
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["data", "resume", "dry_run"])]
+    watch: Option<PathBuf>,
+    /// With --watch: take up what is there and end, instead of waiting for more
+    #[arg(long, requires = "watch")]
+    once: bool,
     /// Print the configuration with every default written out, and stop
     #[arg(long)]
     print_config: bool,
@@ -70,13 +78,21 @@ pub(crate) struct Args {
 /// Every fault of the configuration and the data, or what the run reports.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let overrides = overrides(args)?;
-    let mut config = RunConfig::load(config_file(args).as_deref(), &overrides)?;
+    let file = config_file(args);
+    let mut config = match &args.watch {
+        Some(dir) => watch::configuration(file.as_deref(), dir, &overrides)?,
+        None => RunConfig::load(file.as_deref(), &overrides)?,
+    };
     if args.print_config {
         return out::text(&config.to_toml()?);
     }
     check_model_folder(&prepare(&mut config, Part::Whole, args.quiet)?)?;
     let mut view = View::new(args.log_format, args.quiet, config.train.logging_steps);
     config.validate()?;
+    if let Some(dir) = &args.watch {
+        let options = WatchOptions { dir: dir.clone(), once: args.once };
+        return watch::run(config, &options, view, args.json);
+    }
     // Before the data is read, which may take long; a dry run leaves the folder alone.
     let claimed = if args.dry_run { None } else { claim(&config.output_dir, args.resume)? };
     let plan = RunPlan::resolve(config, &mut view)?;
@@ -156,7 +172,7 @@ impl Next {
 fn closing(report: &RunReport, next: &Next) -> String {
     let (out_dir, model, raw) = (report.output_dir.display(), next.model.display(), next.raw);
     let why = match report.ended_by {
-        EndedBy::Steps | EndedBy::Interrupt => "",
+        EndedBy::Steps | EndedBy::Interrupt | EndedBy::Hook => "",
         EndedBy::EarlyStopping => " (no better evaluation)",
         EndedBy::MaxTime => " (max_time)",
     };

@@ -25,7 +25,14 @@ const HARMLESS: &[&str] = &[
 const PLACES: &[&str] = &["output_dir", "model.path", "data.hub_cache", "data.cache", "data.cache_dir"];
 
 /// Keys of what a run tells and not of what it does.
-const TELLING: &[&str] = &["train.sample_prompts", "train.sample_count", "train.sample_max_new_tokens"];
+const TELLING: &[&str] = &[
+    "train.sample_prompts",
+    "train.sample_count",
+    "train.sample_max_new_tokens",
+    "watch.interval",
+    "watch.eval_tolerance",
+    "watch.replay_share",
+];
 
 /// Keys that say the same as a field of [`RunIdentity`], as they were asked for and not as they came out.
 const RESOLVED: &[&str] = &["model.device", "model.threads"];

@@ -145,6 +145,14 @@ section! {
         eval: Vec<SourceConfig> = Vec::new(), Kind::Tables(SourceConfig::KEYS);
         /// Takes this part of `train` for evaluation instead: a fraction below 1, or a number of examples; 0 takes none.
         eval_split: f64 = 0.0, Kind::Split;
+        /// The old set, written as `train` is: what an adapter that goes on was trained on before, some of which is trained again among
+        /// the new examples, so that it is not forgotten.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        replay: Vec<SourceConfig> = Vec::new(), Kind::Tables(SourceConfig::KEYS);
+        /// The share of the rows of each pass that comes from `replay`: all of the new ones are trained, and as many of the old ones as
+        /// make this share, drawn by the seed and none again before all were taken.
+        #[serde(skip_serializing_if = "is_zero")]
+        replay_share: f64 = 0.0, Kind::Number(Range::ZeroToBelowOne);
         /// Folder in which datasets and models of the hub are kept, for paths as `hf://OWNER/NAME`; the program takes it from
         /// `HF_HUB_CACHE`, `HF_HOME` or the home folder when absent.
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -209,6 +217,10 @@ section! {
 const MAX_BAD_SHARE: f64 = 0.001;
 
 // Keys at their defaults are left out of a saved configuration, so that older ones stay what they are.
+fn is_zero(share: &f64) -> bool {
+    *share == 0.0
+}
+
 fn is_line(by: &TextBy) -> bool {
     *by == TextBy::Line
 }

@@ -1,7 +1,7 @@
 //! The reference of keys, made from the same table that checks them.
 
 use super::keys::Key;
-use super::{ObjectiveConfig, RunConfig, SECTIONS, SourceConfig, TOP_KEYS};
+use super::{ObjectiveConfig, RunConfig, SECTIONS, SourceConfig, TOP_KEYS, WatchConfig};
 use toml::{Table, Value};
 
 const REQUIRED: &[&str] = &["output_dir", "model.path", "data.train", "path"];
@@ -12,6 +12,9 @@ pub(crate) fn reference() -> String {
     if let Ok(objective) = Value::try_from(ObjectiveConfig::default()) {
         defaults.insert("objective".into(), objective);
     }
+    if let Ok(watch) = Value::try_from(WatchConfig::default()) {
+        defaults.insert("watch".into(), watch);
+    }
     let mut text = String::from(
         "Relative paths are relative to the current folder. A key without a default may be left out unless it is required.\n",
     );
@@ -20,7 +23,7 @@ pub(crate) fn reference() -> String {
         let defaults = defaults.get(*section).and_then(Value::as_table);
         table(&mut text, &format!("`[{section}]`"), &format!("{section}."), keys, defaults);
     }
-    table(&mut text, "A table of `data.train` and `data.eval`", "", SourceConfig::KEYS, None);
+    table(&mut text, "A table of `data.train`, `data.eval` and `data.replay`", "", SourceConfig::KEYS, None);
     text
 }
 

@@ -21,13 +21,15 @@ pub(crate) fn check(config: &RunConfig, tree: &Table, places: &Places, faults: &
     );
     rules.required(config.model.path.is_empty(), "model.path", "give --model DIR, or path = \"DIR\" under [model]");
     rules.required(config.data.train.is_empty(), "data.train", "give --data FILE, or train = \"FILE\" under [data]");
-    for (list, name) in [(&config.data.train, "data.train"), (&config.data.eval, "data.eval")] {
+    let data = &config.data;
+    for (list, name) in [(&data.train, "data.train"), (&data.eval, "data.eval"), (&data.replay, "data.replay")] {
         for (i, source) in list.iter().enumerate() {
             let empty = source.path.as_os_str().is_empty();
             rules.required(empty, &format!("{name}[{i}].path"), "give the path of the file");
         }
     }
     lengths(config, &mut rules);
+    replay(config, &mut rules);
     schedule_options(config, &mut rules);
     best(config, &mut rules);
     answering(config, &mut rules);
@@ -103,6 +105,26 @@ fn lengths(config: &RunConfig, rules: &mut Rules<'_>) {
             rules.exclude("train.warmup_ratio", "train.lr_scheduler_type", remedy);
         }
     }
+}
+
+/// An old set and its share belong together, and both to a set whose rows are batched in any order.
+fn replay(config: &RunConfig, rules: &mut Rules<'_>) {
+    let data = &config.data;
+    let remedy = "data.replay_share is a share of an old set: say where it is, or remove replay_share";
+    rules.required(data.replay_share > 0.0 && data.replay.is_empty(), "data.replay", remedy);
+    if data.replay.is_empty() {
+        return;
+    }
+    let remedy =
+        "data.replay is given: say which share of the rows comes from it, as replay_share = 0.1, or remove replay";
+    rules.required(data.replay_share == 0.0, "data.replay_share", remedy);
+    let sequential = data.mixing == Mixing::Sequential;
+    let remedy =
+        "old examples belong to none of the stages; put the old set into train with a weight, or choose another mixing";
+    rules.contradiction_if(sequential, "data.replay", "data.mixing = \"sequential\"".into(), remedy);
+    let classifier = config.lora.task_type == TaskType::SeqCls && !config.objective.compares();
+    let remedy = "the texts of a classifier are not mixed; put the old set into train";
+    rules.contradiction_if(classifier, "data.replay", "lora.task_type = \"SEQ_CLS\"".into(), remedy);
 }
 
 /// What compares evaluations needs some.

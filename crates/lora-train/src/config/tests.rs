@@ -72,8 +72,10 @@ fn full() -> RunConfig {
         objective: ObjectiveConfig::default(),
         data: DataConfig {
             train: vec![source.clone()],
-            eval: vec![source],
+            eval: vec![source.clone()],
             eval_split: 0.0,
+            replay: vec![source],
+            replay_share: 0.25,
             hub_cache: Some("cache".into()),
             cache: Cache::Always,
             cache_dir: Some("tokens".into()),
@@ -95,6 +97,7 @@ fn full() -> RunConfig {
             shuffle: false,
             group_by_length: false,
         },
+        watch: WatchConfig { interval: "30s".into(), eval_tolerance: 0.5, replay_share: Some(0.25) },
         train: TrainConfig {
             finetuning_type: FinetuningType::Lora,
             num_train_epochs: Some(1.5),
@@ -182,6 +185,8 @@ lora:
 data:
   train: {path: a.jsonl, format: alpaca, columns: {prompt: q}, tags: {role_tag: who}, text_by: paragraph, separator: '||', split: test, max_samples: 5, weight: 0.5}
   eval: [{path: a.jsonl, format: alpaca, columns: {prompt: q}, tags: {role_tag: who}, text_by: paragraph, separator: '||', split: test, max_samples: 5, weight: 0.5}]
+  replay: [{path: a.jsonl, format: alpaca, columns: {prompt: q}, tags: {role_tag: who}, text_by: paragraph, separator: '||', split: test, max_samples: 5, weight: 0.5}]
+  replay_share: 0.25
   hub_cache: cache
   cache: always
   cache_dir: tokens
@@ -233,6 +238,7 @@ train:
   metric_for_best_model: eval_accuracy
   early_stopping_patience: 4
   early_stopping_threshold: 0.01
+watch: {interval: 30s, eval_tolerance: 0.5, replay_share: 0.25}
 ";
     assert_eq!(load_text(yaml, "yaml", &[]).unwrap(), full());
     assert_eq!(load_text(yaml, "YML", &[]).unwrap(), full());

@@ -44,6 +44,11 @@ impl BestMetric {
         matches!(self, Self::Bleu | Self::Chrf | Self::RougeL | Self::ExactMatch)
     }
 
+    /// Whether less of it is better.
+    pub(crate) fn is_loss(self) -> bool {
+        self == Self::Loss
+    }
+
     /// The figure of an evaluation, turned so that more is better; none where the evaluation has none.
     pub fn of(self, report: &EvalReport) -> Option<f64> {
         let value = match self {
