@@ -1,5 +1,6 @@
 //! Compiles the shim against libtorch's headers and lets everything that cargo starts find libtorch.
 #![allow(clippy::expect_used)] // a build script that cannot go on can only stop, and says where
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
@@ -51,9 +52,41 @@ fn main() {
         kernel.cpp(true).std("c++17").opt_level(3).flag("-mavx2").flag("-mfma").flag("-mf16c");
         build.objects(kernel.file("shim/sgemm_avx2.cpp").compile_intermediates());
     }
+    build.objects(distributed(root).compile_intermediates());
     build.compile("lora_shim");
     for library in ["torch_cpu", "c10", "gomp"] {
         println!("cargo:rustc-link-lib={library}");
+    }
+}
+
+/// What processes that train together need: libtorch's process group of gloo where it has one, and messages that say so where
+/// it has not (docs/adr/0002-stub-headers-of-gloo.md).
+fn distributed(root: &Path) -> cc::Build {
+    let mut build = cc::Build::new();
+    build.cpp(true).std("c++17").flag("-w").opt_level(1).define("_GLIBCXX_USE_CXX11_ABI", "1");
+    build.include(root.join("include")).include(root.join("include/torch/csrc/api/include"));
+    if holds(&root.join("lib/libtorch_cpu.so"), b"_ZN4c10d16ProcessGroupGlooC1E") {
+        // After every other folder: where gloo's own headers are, they are taken.
+        build.define("LORA_GLOO", None).flag("-idirafter").flag("shim/stub");
+    }
+    build.file("shim/distributed.cpp");
+    build
+}
+
+/// Whether a file holds these bytes.
+fn holds(path: &Path, wanted: &[u8]) -> bool {
+    let Ok(mut file) = fs::File::open(path) else { return false };
+    let mut window = Vec::new();
+    loop {
+        match file.by_ref().take(1 << 24).read_to_end(&mut window) {
+            Ok(0) | Err(_) => return false,
+            Ok(_) => {}
+        }
+        if window.windows(wanted.len()).any(|part| part == wanted) {
+            return true;
+        }
+        // What may go on in the next part stays.
+        window.drain(..window.len().saturating_sub(wanted.len()));
     }
 }
 
