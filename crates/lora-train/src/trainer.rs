@@ -6,25 +6,29 @@ use crate::answers::Answers;
 use crate::checkpoint::{Found, TrainState, save_checkpoint};
 use crate::class_eval::evaluate_classes;
 use crate::classes::class_batch;
-use crate::comparing::{Comparing, Tally};
+use crate::comparing::Comparing;
 use crate::config::Reference;
 use crate::error::{Error, Result};
 use crate::eval::{EvalReport, evaluate, on_device};
 use crate::events::{Event, EventSink};
+use crate::exchange::{Asks, Part, exchange};
 use crate::loader::{Laid, Loader, Step, sampler_of};
 use crate::metrics::StepRecord;
 use crate::objective::Objective;
 use crate::params::FlatParams;
 use crate::plan::{RunPlan, Trained};
 use crate::resume_point::{find_resume_point, identity};
+use crate::share::Share;
+use crate::team::Team;
 use lora_core::RankAllocator;
-use lora_data::{Batch, Cursor, Origin};
+use lora_data::{Cursor, Origin};
 use lora_format::{TensorFile, write_adapter, write_tensors};
 use lora_model::{Decoder, Keeping, TokenBatch};
 use lora_torch::{AdamWScalars, device_memory, mix_seed, peak_rss_bytes};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
+use tch::Tensor;
 
 /// The parameters and moments of a checkpoint.
 const STATE_FILE: &str = "trainer_state.safetensors";
@@ -49,6 +53,9 @@ pub struct Trainer {
     state: TrainState,
     /// Whether parameters and state are those of the same step.
     whole: bool,
+    team: Team,
+    /// What any of several processes asked for in the last step.
+    agreed: Asks,
 }
 
 /// What a step did.
@@ -75,8 +82,17 @@ impl Trainer {
     /// # Errors
     /// What loading reports.
     pub fn new(plan: RunPlan, sink: &mut dyn EventSink) -> Result<Self> {
+        Self::in_team(plan, Team::default(), sink)
+    }
+
+    /// The same as one of several processes, each of which has the whole model. All of them make the same calls.
+    ///
+    /// # Errors
+    /// As [`Trainer::new`], or [`Error::TooFewMicroBatches`].
+    pub fn in_team(plan: RunPlan, team: Team, sink: &mut dyn EventSink) -> Result<Self> {
+        team.check(&plan.config)?;
         let objective = plan.config.objective.objective();
-        Self::prepare(plan, objective, sink)
+        Self::prepare(plan, team, objective, sink)
     }
 
     /// The same with an objective of the caller's own, over the answers of the plan; where the data has neither pairs nor
@@ -85,10 +101,15 @@ impl Trainer {
     /// # Errors
     /// As [`Trainer::new`].
     pub fn with_objective(plan: RunPlan, objective: Box<dyn Objective>, sink: &mut dyn EventSink) -> Result<Self> {
-        Self::prepare(plan, Some(objective), sink)
+        Self::prepare(plan, Team::default(), Some(objective), sink)
     }
 
-    fn prepare(plan: RunPlan, objective: Option<Box<dyn Objective>>, sink: &mut dyn EventSink) -> Result<Self> {
+    fn prepare(
+        plan: RunPlan,
+        team: Team,
+        objective: Option<Box<dyn Objective>>,
+        sink: &mut dyn EventSink,
+    ) -> Result<Self> {
         let mut progress = |done, of| sink.event(Event::Loading { done, of });
         let (storage, mut packing) = plan.keeping();
         let keeping = Keeping { kind: plan.kind, device: plan.device, storage };
@@ -108,7 +129,7 @@ impl Trainer {
             if let Some(packing) = packing.take() {
                 model.pack(packing, &mut progress)?;
             }
-            ask_reference(comparing, &model, &plan, "base", sink)?;
+            ask_reference(comparing, &model, &plan, ("base", team.leads()), sink)?;
         }
         let mut progress = |done, of| sink.event(Event::Loading { done, of });
         match &plan.trained {
@@ -123,14 +144,16 @@ impl Trainer {
         model.neftune_noise_alpha = plan.config.train.neftune_noise_alpha;
         let params = FlatParams::new(model.parameters(), plan.config.train.lora_plus(), plan.config.train.optim)?;
         if let Some(comparing) = asks {
-            ask_reference(comparing, &model, &plan, &params.digest()?, sink)?;
+            ask_reference(comparing, &model, &plan, (params.digest()?.as_str(), team.leads()), sink)?;
         }
         let budgeting = Budgeting::of(plan.adapter_config().as_ref(), &model, plan.total_steps)?;
         let sampler = sampler_of(&plan);
         let (batch, micro) =
             (plan.config.train.per_device_train_batch_size, plan.config.train.gradient_accumulation_steps);
-        let loader = Loader::new(plan.train.clone(), plan.rows.clone(), sampler, batch as usize, micro);
-        Ok(Self { plan, model, params, budgeting, comparing, loader, state: TrainState::default(), whole: true })
+        let share = Share::of(team.rank(), team.world(), || plan.row_lengths());
+        let loader = Loader::new((plan.train.clone(), plan.rows.clone()), sampler, batch as usize, micro, share);
+        let (state, agreed) = (TrainState::default(), Asks::default());
+        Ok(Self { plan, model, params, budgeting, comparing, loader, state, whole: true, team, agreed })
     }
 
     /// One optimizer step: the gradient of the mean loss over all trained tokens of its micro-batches, clipped, applied.
@@ -138,29 +161,19 @@ impl Trainer {
     /// # Errors
     /// [`Error::NotFinite`] after three steps in a row without a finite loss and gradient, or what the model reports.
     pub fn step(&mut self) -> Result<StepOutcome> {
-        let start = Instant::now();
-        let Step { batches, next: cursor } =
-            self.loader.step_at(Cursor { epoch: self.state.cursor_epoch, row: self.state.cursor_row })?;
-        let (config, step) = (&self.plan.config.train, self.state.step);
-        let sum = |of: fn(&Batch) -> usize| batches.iter().map(|laid| of(&laid.batch)).sum::<usize>() as u64;
-        let (trained, tokens) = (self.trained(&batches), sum(Batch::tokens));
+        self.step_asking(&|_| Asks::default())
+    }
 
-        self.params.zero_grad()?;
-        let (mut loss, mut tally) = (0.0, Tally::default());
-        // The loss is a mean: over trained tokens or texts, or over pairs or answers.
-        let count = self.comparing.as_ref().map_or(trained, |c| c.count(&batches) as u64) as f64;
-        for (micro, laid) in batches.iter().enumerate() {
-            let seed = mix_seed(&[self.plan.config.seed, step, micro as u64, RANK]);
-            if let Some(comparing) = &self.comparing {
-                tally.join(&comparing.backward(&self.model, laid, seed, 1.0 / count, config.gradient_checkpointing)?);
-                continue;
-            }
-            let batch = self.token_batch(laid)?;
-            let sum = self.model.loss_and_backward(&batch, seed, 1.0 / count, config.gradient_checkpointing)?;
-            loss += sum.f_double_value(&[]).map_err(lora_torch::Error::from)?;
-        }
+    /// The same. Where several processes train together, what any of them `asks` for goes along with the gradients.
+    pub(crate) fn step_asking(&mut self, asks: &dyn Fn(&Self) -> Asks) -> Result<StepOutcome> {
+        let start = Instant::now();
+        let own = self.own_part().map(|(own, part)| (own, Part { asks: asks(self), ..part }));
+        let (Step { batches, next: cursor, .. }, whole) =
+            if self.team.is_alone() { own? } else { exchange(&self.team, &self.params, own)? };
+        let (config, step) = (&self.plan.config.train, self.state.step);
+        let Part { trained, tokens, tally, .. } = whole;
         let regulariser = self.budgeting.as_ref().map_or(Ok(0.0), |b| b.regularise(&self.model))?;
-        let loss = (loss + tally.loss) / count + regulariser;
+        let loss = (whole.loss + tally.loss) / whole.count as f64 + regulariser;
         let grad_norm = self.params.clip_grad_norm(config.max_grad_norm)?;
         let learning_rate = self.plan.schedule.lr_at(step);
         let finite = loss.is_finite() && grad_norm.is_finite();
@@ -187,6 +200,10 @@ impl Trainer {
         self.state.tokens += tokens;
         self.state.seconds += seconds;
         self.whole = true;
+        self.agreed = whole.asks;
+        if self.state.step.is_multiple_of(self.plan.config.train.ddp_check_steps) {
+            self.check_parameters()?;
+        }
         if !finite {
             return self.skip(loss, grad_norm, &batches);
         }
@@ -205,6 +222,34 @@ impl Trainer {
             tokens_per_second: tokens as f64 / seconds,
             peak_memory_bytes: self.peak_memory()?,
         }))
+    }
+
+    /// The gradients of this process's micro-batches, and what there is to tell of them.
+    fn own_part(&mut self) -> Result<(Step, Part)> {
+        let cursor = Cursor { epoch: self.state.cursor_epoch, row: self.state.cursor_row };
+        let own = self.loader.step_at(cursor)?;
+        let (config, step, batches) = (&self.plan.config.train, self.state.step, &own.batches);
+        let tokens = batches.iter().map(|laid| laid.batch.tokens()).sum::<usize>() as u64;
+        let trained = self.trained(batches);
+        // The loss is a mean: over trained tokens or texts, or over pairs or answers.
+        let count = self.comparing.as_ref().map_or(trained, |c| c.count(batches) as u64);
+        let mut part = Part { trained, tokens, count, ..Part::default() };
+        // The count of all is known when all have told theirs, and gradients are divided then.
+        let weight = if self.team.is_alone() { 1.0 / count as f64 } else { 1.0 };
+
+        self.params.zero_grad()?;
+        for (laid, micro) in batches.iter().zip(&own.numbers) {
+            let seed = mix_seed(&[self.plan.config.seed, step, *micro, RANK]);
+            if let Some(comparing) = &self.comparing {
+                let tally = comparing.backward(&self.model, laid, seed, weight, config.gradient_checkpointing)?;
+                part.tally.join(&tally);
+                continue;
+            }
+            let batch = self.token_batch(laid)?;
+            let sum = self.model.loss_and_backward(&batch, seed, weight, config.gradient_checkpointing)?;
+            part.loss += sum.f_double_value(&[]).map_err(lora_torch::Error::from)?;
+        }
+        Ok((own, part))
     }
 
     fn skip(&mut self, loss: f64, grad_norm: f64, batches: &[Laid]) -> Result<StepOutcome> {
@@ -237,11 +282,19 @@ impl Trainer {
         }
     }
 
-    /// Evaluates the held-out examples; `None` when there are none. It counts for what the best evaluation is.
+    /// Evaluates the held-out examples; `None` when there are none, and behind rank 0. It counts for what the best
+    /// evaluation is.
     ///
     /// # Errors
     /// What the model reports.
     pub fn evaluate(&mut self, sink: &mut dyn EventSink) -> Result<Option<EvalReport>> {
+        let own = if self.team.leads() { self.evaluate_alone(sink) } else { Ok(None) };
+        let (report, evals_since_best) = self.team.clone().follow(own, self.state.evals_since_best)?;
+        self.state.evals_since_best = evals_since_best;
+        Ok(report)
+    }
+
+    fn evaluate_alone(&mut self, sink: &mut dyn EventSink) -> Result<Option<EvalReport>> {
         let report = self.measure(sink)?;
         if let Some(report) = &report {
             self.compare_with_best(report)?;
@@ -307,12 +360,24 @@ impl Trainer {
     pub fn save(&self) -> Result<PathBuf> {
         let bytes = self.plan.checkpoint_bytes();
         let keep = self.plan.config.train.save_total_limit as usize;
-        save_checkpoint(&self.plan.config.output_dir, &identity(&self.plan)?, &self.state, bytes, keep, |dir| {
-            self.write_result(dir)?;
-            let mut state = self.params.state()?;
-            state.extend(self.budgeting.as_ref().map_or(Ok(Vec::new()), Budgeting::state)?);
-            Ok(write_tensors(&dir.join(STATE_FILE), &state, &BTreeMap::new())?)
-        })
+        save_checkpoint(
+            &self.plan.config.output_dir,
+            &identity(&self.plan, &self.team)?,
+            &self.state,
+            bytes,
+            keep,
+            |dir| {
+                self.write_result(dir)?;
+                Ok(write_tensors(&dir.join(STATE_FILE), &self.tensors()?, &BTreeMap::new())?)
+            },
+        )
+    }
+
+    /// The tensors that a checkpoint keeps, by name.
+    fn tensors(&self) -> Result<Vec<(String, Tensor)>> {
+        let mut tensors = self.params.state()?;
+        tensors.extend(self.budgeting.as_ref().map_or(Ok(Vec::new()), Budgeting::state)?);
+        Ok(tensors)
     }
 
     /// Writes what the run is for: the adapter, or the weights of a full training.
@@ -344,12 +409,32 @@ impl Trainer {
     /// # Errors
     /// [`Error::NothingToResume`] when there is none, [`Error::ResumeMismatch`] when it belongs to another run.
     pub fn resume(&mut self, allowed: &[String], sink: &mut dyn EventSink) -> Result<()> {
-        let found = find_resume_point(&self.plan, allowed, sink)?;
-        self.go_on_from(found)
+        let found = match self.team.leads() {
+            true => find_resume_point(&self.plan, &self.team, allowed, sink).map(Some),
+            false => Ok(None),
+        };
+        self.go_on(found)
+    }
+
+    /// Takes what rank 0 has found. Others need not see its disk.
+    pub(crate) fn go_on(&mut self, found: Result<Option<Found>>) -> Result<()> {
+        let team = self.team.clone();
+        let taken = found.and_then(|found| found.map_or(Ok(()), |found| self.go_on_from(found)));
+        team.agree(taken)?;
+        if team.is_alone() {
+            return Ok(());
+        }
+        let (mut tensors, state) = team.share(self.tensors()?, &self.state)?;
+        if let Some(budgeting) = &mut self.budgeting {
+            budgeting.take_state(&mut tensors)?;
+        }
+        self.params.load_state(tensors)?;
+        self.state = state;
+        Ok(())
     }
 
     /// Takes the parameters, moments and place of a checkpoint.
-    pub(crate) fn go_on_from(&mut self, found: Found) -> Result<()> {
+    fn go_on_from(&mut self, found: Found) -> Result<()> {
         let file = TensorFile::open(&found.dir.join(STATE_FILE))?;
         let names: Vec<String> = file.names().map(String::from).collect();
         let mut state = names.into_iter().map(|n| Ok((n.clone(), file.read(&n)?))).collect::<Result<_>>()?;
@@ -359,6 +444,24 @@ impl Trainer {
         self.params.load_state(state)?;
         self.state = found.manifest.state;
         Ok(())
+    }
+
+    /// Refuses to go on where processes have come to different parameters.
+    ///
+    /// # Errors
+    /// [`Error::RanksApart`].
+    pub(crate) fn check_parameters(&self) -> Result<()> {
+        self.team.same_parameters(self.state.step, || self.params.digest())
+    }
+
+    /// The processes that train together.
+    pub fn team(&self) -> &Team {
+        &self.team
+    }
+
+    /// What all of several processes know that one of them asked for; `None` for a process alone.
+    pub(crate) fn agreed(&self) -> Option<Asks> {
+        (!self.team.is_alone()).then_some(self.agreed)
     }
 
     /// Whether parameters and state are those of the same step: not where a step failed while it changed them.
@@ -401,7 +504,7 @@ impl Trainer {
     }
 }
 
-/// The place of this process among those that train together.
+/// What is drawn follows from a micro-batch's number in the step, whichever process computes it.
 const RANK: u64 = 0;
 
 /// What the reference says of a run's answers: that of `model` as it stands, which `state` tells apart from others.
@@ -409,10 +512,10 @@ fn ask_reference(
     comparing: &mut Comparing,
     model: &Decoder,
     plan: &RunPlan,
-    state: &str,
+    (state, keep): (&str, bool),
     sink: &mut dyn EventSink,
 ) -> Result<()> {
     let belongs_to = format!("{state} {:?} {:?} {:?}", plan.digests, plan.kind, plan.config.model.quantization);
     let rows = plan.config.train.per_device_eval_batch_size as usize;
-    comparing.ask_reference(model, &belongs_to, rows, &plan.config.output_dir, sink)
+    comparing.ask_reference(model, &belongs_to, rows, (plan.config.output_dir.as_path(), keep), sink)
 }
