@@ -1,6 +1,6 @@
 //! Compiles the shim against libtorch's headers and lets everything that cargo starts find libtorch.
 #![allow(clippy::expect_used)] // a build script that cannot go on can only stop, and says where
-use std::io::Read;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
@@ -65,7 +65,7 @@ fn distributed(root: &Path) -> cc::Build {
     let mut build = cc::Build::new();
     build.cpp(true).std("c++17").flag("-w").opt_level(1).define("_GLIBCXX_USE_CXX11_ABI", "1");
     build.include(root.join("include")).include(root.join("include/torch/csrc/api/include"));
-    if holds(&root.join("lib/libtorch_cpu.so"), b"_ZN4c10d16ProcessGroupGlooC1E") {
+    if has_symbol(&root.join("lib/libtorch_cpu.so"), b"N4c10d16ProcessGroupGlooC1E") {
         // After every other folder: where gloo's own headers are, they are taken.
         build.define("LORA_GLOO", None).flag("-idirafter").flag("shim/stub");
     }
@@ -73,21 +73,18 @@ fn distributed(root: &Path) -> cc::Build {
     build
 }
 
-/// Whether a file holds these bytes.
-fn holds(path: &Path, wanted: &[u8]) -> bool {
-    let Ok(mut file) = fs::File::open(path) else { return false };
-    let mut window = Vec::new();
-    loop {
-        match file.by_ref().take(1 << 24).read_to_end(&mut window) {
-            Ok(0) | Err(_) => return false,
-            Ok(_) => {}
-        }
-        if window.windows(wanted.len()).any(|part| part == wanted) {
+/// Whether a library has a symbol of C++ (`_Z` and more) that goes on so behind its `Z`. Parts that end with that byte are few, and
+/// looking for a byte is fast even in a build script, which is not optimised.
+fn has_symbol(library: &Path, rest: &[u8]) -> bool {
+    let Ok(file) = fs::File::open(library) else { return false };
+    let (mut reader, mut part) = (BufReader::with_capacity(1 << 20, file), Vec::new());
+    while matches!(reader.read_until(b'Z', &mut part), Ok(1..)) {
+        if part.starts_with(rest) {
             return true;
         }
-        // What may go on in the next part stays.
-        window.drain(..window.len().saturating_sub(wanted.len()));
+        part.clear();
     }
+    false
 }
 
 fn link_to(target: &Path, link: &Path) {

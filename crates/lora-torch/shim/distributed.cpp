@@ -21,6 +21,9 @@ struct Membership {
   c10::intrusive_ptr<c10d::Backend> group;
 };
 
+// Whether there are groups at all.
+extern "C" Message lt_group_available() { return nullptr; }
+
 static void waited(const c10::intrusive_ptr<c10d::Work>& work) {
   if (!work->wait()) throw std::runtime_error("the exchange was not completed");
 }
@@ -96,6 +99,7 @@ static Message absent() {
   return strdup("this libtorch was built without gloo; use the wheel of torch, or a libtorch that has ProcessGroupGloo");
 }
 
+extern "C" Message lt_group_available() { return absent(); }
 extern "C" Message lt_store_open(const char*, uint16_t, int32_t, int64_t, const char*, void**) { return absent(); }
 extern "C" Message lt_store_set(void*, const char*, const uint8_t*, size_t) { return absent(); }
 extern "C" Message lt_store_get(void*, const char*, uint8_t**, size_t*) { return absent(); }

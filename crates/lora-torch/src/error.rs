@@ -132,7 +132,7 @@ fn ranks(list: &[u32]) -> String {
 
 fn broken_by(lost: &[u32], address: &str) -> String {
     match lost {
-        [] => format!("the exchange of the ranks at {address} was broken off, though every one of them is alive"),
+        [] => format!("the exchange of the ranks at {address} was broken off"),
         lost => format!("{} lost: no sign of life at {address}", ranks(lost)),
     }
 }

@@ -175,6 +175,7 @@ unsafe extern "C" {
     ) -> Message;
     fn lt_norm(g: *const C_tensor, out: *mut f64) -> Message;
     fn lt_uniform(seed: u64, shapes: *const i64, bounds: *const f64, n: usize, out: *mut *mut C_tensor) -> Message;
+    fn lt_group_available() -> Message;
     fn lt_store_open(
         host: *const c_char,
         port: u16,
@@ -412,6 +413,11 @@ unsafe impl Send for Member {}
 unsafe impl Sync for Member {}
 
 impl Member {
+    /// Whether this libtorch has groups; an error that says so where it has not.
+    pub(crate) fn available() -> Result<()> {
+        check("distributed", unsafe { lt_group_available() })
+    }
+
     pub(crate) fn open(host: &CStr, port: u16, hosts: bool, timeout_ms: i64, prefix: &CStr) -> Result<Self> {
         let mut out = ptr::null_mut();
         let (host, prefix) = (host.as_ptr(), prefix.as_ptr());

@@ -131,7 +131,9 @@ pub fn train_claimed(
     sink: &mut dyn EventSink,
 ) -> Result<(RunReport, Trainer)> {
     let (out, start, team) = (plan.config.output_dir.clone(), Instant::now(), options.team.clone());
-    team.same_run(&identity(&plan, &team)?)?;
+    let mut run = identity(&plan, &team)?;
+    run.config.insert("--resume".into(), options.resume.to_string());
+    team.same_run(run)?;
     let lead = if team.leads() { take_folder(lock, &plan, options, sink).map(Some) } else { Ok(None) };
     let (lock, found, samples) = team.agree(lead)?.map_or((None, None, None), |(l, f, s)| (Some(l), f, Some(s)));
     let resolved = plan.config.to_toml()?;

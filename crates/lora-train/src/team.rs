@@ -105,11 +105,10 @@ impl Team {
     ///
     /// # Errors
     /// [`Error::RanksDiffer`], the same on every one of them.
-    pub(crate) fn same_run(&self, run: &RunIdentity) -> Result<()> {
+    pub(crate) fn same_run(&self, mut own: RunIdentity) -> Result<()> {
         if self.is_alone() {
             return Ok(());
         }
-        let mut own = run.clone();
         own.config.insert("lora".into(), env!("CARGO_PKG_VERSION").into());
         // Each may compute where and with what it has.
         (own.threads, own.device) = (0, String::new());

@@ -205,10 +205,14 @@ fn d04_ranks_of_different_runs() {
     let lab = lab();
     std::fs::write(lab.path("other.jsonl"), small_dataset().replace("matrices", "matrix")).unwrap();
     let other = format!("data.train={}", lab.path("other.jsonl").display());
-    for (set, named) in [("lora.r=4", "lora.r was 2 and is 4"), (other.as_str(), "the sha256 of the data was")] {
+    for (more, named) in [
+        (["--set", "lora.r=4"].as_slice(), "lora.r was 2 and is 4"),
+        (&["--set", &other], "the sha256 of the data was"),
+        (&["--resume"], "--resume was false and is true"),
+    ] {
         let port = free_port();
         let lead = rank(&lab, "run", (0, 2), port, &[]);
-        let odd = rank(&lab, "run", (1, 2), port, &["--set", set]);
+        let odd = rank(&lab, "run", (1, 2), port, more);
         for child in [lead, odd] {
             done(child).exits(2).says(&["rank 1 was started for another run than rank 0", named]);
         }
@@ -216,7 +220,9 @@ fn d04_ranks_of_different_runs() {
     }
     let few = Done::of(launch(&lab, "run", 8, &[]).output().unwrap()).exits(2);
     few.says(&["train.gradient_accumulation_steps = 4 for 8 ranks"]);
-    row.held("another key and other data on rank 1: both ranks refuse with what differs, before a weight is read");
+    row.held(
+        "another key, other data and --resume on rank 1: both ranks refuse with what differs, before a weight is read",
+    );
 }
 
 #[test]
@@ -224,7 +230,7 @@ fn d05_a_full_disk_on_rank_0() {
     let row = Row::new("D5");
     let Some(_) = strace() else { return row.not_run(NEEDS_STRACE) };
     let lab = lab_of_two();
-    let calls = extent(vec![6, 25], (1..60).step_by(3).collect());
+    let calls = extent(vec![2, 6, 25], (1..60).step_by(3).collect());
     let (mut by_word, mut by_loss) = (0, 0);
     for nth in &calls {
         let (run, port) = (format!("run-{nth}"), free_port());
@@ -369,14 +375,35 @@ fn d08_two_hosts_and_a_cut_cable() {
 }
 
 #[test]
-fn torchrun_starts_ranks() {
+fn d01_torchrun_starts_killed_ranks_again() {
     if !e2e::has_program("torchrun") {
         return;
     }
     let lab = lab_of_two();
-    let mut command = Command::new("torchrun");
-    command.args(["--standalone", "--nproc-per-node", "2", "--max-restarts", "1", "--no-python", LORA]);
-    let output = command.args(lab.args("run", &[])).env("OMP_NUM_THREADS", "1").output().unwrap();
-    Done::of(output).exits(0);
-    lab.is_whole("run", "torchrun");
+    let torchrun = |run: &str| {
+        let quoted: Vec<String> = lab.args(run, &[]).iter().map(|arg| format!("'{arg}'")).collect();
+        let checkpoints = lab.path(run).join("checkpoints").display().to_string();
+        let line = format!("exec '{LORA}' {} $(test -d '{checkpoints}' && echo --resume)", quoted.join(" "));
+        let mut command = Command::new("torchrun");
+        command.args([
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            "--max-restarts",
+            "1",
+            "--no-python",
+            "sh",
+            "-c",
+            &line,
+        ]);
+        command.env("OMP_NUM_THREADS", "1").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    done(torchrun("quiet")).exits(0);
+    lab.is_whole("quiet", "torchrun");
+    let launcher = torchrun("killed");
+    lab.wait_for_lines("killed", 3);
+    assert!(signal("KILL", lab.holder("killed").unwrap()));
+    done(launcher).exits(0);
+    lab.is_whole("killed", "torchrun started all again");
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Between two looks at who has come.
 const LOOK: Duration = Duration::from_millis(50);
@@ -36,6 +36,7 @@ impl Gloo {
     /// # Errors
     /// [`Error::StoreTaken`], [`Error::StoreNotReached`], [`Error::Missing`], or what libtorch reports.
     pub fn connect(launch: &Launch, timeout: Duration) -> Result<Self> {
+        Member::available()?;
         let deadline = Instant::now() + timeout;
         let hosts = launch.hosts && launch.rank == 0;
         let store = match hosts {
@@ -123,7 +124,10 @@ impl Collective for Gloo {
         let key = |rank: u32| CString::new(format!("gather/{number}/{rank}")).unwrap_or_default();
         self.exchange(|member| {
             member.set(&key(self.launch.rank), own)?;
-            (0..self.launch.world).map(|rank| member.get(&key(rank))).collect()
+            let all = (0..self.launch.world).map(|rank| member.get(&key(rank))).collect::<Result<_>>()?;
+            // Whoever holds the store may leave after this: not before all have read. What fails here, the next exchange tells.
+            let _ = member.sum(&mut Tensor::f_zeros([1], (Kind::Float, Device::Cpu))?);
+            Ok(all)
         })
     }
 }

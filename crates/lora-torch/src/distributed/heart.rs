@@ -51,7 +51,7 @@ pub(super) fn silent(member: &Arc<Member>, world: u32) -> Option<Vec<u32>> {
     };
     // A store whose machine is gone may keep a question waiting for ever.
     thread::Builder::new().spawn(move || found.send(look())).ok()?;
-    finding.recv_timeout(SILENCE * 2).ok()?.ok()
+    finding.recv_timeout(SILENCE + 2 * BEAT).ok()?.ok()
 }
 
 fn beats(member: &Member, rank: u32, more: i64) -> Result<i64> {
