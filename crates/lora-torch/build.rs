@@ -1,5 +1,6 @@
 //! Compiles the shim against libtorch's headers and lets everything that cargo starts find libtorch.
 #![allow(clippy::expect_used)] // a build script that cannot go on can only stop, and says where
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
@@ -51,10 +52,39 @@ fn main() {
         kernel.cpp(true).std("c++17").opt_level(3).flag("-mavx2").flag("-mfma").flag("-mf16c");
         build.objects(kernel.file("shim/sgemm_avx2.cpp").compile_intermediates());
     }
+    build.objects(distributed(root).compile_intermediates());
     build.compile("lora_shim");
     for library in ["torch_cpu", "c10", "gomp"] {
         println!("cargo:rustc-link-lib={library}");
     }
+}
+
+/// What processes that train together need: libtorch's process group of gloo where it has one, and messages that say so where
+/// it has not (docs/adr/0002-stub-headers-of-gloo.md).
+fn distributed(root: &Path) -> cc::Build {
+    let mut build = cc::Build::new();
+    build.cpp(true).std("c++17").flag("-w").opt_level(1).define("_GLIBCXX_USE_CXX11_ABI", "1");
+    build.include(root.join("include")).include(root.join("include/torch/csrc/api/include"));
+    if has_symbol(&root.join("lib/libtorch_cpu.so"), b"N4c10d16ProcessGroupGlooC1E") {
+        // After every other folder: where gloo's own headers are, they are taken.
+        build.define("LORA_GLOO", None).flag("-idirafter").flag("shim/stub");
+    }
+    build.file("shim/distributed.cpp");
+    build
+}
+
+/// Whether a library has a symbol of C++ (`_Z` and more) that goes on so behind its `Z`. Parts that end with that byte are few, and
+/// looking for a byte is fast even in a build script, which is not optimised.
+fn has_symbol(library: &Path, rest: &[u8]) -> bool {
+    let Ok(file) = fs::File::open(library) else { return false };
+    let (mut reader, mut part) = (BufReader::with_capacity(1 << 20, file), Vec::new());
+    while matches!(reader.read_until(b'Z', &mut part), Ok(1..)) {
+        if part.starts_with(rest) {
+            return true;
+        }
+        part.clear();
+    }
+    false
 }
 
 fn link_to(target: &Path, link: &Path) {

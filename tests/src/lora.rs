@@ -34,6 +34,16 @@ impl Done {
         self
     }
 
+    /// Requires one of several exit codes, and that nothing panicked.
+    ///
+    /// # Panics
+    /// With all that was printed, when it was another.
+    #[track_caller]
+    pub fn exits_with(self, codes: &[i32]) -> Self {
+        let code = self.code.filter(|code| codes.contains(code));
+        self.exits(code.unwrap_or_else(|| codes.first().copied().unwrap_or_default()))
+    }
+
     /// Requires that the message holds each of `parts`.
     ///
     /// # Panics

@@ -64,8 +64,11 @@ enum Verb {
         #[arg(long)]
         dev: bool,
     },
-    /// Run `lora train ARGS`; without arguments `lora demo`
+    /// Run `lora train ARGS`; without arguments `lora demo`. With -n, as so many processes that train together
     Train {
+        /// Processes
+        #[arg(short = 'n', value_name = "N")]
+        ranks: Option<u32>,
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
@@ -173,15 +176,23 @@ fn run(cli: Cli) -> Result<()> {
             let profile: &[&str] = if dev { &[] } else { &["--release"] };
             cargo::run(ws.cargo().args(["build", "-p", "lora-cli", "--bin", "lora"]).args(profile))
         }
-        Verb::Train { args } => {
+        Verb::Train { ranks, args } => {
             setup::ensure(&ws)?;
             let mut lora = ws.cargo();
             // The user's own folder stays current: the arguments hold paths.
             lora.current_dir(std::env::current_dir()?);
             lora.args(["run", "--quiet", "--release", "-p", "lora-cli", "--bin", "lora", "--"]);
-            match args.is_empty() {
-                true => lora.arg("demo"),
-                false => lora.arg("train").args(args),
+            match (ranks, args.is_empty()) {
+                // The demo's configuration, with its rows of a step shared; its paths are those of the workspace.
+                (Some(ranks), true) => lora
+                    .current_dir(&ws.root)
+                    .args(["launch", "-n", &ranks.to_string(), "demo/demo.toml"])
+                    .args(["--output", &format!("runs/demo-of-{ranks}")])
+                    .args(["--set", &format!("train.gradient_accumulation_steps={ranks}")])
+                    .args(["--set", &format!("train.per_device_train_batch_size={}", (16 / ranks).max(1))]),
+                (Some(ranks), false) => lora.args(["launch", "-n", &ranks.to_string()]).args(args),
+                (None, true) => lora.arg("demo"),
+                (None, false) => lora.arg("train").args(args),
             };
             cargo::replace(&mut lora)
         }
@@ -236,10 +247,13 @@ mod tests {
     #[test]
     fn train_hands_every_argument_on() {
         let cli = Cli::parse_from(["xtask", "train", "run.toml", "--set", "seed=1", "--dry-run"]);
-        let Verb::Train { args } = cli.verb else { panic!("not train") };
+        let Verb::Train { ranks: None, args } = cli.verb else { panic!("not train") };
         assert_eq!(args, ["run.toml", "--set", "seed=1", "--dry-run"]);
+        let cli = Cli::parse_from(["xtask", "train", "-n", "2", "run.toml", "--resume"]);
+        let Verb::Train { ranks: Some(2), args } = cli.verb else { panic!("not two ranks") };
+        assert_eq!(args, ["run.toml", "--resume"]);
         let cli = Cli::parse_from(["xtask", "train", "--model", "m"]);
-        let Verb::Train { args } = cli.verb else { panic!("not train") };
+        let Verb::Train { ranks: None, args } = cli.verb else { panic!("not train") };
         assert_eq!(args, ["--model", "m"]);
     }
 }

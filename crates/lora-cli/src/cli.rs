@@ -24,6 +24,8 @@ pub(crate) struct Cli {
 pub(crate) enum Verb {
     /// Fine-tune a model on a dataset
     Train(cmd::train::Args),
+    /// Fine-tune with several processes of this machine
+    Launch(cmd::launch::Args),
     /// Loss, perplexity and accuracy on a dataset
     Eval(cmd::eval::Args),
     /// Continue prompts
@@ -90,7 +92,9 @@ impl Verb {
             Self::Repair(args) => (args.model.iter_mut().collect(), vec![&mut args.adapter]),
             Self::Export(verb) => verb.of_hub(),
             Self::Bench(verb) => (vec![verb.model()], Vec::new()),
-            Self::Train(_) | Self::Data(_) | Self::Plan(_) | Self::Fetch(_) => (Vec::new(), Vec::new()),
+            Self::Train(_) | Self::Launch(_) | Self::Data(_) | Self::Plan(_) | Self::Fetch(_) => {
+                (Vec::new(), Vec::new())
+            }
             Self::Inspect(_) | Self::Report(_) | Self::InitModel(_) => (Vec::new(), Vec::new()),
             Self::Demo(_) | Self::Doctor(_) | Self::Versions(_) | Self::Rollback(_) => (Vec::new(), Vec::new()),
         }

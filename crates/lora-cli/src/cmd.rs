@@ -15,6 +15,7 @@ pub(crate) mod fetch;
 pub(crate) mod generate;
 pub(crate) mod init_model;
 pub(crate) mod inspect;
+pub(crate) mod launch;
 pub(crate) mod logits;
 pub(crate) mod merge;
 pub(crate) mod mix;
@@ -39,6 +40,7 @@ pub(crate) fn run(mut verb: Verb) -> Result<()> {
     fetching::resolve(models, adapters)?;
     match verb {
         Verb::Train(args) => train::run(&args),
+        Verb::Launch(args) => launch::run(&args),
         Verb::Eval(args) => eval::run(&args),
         Verb::Generate(args) => generate::run(&args),
         Verb::Chat(args) => chat::run(&args),

@@ -1,6 +1,7 @@
 //! From an error to what is printed and to the exit code.
 
 use crate::out;
+use signal_hook::low_level;
 use std::fmt;
 use std::process::ExitCode;
 
@@ -35,6 +36,13 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     }
     out::note(format!("error: {}", message(error)));
     ExitCode::from(code(error))
+}
+
+/// Prints the error as [`report`] does, and ends the process at once: threads of a group that broke may wait for processes
+/// that are gone.
+pub(crate) fn leave(error: &anyhow::Error) -> ! {
+    out::note(format!("error: {}", message(error)));
+    low_level::exit(code(error).into())
 }
 
 /// The texts of an error and its causes. Many errors quote their cause; what is said already is not said again.
@@ -77,7 +85,7 @@ fn code(error: &anyhow::Error) -> u8 {
             return Some(e.is_usage());
         }
         if let Some(e) = e.downcast_ref::<lora_torch::Error>() {
-            return Some(matches!(e, lora_torch::Error::Device { .. }));
+            return Some(e.is_usage());
         }
         let ours = e.is::<Usage>() || e.is::<lora_data::DataError>() || e.is::<lora_train::ConfigErrors>();
         ours.then_some(true)

@@ -20,6 +20,7 @@ mod progress;
 mod prompt;
 mod serve;
 mod summary;
+mod team;
 mod train_log;
 mod train_view;
 

@@ -52,6 +52,89 @@ pub enum Error {
         /// Why it is not available.
         reason: String,
     },
+    /// The variables of a launcher do not fit together.
+    #[error("{variable} = {value:?}: {reason}")]
+    Launcher {
+        /// The variable.
+        variable: &'static str,
+        /// Its value; empty where it is not set.
+        value: String,
+        /// What is wrong with it, and what to do.
+        reason: String,
+    },
+    /// The store that processes meet at could not be opened by the process that is to hold it.
+    #[error(
+        "rank 0 cannot listen at MASTER_PORT = {port}: {message}; another program may have it: set MASTER_PORT to a free port on every rank"
+    )]
+    StoreTaken {
+        /// The port.
+        port: u16,
+        /// What libtorch said.
+        message: String,
+    },
+    /// The store that processes meet at was not reached.
+    #[error(
+        "rank {rank} of {world} did not reach rank 0 at {address} within {seconds} s: {reason}; start rank 0, and set MASTER_ADDR and \
+         MASTER_PORT to where it is on every rank"
+    )]
+    StoreNotReached {
+        /// This process.
+        rank: u32,
+        /// Processes in all.
+        world: u32,
+        /// `MASTER_ADDR:MASTER_PORT`.
+        address: String,
+        /// How long it tried.
+        seconds: u64,
+        /// What the system said last.
+        reason: String,
+    },
+    /// Processes that were to come did not.
+    #[error(
+        "rank {rank} of {world} waited {seconds} s at {address} for {}, which did not come; start {} with the same MASTER_ADDR, \
+         MASTER_PORT and WORLD_SIZE, or start all with a smaller WORLD_SIZE",
+        ranks(missing),
+        if missing.len() == 1 { "it" } else { "them" }
+    )]
+    Missing {
+        /// This process.
+        rank: u32,
+        /// Processes in all.
+        world: u32,
+        /// `MASTER_ADDR:MASTER_PORT`.
+        address: String,
+        /// How long it waited.
+        seconds: u64,
+        /// Those that are missing.
+        missing: Vec<u32>,
+    },
+    /// An exchange between processes was broken off.
+    #[error("rank {rank} of {world}: {}: {message}; start all ranks again", broken_by(lost, address))]
+    Lost {
+        /// This process.
+        rank: u32,
+        /// Processes in all.
+        world: u32,
+        /// `MASTER_ADDR:MASTER_PORT`.
+        address: String,
+        /// Those that give no sign of life.
+        lost: Vec<u32>,
+        /// What libtorch said.
+        message: String,
+    },
+}
+
+/// Some ranks in words.
+fn ranks(list: &[u32]) -> String {
+    let numbers: Vec<String> = list.iter().map(u32::to_string).collect();
+    format!("rank{} {}", if list.len() == 1 { "" } else { "s" }, numbers.join(", "))
+}
+
+fn broken_by(lost: &[u32], address: &str) -> String {
+    match lost {
+        [] => format!("the exchange of the ranks at {address} was broken off"),
+        lost => format!("{} lost: no sign of life at {address}", ranks(lost)),
+    }
 }
 
 impl From<TchError> for Error {
@@ -70,6 +153,11 @@ impl Error {
         } else {
             Error::Shim { op, message: first_line(text) }
         }
+    }
+
+    /// Whether what was asked for is at fault, and not the run.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Error::Device { .. } | Error::Launcher { .. })
     }
 
     pub(crate) fn shape(

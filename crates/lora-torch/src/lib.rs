@@ -24,6 +24,7 @@ mod attention;
 mod blockwise;
 mod bytes;
 mod device;
+pub mod distributed;
 mod dtype;
 mod error;
 #[allow(unsafe_code)]

@@ -115,6 +115,29 @@ impl Tally {
         }
     }
 
+    /// Everything as numbers whose sums are those of [`Tally::join`].
+    pub(crate) fn numbers(&self) -> [f64; 10] {
+        let [worse, better] = self.counts.map(|n| n as f64);
+        let (pairs, drifts) = (f64::from(u8::from(self.pairs)), self.drifts.1 as f64);
+        let (items, right) = (self.items as f64, self.right as f64);
+        [self.loss, items, self.sums[0], self.sums[1], worse, better, right, pairs, self.drifts.0, drifts]
+    }
+
+    /// The tally of such numbers.
+    pub(crate) fn of_numbers(numbers: &[f64]) -> Self {
+        let at = |i: usize| numbers.get(i).copied().unwrap_or(0.0);
+        let count = |i: usize| at(i) as usize;
+        Self {
+            loss: at(0),
+            items: count(1),
+            sums: [at(2), at(3)],
+            counts: [count(4), count(5)],
+            right: count(6),
+            pairs: at(7) > 0.0,
+            drifts: (at(8), count(9)),
+        }
+    }
+
     pub(crate) fn rewards(&self) -> Rewards {
         let mean = |side: usize| (self.counts[side] > 0).then(|| self.sums[side] / self.counts[side] as f64);
         let (rejected, chosen) = (mean(0), mean(1));
@@ -148,13 +171,14 @@ impl Comparing {
         self.objective.needs_reference()
     }
 
-    /// Asks the model as it stands what it says of every answer, unless the run's folder knows it already.
+    /// Asks the model as it stands what it says of every answer, unless the run's folder knows it already; what was said is
+    /// kept there where `keep` says so.
     pub(crate) fn ask_reference(
         &mut self,
         model: &Decoder,
         belongs_to: &str,
         rows: usize,
-        dir: &Path,
+        (dir, keep): (&Path, bool),
         sink: &mut dyn EventSink,
     ) -> Result<()> {
         let path = dir.join(REFERENCE_FILE);
@@ -179,6 +203,9 @@ impl Comparing {
             if let Some(unrelated) = unrelated(answers) {
                 known.of_unrelated = sums(model, all, each, &|rows| unrelated.batch(rows), &mut more)?;
             }
+        }
+        if !keep {
+            return Ok(());
         }
         std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
         write_known(&path, &belongs_to, &self.known)

@@ -40,6 +40,14 @@ pub enum Error {
         /// Examples of the evaluation.
         examples: usize,
     },
+    /// Several processes cannot share the steps of an objective.
+    #[error(
+        "objective.name = \"{name}\": answers are written and rewarded by one process; start it alone, without `lora launch`"
+    )]
+    OneProcess {
+        /// The objective.
+        name: &'static str,
+    },
     /// The model is to answer prompts, and an example has none.
     #[error(
         "{origin}: it has no prompt before its answer, and objective.name = \"grpo\" lets the model answer prompts; give it one"
@@ -211,6 +219,47 @@ pub enum Error {
         /// The folder.
         path: PathBuf,
     },
+    /// A step has fewer micro-batches than there are processes to share them.
+    #[error(
+        "train.gradient_accumulation_steps = {micro_batches} for {world} ranks: a step's micro-batches are shared among them, so set it \
+         to a multiple of {world}, or start fewer"
+    )]
+    TooFewMicroBatches {
+        /// `gradient_accumulation_steps`.
+        micro_batches: u32,
+        /// Processes.
+        world: u32,
+    },
+    /// A process was to do another run than rank 0.
+    #[error(
+        "rank {rank} was started for another run than rank 0: {}; start every rank with the same program, configuration and data",
+        differences.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    )]
+    RanksDiffer {
+        /// The first that differs.
+        rank: u32,
+        /// Rank 0's, and its own.
+        differences: Vec<Difference>,
+    },
+    /// A process came to other parameters than rank 0.
+    #[error(
+        "step {step}: rank {rank} has other parameters than rank 0; its machine or libtorch computes something else. Go on with \
+         --resume from the last checkpoint, on machines that are alike"
+    )]
+    RanksApart {
+        /// The step.
+        step: u64,
+        /// The first that differs.
+        rank: u32,
+    },
+    /// Another process failed.
+    #[error("rank {rank} failed, and every rank left with it: {message}")]
+    Peer {
+        /// The process.
+        rank: u32,
+        /// What it said.
+        message: String,
+    },
     /// Nothing has a gradient.
     #[error("there is nothing to train: no parameter has a gradient")]
     NothingTrained,
@@ -352,7 +401,7 @@ impl Error {
     pub fn is_usage(&self) -> bool {
         match self {
             Self::Model(e) => !matches!(e, lora_model::Error::Torch(_) | lora_model::Error::Core(_)),
-            Self::Torch(e) => matches!(e, lora_torch::Error::Device { .. }),
+            Self::Torch(e) => e.is_usage(),
             Self::Config(_)
             | Self::Data(_)
             | Self::Format(_)
@@ -360,6 +409,8 @@ impl Error {
             | Self::OutputTaken { .. }
             | Self::NothingToResume { .. }
             | Self::ResumeMismatch { .. }
+            | Self::TooFewMicroBatches { .. }
+            | Self::RanksDiffer { .. }
             | Self::EvalSplit { .. }
             | Self::NoRows { .. }
             | Self::Watch { .. }
@@ -369,6 +420,7 @@ impl Error {
             | Self::CurrentLink { .. }
             | Self::NothingToAnswer { .. }
             | Self::NoPrompt { .. }
+            | Self::OneProcess { .. }
             | Self::TokenOutsideModel { .. }
             | Self::TooLong { .. }
             | Self::BenchInput { .. } => true,

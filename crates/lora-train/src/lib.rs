@@ -17,6 +17,8 @@ mod digest;
 mod error;
 mod eval;
 mod events;
+mod exchange;
+mod follow;
 mod journal;
 mod loader;
 mod lock;
@@ -33,8 +35,10 @@ mod reward;
 mod run;
 mod samples;
 mod schedule;
+mod share;
 mod speed;
 mod suggest;
+mod team;
 mod trainer;
 mod versions;
 mod watch;
@@ -64,6 +68,7 @@ pub use run::{EndedBy, RunReport, TrainOptions, claim, train, train_claimed, tra
 pub use schedule::{Schedule, ScheduleKind, ScheduleOptions};
 pub use speed::{matrix_rate, operations_per_step, operations_per_token};
 pub use suggest::nearest;
+pub use team::Team;
 pub use trainer::{StepOutcome, Trainer};
 pub use versions::{
     CURRENT_LINK, REJECTED_DIR, TakenFile, VERSION_FILE, VERSIONS_DIR, Version, Versions, version_name,

@@ -5,6 +5,7 @@
 
 use crate::error::{Error, Result};
 use crate::plan::RunPlan;
+use crate::share::Share;
 use lora_data::{Batch, Cursor, Prefetch, RowPlan, Rows, Sampler};
 
 /// Steps that wait to be computed.
@@ -18,10 +19,12 @@ pub(crate) struct Laid {
     pub(crate) examples: Vec<usize>,
 }
 
-/// The micro-batches of a step.
+/// The micro-batches of a step that this process computes.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Step {
     pub(crate) batches: Vec<Laid>,
+    /// The number of each of them in the whole step.
+    pub(crate) numbers: Vec<u64>,
     /// The place in the data behind them.
     pub(crate) next: Cursor,
 }
@@ -34,6 +37,7 @@ struct Maker {
     sampler: Sampler,
     batch_size: usize,
     micro_batches: u32,
+    share: Share,
 }
 
 /// Gives out the steps of a run.
@@ -45,9 +49,15 @@ pub(crate) struct Loader {
 }
 
 impl Loader {
-    /// Steps of `micro_batches` times `batch_size` rows.
-    pub(crate) fn new(examples: Rows, rows: RowPlan, sampler: Sampler, batch_size: usize, micro_batches: u32) -> Self {
-        Self { maker: Maker { examples, rows, sampler, batch_size, micro_batches }, running: None }
+    /// Steps of `micro_batches` times `batch_size` rows, of which a share is made.
+    pub(crate) fn new(
+        (examples, rows): (Rows, RowPlan),
+        sampler: Sampler,
+        batch_size: usize,
+        micro_batches: u32,
+        share: Share,
+    ) -> Self {
+        Self { maker: Maker { examples, rows, sampler, batch_size, micro_batches, share }, running: None }
     }
 
     /// The step that begins at a place in the data.
@@ -102,17 +112,23 @@ impl Maker {
 
     /// A step never crosses the end of an epoch, so the last one of an epoch may be smaller.
     fn step(&mut self, from: Cursor) -> Result<Step> {
-        let (mut batches, mut next) = (Vec::new(), from);
+        let (mut of_rows, mut next) = (Vec::new(), from);
         for _ in 0..self.micro_batches {
             if next.epoch != from.epoch {
                 break;
             }
             let (rows, after) = self.sampler.next_batch(next, self.batch_size);
-            let examples: Vec<usize> = rows.iter().flat_map(|&row| self.rows.members(row)).collect();
-            batches.push(Laid { batch: self.examples.batch(examples.iter().copied())?, examples });
+            of_rows.push(rows);
             next = after;
         }
-        Ok(Step { batches, next })
+        let own = self.share.own(&of_rows);
+        let (mut batches, mut numbers) = (Vec::new(), Vec::new());
+        for (number, (rows, _)) in (0..).zip(of_rows.iter().zip(own)).filter(|(_, (_, own))| *own) {
+            let examples: Vec<usize> = rows.iter().flat_map(|&row| self.rows.members(row)).collect();
+            batches.push(Laid { batch: self.examples.batch(examples.iter().copied())?, examples });
+            numbers.push(number);
+        }
+        Ok(Step { batches, numbers, next })
     }
 }
 
@@ -122,13 +138,17 @@ mod tests {
     use lora_data::{Example, Origin};
 
     fn loader(rows: usize) -> Loader {
+        shared(rows, Share::default())
+    }
+
+    fn shared(rows: usize, share: Share) -> Loader {
         let example = |i: usize| Example {
             input_ids: vec![i as u32; 1 + i % 3],
             trained: (0..1 + i % 3).map(|t| t > 0).collect(),
             origin: Origin { file: std::path::Path::new("x").into(), record: i, line: i },
         };
         let examples = Rows::from((0..23).map(example).collect::<Vec<_>>());
-        Loader::new(examples, RowPlan::one_each(rows), Sampler::new(rows, 5, true), 2, 3)
+        Loader::new((examples, RowPlan::one_each(rows)), Sampler::new(rows, 5, true), 2, 3, share)
     }
 
     /// Every step of two epochs, made one after the other on this thread.
@@ -154,6 +174,25 @@ mod tests {
         // From any place, in any order: what was made ahead does not count.
         for (at, step) in plain.iter().rev().chain(&plain) {
             assert_eq!(running.step_at(*at).unwrap(), *step);
+        }
+    }
+
+    #[test]
+    fn shares_of_a_step_make_the_whole_of_it() {
+        for world in [2, 3, 4] {
+            let lengths = || (0..23).map(|i| 1 + i % 3).collect();
+            let mut loaders: Vec<Loader> = (0..world).map(|rank| shared(23, Share::of(rank, world, lengths))).collect();
+            for (at, whole) in plain(23) {
+                let mut parts = Vec::new();
+                for loader in &mut loaders {
+                    let part = loader.step_at(at).unwrap();
+                    assert_eq!(part.next, whole.next);
+                    parts.extend(part.numbers.into_iter().zip(part.batches));
+                }
+                parts.sort_by_key(|(number, _)| *number);
+                assert_eq!(parts.iter().map(|(number, _)| *number).collect::<Vec<_>>(), whole.numbers);
+                assert!(parts.into_iter().map(|(_, batch)| batch).eq(whole.batches), "{world}");
+            }
         }
     }
 

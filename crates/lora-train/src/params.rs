@@ -1,5 +1,5 @@
 //! Every trained parameter in one flat buffer, with its gradient and its moments beside it: one norm, one optimizer call,
-//! and (later) one exchange between machines.
+//! and one exchange between processes.
 
 use crate::config::Optim;
 use crate::digest::hex;
@@ -18,8 +18,10 @@ pub struct FlatParams {
     /// `[n]`: the parameters, group by group; those that decay come first. Where moments have blocks, each begins at a
     /// block's beginning, and zeros fill the rest of its last one.
     flat: Tensor,
-    /// `[n]`: their gradients, which backward passes add to.
+    /// `[n]`: their gradients, which backward passes add to; a view of the next.
     grad: Tensor,
+    /// `[n + TOLD]`: the gradients, and behind them what else processes tell each other in a step.
+    exchanged: Tensor,
     groups: Vec<Group>,
 }
 
@@ -53,6 +55,9 @@ impl LoraPlus {
         }
     }
 }
+
+/// Numbers that go along with the gradients, at most.
+const TOLD: i64 = 32;
 
 /// Vectors that are neither biases nor weights of norms, by a part of their names.
 const DECAYING_VECTORS: [&str; 2] = [".vera_lambda_", ".lora_magnitude_vector"];
@@ -95,8 +100,8 @@ impl FlatParams {
         let Some(first) = parameters.first() else { return Err(Error::NothingTrained) };
         let options = (first.tensor.kind(), first.tensor.device());
         let total: i64 = parameters.iter().map(|p| form(p).room(numbers(p))).sum();
-        let buffer = || Tensor::f_zeros([total], options).map_err(lora_torch::Error::from);
-        let (flat, grad) = (buffer()?, buffer()?);
+        let (flat, exchanged) = (Tensor::f_zeros([total], options)?, Tensor::f_zeros([total + TOLD], options)?);
+        let grad = exchanged.f_narrow(0, 0, total)?;
         let (mut groups, mut slots) = (Vec::new(), Vec::with_capacity(parameters.len()));
         let mut start = 0;
         for alike in parameters.chunk_by(|p, q| (decays(p), rate(p), form(p)) == (decays(q), rate(q), form(q))) {
@@ -113,7 +118,7 @@ impl FlatParams {
             let moments = Moments::zeros(form(one), start - begin, options)?;
             groups.push(Group { start: begin, n: start - begin, decays: decays(one), rate: rate(one), moments });
         }
-        Ok(Self { slots, flat, grad, groups })
+        Ok(Self { slots, flat, grad, exchanged, groups })
     }
 
     /// How many numbers are trained.
@@ -133,6 +138,40 @@ impl FlatParams {
     pub fn zero_grad(&self) -> Result<()> {
         let _grad = self.grad.shallow_clone().f_zero_()?;
         Ok(())
+    }
+
+    /// The gradients of the last step, as its update used them; zeros fill gaps between parameters.
+    pub fn gradients(&self) -> &Tensor {
+        &self.grad
+    }
+
+    /// Multiplies the gradients.
+    pub(crate) fn scale_grad(&self, factor: f64) -> Result<()> {
+        let _grad = self.grad.shallow_clone().f_mul_scalar_(factor)?;
+        Ok(())
+    }
+
+    /// Puts numbers behind the gradients.
+    pub(crate) fn tell(&self, numbers: &[f64]) -> Result<()> {
+        let mut all = numbers.to_vec();
+        all.resize(TOLD as usize, 0.0);
+        self.behind()?.f_copy_(&Tensor::f_from_slice(&all)?)?;
+        Ok(())
+    }
+
+    /// The numbers behind the gradients.
+    pub(crate) fn told(&self) -> Result<Vec<f64>> {
+        let numbers = self.behind()?.f_to_kind(Kind::Double)?.f_to_device(tch::Device::Cpu)?;
+        Ok(Vec::try_from(&numbers)?)
+    }
+
+    fn behind(&self) -> Result<Tensor> {
+        Ok(self.exchanged.f_narrow(0, self.grad.size().iter().sum(), TOLD)?)
+    }
+
+    /// Gradients and numbers in one, for one exchange.
+    pub(crate) fn exchanged(&self) -> Tensor {
+        self.exchanged.shallow_clone()
     }
 
     /// The 2-norm of all gradients together, before they are scaled down to `max_norm` (0 leaves them as they are), by

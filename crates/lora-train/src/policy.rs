@@ -34,6 +34,8 @@ pub(crate) struct Policy {
     reference: Option<Tensor>,
     /// The answers that the present step learns from, and the ones after it where there are several to a set of answers.
     answered: Option<Answered>,
+    /// What the loss has said of the present step.
+    judged: PolicyJudgement,
 }
 
 impl std::fmt::Debug for Policy {
@@ -121,7 +123,7 @@ impl Policy {
             (true, Reference::Base) if plan.starts_apart() => Some(params.values_without(is_b)?),
             (true, _) => Some(params.values_without(|_| false)?),
         };
-        Ok(Self { reward, loss, config, reference, answered: None })
+        Ok(Self { reward, loss, config, reference, answered: None, judged: PolicyJudgement::default() })
     }
 
     /// Lets the model answer the prompts of a step, unless there are answers that are to be learnt from once more.
@@ -136,6 +138,7 @@ impl Policy {
         batches: &[Laid],
         step: u64,
     ) -> Result<()> {
+        self.judged = PolicyJudgement::default();
         if self.answered.as_ref().is_some_and(|answered| answered.uses < self.config.num_iterations) {
             return Ok(());
         }
@@ -193,21 +196,13 @@ impl Policy {
         Ok(texts.into_iter().map(of).collect())
     }
 
-    /// Adds the gradient of a micro-batch of the step's answers.
+    /// Adds the gradient of a micro-batch of the step's answers, and returns its part of the loss.
     ///
     /// # Errors
     /// What the model reports.
-    pub(crate) fn backward(
-        &self,
-        model: &Decoder,
-        micro: usize,
-        seed: u64,
-        checkpointing: bool,
-    ) -> Result<PolicyJudgement> {
-        let Some(answered) = &self.answered else { return Ok(PolicyJudgement::default()) };
-        let (of, Some(list)) = (self.size(answered), answered.batches.get(micro)) else {
-            return Ok(PolicyJudgement::default());
-        };
+    pub(crate) fn backward(&mut self, model: &Decoder, micro: usize, seed: u64, checkpointing: bool) -> Result<f64> {
+        let Some(answered) = &self.answered else { return Ok(0.0) };
+        let (of, Some(list)) = (self.size(answered), answered.batches.get(micro)) else { return Ok(0.0) };
         let batch = answered::batch(list);
         let (batch, counts) = (token_batch(model, &batch)?, numbers_of_each(model, &batch));
         let mut judged = PolicyJudgement::default();
@@ -233,7 +228,8 @@ impl Policy {
             judged = self.loss.judge(&rewarded, of);
             Ok(Tensor::f_from_slice(&judged.slopes)?.f_to_device(logps.device())?)
         })?;
-        Ok(judged)
+        self.judged.join(&judged);
+        Ok(judged.loss)
     }
 
     fn counts(&self, answer: &OneAnswer) -> bool {
@@ -262,7 +258,7 @@ impl Policy {
     }
 
     /// What there is to tell of the present step.
-    pub(crate) fn figures(&self, judged: &PolicyJudgement) -> Rewards {
+    pub(crate) fn figures(&self) -> Rewards {
         let Some(answered) = &self.answered else { return Rewards::default() };
         let list: Vec<&OneAnswer> = answered.batches.iter().flatten().collect();
         let rewards: Vec<f64> = list.iter().map(|answer| answer.reward).collect();
@@ -272,8 +268,8 @@ impl Policy {
         Rewards {
             spread: Some(mean(&groups)),
             alike: Some(alike),
-            kl: self.reference.is_some().then_some(judged.divergence / tokens),
-            clipped: (self.config.num_iterations > 1).then_some(judged.clipped as f64 / tokens),
+            kl: self.reference.is_some().then_some(self.judged.divergence / tokens),
+            clipped: (self.config.num_iterations > 1).then_some(self.judged.clipped as f64 / tokens),
             ..of_answers(&list)
         }
     }

@@ -118,12 +118,11 @@ pub struct PolicyJudgement {
 }
 
 impl PolicyJudgement {
-    /// Adds what was said of other answers of the step.
+    /// Adds what was said of other answers of the step, but for their slopes.
     pub(crate) fn join(&mut self, other: &Self) {
         self.loss += other.loss;
         self.divergence += other.divergence;
         self.clipped += other.clipped;
-        self.slopes.extend(&other.slopes);
     }
 }
 

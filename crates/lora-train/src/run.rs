@@ -1,16 +1,19 @@
 //! THE loop: steps, evaluations, checkpoints, and what is left at the end.
 
-use crate::checkpoint::{check_free_space, has_checkpoints, newest_whole};
+use crate::checkpoint::{Found, check_free_space, has_checkpoints, newest_whole};
 use crate::error::{Error, Result};
 use crate::eval::EvalReport;
 use crate::events::{Event, EventSink};
+use crate::exchange::Asks;
+use crate::follow::steps_behind;
 use crate::journal::Journal;
 use crate::lock::RunLock;
 use crate::metrics::{EndRecord, EvalRecord};
 use crate::objective::Objective;
 use crate::plan::RunPlan;
-use crate::resume_point::find_resume_point;
+use crate::resume_point::{find_resume_point, identity};
 use crate::samples::Samples;
+use crate::team::Team;
 use crate::trainer::{BEST_FOLDER, StepOutcome, Trainer};
 use lora_format::{copy_atomic, read_json_object, write_atomic};
 use lora_report::Status;
@@ -26,6 +29,8 @@ pub struct TrainOptions {
     pub resume: bool,
     /// Keys that the user set on the command line: the harmless ones may differ from the checkpoint's.
     pub changed: Vec<String>,
+    /// The processes that train together.
+    pub team: Team,
 }
 
 /// What a run came to.
@@ -153,41 +158,33 @@ fn run(
     stop: &AtomicBool,
     sink: &mut dyn EventSink,
 ) -> Result<(RunReport, Trainer)> {
-    let (out, start) = (plan.config.output_dir.clone(), Instant::now());
-    let mut samples = Samples::of(&plan)?;
-    let lock = match lock {
-        Some(lock) => lock,
-        None => RunLock::acquire(&out)?,
-    };
-    if let Some(other) = lock.abandoned().filter(|other| !other.is_here()) {
-        sink.event(Event::Note(format!(
-            "the last run in {} did not give it back: {other}. If it may still be at work, stop it there: network file systems \
-             do not always keep locks between machines",
-            out.display()
-        )));
-    }
-    if !options.resume && has_checkpoints(&out)? {
-        // A folder with checkpoints of an earlier run is never written over.
-        return Err(Error::OutputTaken { path: out });
-    }
-    // Before a weight is read: room for one checkpoint, and the checkpoint to go on from.
-    check_free_space(&out, plan.checkpoint_bytes())?;
-    let found = options.resume.then(|| find_resume_point(&plan, &options.changed, sink)).transpose()?;
+    let (out, start, team) = (plan.config.output_dir.clone(), Instant::now(), options.team.clone());
+    let mut run = identity(&plan, &team)?;
+    run.config.insert("--resume".into(), options.resume.to_string());
+    team.same_run(run)?;
+    let lead = if team.leads() { take_folder(lock, &plan, options, sink).map(Some) } else { Ok(None) };
+    let (lock, found, samples) = team.agree(lead)?.map_or((None, None, None), |(l, f, s)| (Some(l), f, Some(s)));
     let resolved = plan.config.to_toml()?;
-    let mut trainer = match objective {
-        Some(objective) => Trainer::with_objective(plan, objective, sink)?,
-        None => Trainer::new(plan, sink)?,
+    let trainer = match objective {
+        Some(objective) => Trainer::with_objective_in_team(plan, team.clone(), objective, sink),
+        None => Trainer::in_team(plan, team.clone(), sink),
     };
-    if let Some(found) = found {
-        trainer.go_on_from(found)?;
+    let mut trainer = team.agree(trainer)?;
+    if options.resume {
+        trainer.go_on(Ok(found))?;
     }
-    write_atomic(&out.join("config.resolved.toml"), resolved.as_bytes())?;
-    let mut journal = Journal::open(&trainer, &resolved, sink)?;
-    samples.allow(&trainer, journal.matrix_rate());
+    trainer.check_parameters()?;
     let mut progress = Progress { saved: trainer.state().step, ..Default::default() };
     let until = Until { start, first: trainer.state().step, stop };
-    let ended = steps(&mut trainer, &mut journal, &samples, &mut progress, &until, sink);
-    let ended_by = ended.map_err(|error| stopped(&trainer, &mut journal, &mut progress, error, sink))?;
+    let journal = samples.map(|samples| open_journal(&trainer, &resolved, samples, sink)).transpose();
+    let ended_by = match team.agree(journal)? {
+        None => steps_behind(&mut trainer, &until, sink)?,
+        Some((mut journal, samples)) => {
+            let ended = steps(&mut trainer, &mut journal, &samples, &mut progress, &until, sink);
+            ended.map_err(|error| stopped(&trainer, &mut journal, &mut progress, error, sink))?
+        }
+    };
+    drop(lock);
     let state = trainer.state().clone();
     let report = RunReport {
         status: if ended_by.is_finished() { "finished" } else { "stopped" },
@@ -208,6 +205,51 @@ fn run(
     Ok((report, trainer))
 }
 
+/// Takes the run's folder, and before a weight is read sees to room for one checkpoint and to the one to go on from.
+fn take_folder(
+    lock: Option<RunLock>,
+    plan: &RunPlan,
+    options: &TrainOptions,
+    sink: &mut dyn EventSink,
+) -> Result<(RunLock, Option<Found>, Samples)> {
+    let out = plan.config.output_dir.clone();
+    let samples = Samples::of(plan)?;
+    let lock = match lock {
+        Some(lock) => lock,
+        None => RunLock::acquire(&out)?,
+    };
+    if let Some(other) = lock.abandoned().filter(|other| !other.is_here()) {
+        sink.event(Event::Note(format!(
+            "the last run in {} did not give it back: {other}. If it may still be at work, stop it there: network file systems \
+             do not always keep locks between machines",
+            out.display()
+        )));
+    }
+    if !options.resume && has_checkpoints(&out)? {
+        // A folder with checkpoints of an earlier run is never written over.
+        return Err(Error::OutputTaken { path: out });
+    }
+    check_free_space(&out, plan.checkpoint_bytes())?;
+    let found = match options.resume {
+        true => Some(find_resume_point(plan, &options.team, &options.changed, sink)?),
+        false => None,
+    };
+    Ok((lock, found, samples))
+}
+
+/// Begins what the run tells of itself.
+fn open_journal(
+    trainer: &Trainer,
+    resolved: &str,
+    mut samples: Samples,
+    sink: &mut dyn EventSink,
+) -> Result<(Journal, Samples)> {
+    write_atomic(&trainer.plan().config.output_dir.join("config.resolved.toml"), resolved.as_bytes())?;
+    let journal = Journal::open(trainer, resolved, sink)?;
+    samples.allow(trainer, journal.matrix_rate());
+    Ok((journal, samples))
+}
+
 /// What the loop has to tell, however it ends.
 #[derive(Debug, Default)]
 struct Progress {
@@ -223,7 +265,7 @@ struct Progress {
 }
 
 /// What ends a run before its last step.
-struct Until<'a> {
+pub(crate) struct Until<'a> {
     start: Instant,
     /// The step that this start goes on from: every start comes a step further, however long loading takes.
     first: u64,
@@ -231,20 +273,26 @@ struct Until<'a> {
 }
 
 impl Until<'_> {
-    /// Why the run ends here, if it does.
-    fn ended(&self, trainer: &Trainer, enough: bool) -> Option<EndedBy> {
-        let plan = trainer.plan();
+    /// What this process asks for; `enough` where a hook of its own does.
+    pub(crate) fn asks(&self, trainer: &Trainer, enough: bool) -> Asks {
         let over = |budget| trainer.state().step > self.first && self.start.elapsed() >= budget;
-        if trainer.state().step >= plan.total_steps {
+        let stop = self.stop.load(Ordering::Relaxed);
+        Asks { stop, enough, out_of_time: trainer.plan().config.train.time_budget().is_some_and(over) }
+    }
+
+    /// Why the run ends here, if it does.
+    pub(crate) fn ended(&self, trainer: &Trainer, enough: bool) -> Option<EndedBy> {
+        let asks = trainer.agreed().unwrap_or_else(|| self.asks(trainer, enough));
+        if trainer.state().step >= trainer.plan().total_steps {
             Some(EndedBy::Steps)
         } else if trainer.has_stalled() {
             Some(EndedBy::EarlyStopping)
-        } else if self.stop.load(Ordering::Relaxed) {
+        } else if asks.stop {
             Some(EndedBy::Interrupt)
-        } else if enough {
+        } else if asks.enough {
             Some(EndedBy::Hook)
         } else {
-            plan.config.train.time_budget().filter(|budget| over(*budget)).map(|_| EndedBy::MaxTime)
+            asks.out_of_time.then_some(EndedBy::MaxTime)
         }
     }
 }
@@ -269,7 +317,8 @@ fn steps(
         if let Some(ended_by) = until.ended(trainer, progress.enough) {
             break ended_by;
         }
-        match trainer.step()? {
+        let enough = progress.enough;
+        match trainer.step_asking(&|t| until.asks(t, enough))? {
             StepOutcome::Updated(record) => {
                 progress.loss = Some(record.loss);
                 if record.step.is_multiple_of(config.logging_steps) || record.step == total {
@@ -289,9 +338,25 @@ fn steps(
             journal.page(trainer, Status::Running, sink);
         }
         if due(config.save_steps) {
-            save(trainer, journal, progress, sink)?;
+            let saved = save(trainer, journal, progress, sink);
+            trainer.team().agree(saved)?;
         }
     };
+    trainer.check_parameters()?;
+    let finished = finish(trainer, journal, samples, progress, (ended_by, until.stop), sink);
+    trainer.team().agree(finished).map(|()| ended_by)
+}
+
+/// Saves, writes the result, and says why the run ended.
+fn finish(
+    trainer: &mut Trainer,
+    journal: &mut Journal,
+    samples: &Samples,
+    progress: &mut Progress,
+    (ended_by, stop): (EndedBy, &AtomicBool),
+    sink: &mut dyn EventSink,
+) -> Result<()> {
+    let (total, config) = (trainer.plan().total_steps, trainer.plan().config.train.clone());
     let (step, evals_since_best) = (trainer.state().step, trainer.state().evals_since_best);
     if matches!(ended_by, EndedBy::MaxTime | EndedBy::Hook) && progress.evaluated != step {
         // It shows what has come of the run so far, and does not count for what goes on from here.
@@ -313,11 +378,11 @@ fn steps(
     }
     if ended_by != EndedBy::Interrupt {
         write_outputs(trainer)?;
-        samples.take(trainer, until.stop, sink);
+        samples.take(trainer, stop, sink);
     }
     journal.end(&EndRecord { step, ended_by })?;
     journal.page(trainer, if ended_by.is_finished() { Status::Finished } else { Status::Stopped }, sink);
-    Ok(ended_by)
+    Ok(())
 }
 
 /// The error of a run that was under way, with what was kept. Where memory ran out the last whole step is kept, too.

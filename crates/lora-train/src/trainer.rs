@@ -6,11 +6,12 @@ use crate::answers::Answers;
 use crate::checkpoint::{Found, TrainState, save_checkpoint};
 use crate::class_eval::evaluate_classes;
 use crate::classes::class_batch;
-use crate::comparing::{Comparing, Tally};
+use crate::comparing::Comparing;
 use crate::config::Reference;
 use crate::error::{Error, Result};
 use crate::eval::{EvalReport, evaluate, on_device};
 use crate::events::{Event, EventSink};
+use crate::exchange::{Asks, Part, exchange};
 use crate::loader::{Laid, Loader, Step, sampler_of};
 use crate::metrics::StepRecord;
 use crate::objective::Objective;
@@ -20,6 +21,8 @@ use crate::policy::Policy;
 use crate::policy_loss::PolicyJudgement;
 use crate::resume_point::{find_resume_point, identity};
 use crate::reward::{Reward, reward_of};
+use crate::share::Share;
+use crate::team::Team;
 use lora_core::RankAllocator;
 use lora_data::{Cursor, Origin};
 use lora_format::{TensorFile, write_adapter, write_tensors};
@@ -28,6 +31,7 @@ use lora_torch::{AdamWScalars, device_memory, mix_seed, peak_rss_bytes};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
+use tch::Tensor;
 
 /// The parameters and moments of a checkpoint.
 const STATE_FILE: &str = "trainer_state.safetensors";
@@ -54,6 +58,11 @@ pub struct Trainer {
     state: TrainState,
     /// Whether parameters and state are those of the same step.
     whole: bool,
+    /// How long the last step waited for its batches.
+    data_seconds: f64,
+    team: Team,
+    /// What any of several processes asked for in the last step.
+    agreed: Asks,
 }
 
 /// What a step did.
@@ -81,8 +90,17 @@ impl Trainer {
     /// # Errors
     /// What loading reports.
     pub fn new(plan: RunPlan, sink: &mut dyn EventSink) -> Result<Self> {
+        Self::in_team(plan, Team::default(), sink)
+    }
+
+    /// The same as one of several processes, each of which has the whole model. All of them make the same calls.
+    ///
+    /// # Errors
+    /// As [`Trainer::new`], or [`Error::TooFewMicroBatches`].
+    pub fn in_team(plan: RunPlan, team: Team, sink: &mut dyn EventSink) -> Result<Self> {
+        team.check(&plan.config)?;
         let (objective, reward) = (plan.config.objective.objective(), reward_of(&plan.config.objective));
-        Self::prepare(plan, objective, reward, sink)
+        Self::prepare(plan, team, objective, reward, sink)
     }
 
     /// The same with an objective of the caller's own, over the answers of the plan; where the data has neither pairs nor
@@ -91,7 +109,18 @@ impl Trainer {
     /// # Errors
     /// As [`Trainer::new`].
     pub fn with_objective(plan: RunPlan, objective: Box<dyn Objective>, sink: &mut dyn EventSink) -> Result<Self> {
-        Self::prepare(plan, Some(objective), None, sink)
+        Self::with_objective_in_team(plan, Team::default(), objective, sink)
+    }
+
+    /// The same as one of several processes.
+    pub(crate) fn with_objective_in_team(
+        plan: RunPlan,
+        team: Team,
+        objective: Box<dyn Objective>,
+        sink: &mut dyn EventSink,
+    ) -> Result<Self> {
+        team.check(&plan.config)?;
+        Self::prepare(plan, team, Some(objective), None, sink)
     }
 
     /// The same with a reward of the caller's own for what the model answers, in a run whose objective is `grpo`.
@@ -99,11 +128,12 @@ impl Trainer {
     /// # Errors
     /// As [`Trainer::new`].
     pub fn with_reward(plan: RunPlan, reward: Box<dyn Reward>, sink: &mut dyn EventSink) -> Result<Self> {
-        Self::prepare(plan, None, Some(reward), sink)
+        Self::prepare(plan, Team::default(), None, Some(reward), sink)
     }
 
     fn prepare(
         plan: RunPlan,
+        team: Team,
         objective: Option<Box<dyn Objective>>,
         reward: Option<Box<dyn Reward>>,
         sink: &mut dyn EventSink,
@@ -127,7 +157,7 @@ impl Trainer {
             if let Some(packing) = packing.take() {
                 model.pack(packing, &mut progress)?;
             }
-            ask_reference(comparing, &model, &plan, "base", sink)?;
+            ask_reference(comparing, &model, &plan, ("base", team.leads()), sink)?;
         }
         let mut progress = |done, of| sink.event(Event::Loading { done, of });
         match &plan.trained {
@@ -142,14 +172,15 @@ impl Trainer {
         model.neftune_noise_alpha = plan.config.train.neftune_noise_alpha;
         let params = FlatParams::new(model.parameters(), plan.config.train.lora_plus(), plan.config.train.optim)?;
         if let Some(comparing) = asks {
-            ask_reference(comparing, &model, &plan, &params.digest()?, sink)?;
+            ask_reference(comparing, &model, &plan, (params.digest()?.as_str(), team.leads()), sink)?;
         }
         let policy = reward.map(|reward| Policy::new(reward, &plan, &mut model, &params)).transpose()?;
         let budgeting = Budgeting::of(plan.adapter_config().as_ref(), &model, plan.total_steps)?;
         let sampler = sampler_of(&plan);
         let (batch, micro) =
             (plan.config.train.per_device_train_batch_size, plan.config.train.gradient_accumulation_steps);
-        let loader = Loader::new(plan.train.clone(), plan.rows.clone(), sampler, batch as usize, micro);
+        let share = Share::of(team.rank(), team.world(), || plan.row_lengths());
+        let loader = Loader::new((plan.train.clone(), plan.rows.clone()), sampler, batch as usize, micro, share);
         Ok(Self {
             plan,
             model,
@@ -160,6 +191,9 @@ impl Trainer {
             loader,
             state: TrainState::default(),
             whole: true,
+            data_seconds: 0.0,
+            team,
+            agreed: Asks::default(),
         })
     }
 
@@ -168,35 +202,19 @@ impl Trainer {
     /// # Errors
     /// [`Error::NotFinite`] after three steps in a row without a finite loss and gradient, or what the model reports.
     pub fn step(&mut self) -> Result<StepOutcome> {
-        let start = Instant::now();
-        let here = Cursor { epoch: self.state.cursor_epoch, row: self.state.cursor_row };
-        let Step { batches, next: mut cursor } = self.loader.step_at(here)?;
-        let data_seconds = start.elapsed().as_secs_f64();
-        let (config, step) = (&self.plan.config.train, self.state.step);
-        if let Some(policy) = &mut self.policy {
-            policy.answer(&self.model, &self.params, &self.plan, &batches, step)?;
-        }
-        let (tokens, trained) = self.tokens(&batches);
+        self.step_asking(&|_| Asks::default())
+    }
 
-        self.params.zero_grad()?;
-        let (mut loss, mut tally, mut judged) = (0.0, Tally::default(), PolicyJudgement::default());
-        let count = self.count(&batches, trained);
-        for (micro, laid) in batches.iter().enumerate() {
-            let seed = mix_seed(&[self.plan.config.seed, step, micro as u64, RANK]);
-            if let Some(policy) = &self.policy {
-                judged.join(&policy.backward(&self.model, micro, seed, config.gradient_checkpointing)?);
-                continue;
-            }
-            if let Some(comparing) = &self.comparing {
-                tally.join(&comparing.backward(&self.model, laid, seed, 1.0 / count, config.gradient_checkpointing)?);
-                continue;
-            }
-            let batch = self.token_batch(laid)?;
-            let sum = self.model.loss_and_backward(&batch, seed, 1.0 / count, config.gradient_checkpointing)?;
-            loss += sum.f_double_value(&[]).map_err(lora_torch::Error::from)?;
-        }
+    /// The same. Where several processes train together, what any of them `asks` for goes along with the gradients.
+    pub(crate) fn step_asking(&mut self, asks: &dyn Fn(&Self) -> Asks) -> Result<StepOutcome> {
+        let start = Instant::now();
+        let own = self.own_part().map(|(own, part)| (own, Part { asks: asks(self), ..part }));
+        let (Step { batches, next: mut cursor, .. }, whole) =
+            if self.team.is_alone() { own? } else { exchange(&self.team, &self.params, own)? };
+        let (config, step) = (&self.plan.config.train, self.state.step);
+        let Part { trained, tokens, tally, .. } = whole;
         let regulariser = self.budgeting.as_ref().map_or(Ok(0.0), |b| b.regularise(&self.model))?;
-        let loss = (loss + tally.loss + judged.loss) / count + regulariser;
+        let loss = (whole.loss + tally.loss) / whole.count as f64 + regulariser;
         let grad_norm = self.params.clip_grad_norm(config.max_grad_norm)?;
         let learning_rate = self.plan.schedule.lr_at(step);
         let finite = loss.is_finite() && grad_norm.is_finite();
@@ -218,10 +236,10 @@ impl Trainer {
 
         if self.policy.as_mut().is_some_and(|policy| !policy.used()) {
             // The next step learns from the same answers.
-            cursor = here;
+            cursor = self.cursor();
         }
         let rewards = match &self.policy {
-            Some(policy) => Some(policy.figures(&judged)),
+            Some(policy) => Some(policy.figures()),
             None => self.comparing.is_some().then(|| tally.rewards()),
         };
         let seconds = start.elapsed().as_secs_f64();
@@ -231,6 +249,10 @@ impl Trainer {
         self.state.tokens += tokens;
         self.state.seconds += seconds;
         self.whole = true;
+        self.agreed = whole.asks;
+        if self.state.step.is_multiple_of(self.plan.config.train.ddp_check_steps) {
+            self.check_parameters()?;
+        }
         if !finite {
             return self.skip(loss, grad_norm, &batches);
         }
@@ -246,10 +268,49 @@ impl Trainer {
             trained_tokens: trained,
             tokens,
             seconds: self.state.seconds,
-            data_seconds,
+            data_seconds: self.data_seconds,
             tokens_per_second: tokens as f64 / seconds,
             peak_memory_bytes: self.peak_memory()?,
         }))
+    }
+
+    /// The gradients of this process's micro-batches, and what there is to tell of them.
+    fn own_part(&mut self) -> Result<(Step, Part)> {
+        let start = Instant::now();
+        let own = self.loader.step_at(self.cursor())?;
+        self.data_seconds = start.elapsed().as_secs_f64();
+        let (step, batches) = (self.state.step, &own.batches);
+        if let Some(policy) = &mut self.policy {
+            policy.answer(&self.model, &self.params, &self.plan, batches, step)?;
+        }
+        let (tokens, trained) = self.tokens(batches);
+        let count = self.count(batches, trained);
+        let mut part = Part { trained, tokens, count, ..Part::default() };
+        // The count of all is known when all have told theirs, and gradients are divided then.
+        let weight = if self.team.is_alone() { 1.0 / count as f64 } else { 1.0 };
+
+        self.params.zero_grad()?;
+        let checkpointing = self.plan.config.train.gradient_checkpointing;
+        for (laid, micro) in batches.iter().zip(&own.numbers) {
+            let seed = mix_seed(&[self.plan.config.seed, step, *micro, RANK]);
+            if let Some(policy) = &mut self.policy {
+                part.loss += policy.backward(&self.model, *micro as usize, seed, checkpointing)?;
+                continue;
+            }
+            if let Some(comparing) = &self.comparing {
+                part.tally.join(&comparing.backward(&self.model, laid, seed, weight, checkpointing)?);
+                continue;
+            }
+            let batch = self.token_batch(laid)?;
+            let sum = self.model.loss_and_backward(&batch, seed, weight, checkpointing)?;
+            part.loss += sum.f_double_value(&[]).map_err(lora_torch::Error::from)?;
+        }
+        Ok((own, part))
+    }
+
+    /// The place in the data.
+    fn cursor(&self) -> Cursor {
+        Cursor { epoch: self.state.cursor_epoch, row: self.state.cursor_row }
     }
 
     fn skip(&mut self, loss: f64, grad_norm: f64, batches: &[Laid]) -> Result<StepOutcome> {
@@ -280,11 +341,11 @@ impl Trainer {
 
     /// What the summed loss of a step is divided by: trained tokens or texts, or pairs or answers. A policy's is a mean as it
     /// is.
-    fn count(&self, batches: &[Laid], trained: u64) -> f64 {
+    fn count(&self, batches: &[Laid], trained: u64) -> u64 {
         match (&self.policy, &self.comparing) {
-            (Some(_), _) => 1.0,
-            (None, Some(comparing)) => comparing.count(batches) as f64,
-            (None, None) => trained as f64,
+            (Some(_), _) => 1,
+            (None, Some(comparing)) => comparing.count(batches) as u64,
+            (None, None) => trained,
         }
     }
 
@@ -296,11 +357,19 @@ impl Trainer {
         }
     }
 
-    /// Evaluates the held-out examples; `None` when there are none. It counts for what the best evaluation is.
+    /// Evaluates the held-out examples; `None` when there are none, and behind rank 0. It counts for what the best
+    /// evaluation is.
     ///
     /// # Errors
     /// What the model reports.
     pub fn evaluate(&mut self, sink: &mut dyn EventSink) -> Result<Option<EvalReport>> {
+        let own = if self.team.leads() { self.evaluate_alone(sink) } else { Ok(None) };
+        let (report, evals_since_best) = self.team.clone().follow(own, self.state.evals_since_best)?;
+        self.state.evals_since_best = evals_since_best;
+        Ok(report)
+    }
+
+    fn evaluate_alone(&mut self, sink: &mut dyn EventSink) -> Result<Option<EvalReport>> {
         let report = self.measure(sink)?;
         if let Some(report) = &report {
             self.compare_with_best(report)?;
@@ -369,13 +438,25 @@ impl Trainer {
     pub fn save(&self) -> Result<PathBuf> {
         let bytes = self.plan.checkpoint_bytes();
         let keep = self.plan.config.train.save_total_limit as usize;
-        save_checkpoint(&self.plan.config.output_dir, &identity(&self.plan)?, &self.state, bytes, keep, |dir| {
-            self.write_result(dir)?;
-            let mut state = self.params.state()?;
-            state.extend(self.budgeting.as_ref().map_or(Ok(Vec::new()), Budgeting::state)?);
-            state.extend(self.policy.as_ref().map_or(Ok(Vec::new()), Policy::state)?);
-            Ok(write_tensors(&dir.join(STATE_FILE), &state, &BTreeMap::new())?)
-        })
+        save_checkpoint(
+            &self.plan.config.output_dir,
+            &identity(&self.plan, &self.team)?,
+            &self.state,
+            bytes,
+            keep,
+            |dir| {
+                self.write_result(dir)?;
+                Ok(write_tensors(&dir.join(STATE_FILE), &self.tensors()?, &BTreeMap::new())?)
+            },
+        )
+    }
+
+    /// The tensors that a checkpoint keeps, by name.
+    fn tensors(&self) -> Result<Vec<(String, Tensor)>> {
+        let mut tensors = self.params.state()?;
+        tensors.extend(self.budgeting.as_ref().map_or(Ok(Vec::new()), Budgeting::state)?);
+        tensors.extend(self.policy.as_ref().map_or(Ok(Vec::new()), Policy::state)?);
+        Ok(tensors)
     }
 
     /// Writes what the run is for: the adapter, or the weights of a full training.
@@ -407,12 +488,32 @@ impl Trainer {
     /// # Errors
     /// [`Error::NothingToResume`] when there is none, [`Error::ResumeMismatch`] when it belongs to another run.
     pub fn resume(&mut self, allowed: &[String], sink: &mut dyn EventSink) -> Result<()> {
-        let found = find_resume_point(&self.plan, allowed, sink)?;
-        self.go_on_from(found)
+        let found = match self.team.leads() {
+            true => find_resume_point(&self.plan, &self.team, allowed, sink).map(Some),
+            false => Ok(None),
+        };
+        self.go_on(found)
+    }
+
+    /// Takes what rank 0 has found. Others need not see its disk.
+    pub(crate) fn go_on(&mut self, found: Result<Option<Found>>) -> Result<()> {
+        let team = self.team.clone();
+        let taken = found.and_then(|found| found.map_or(Ok(()), |found| self.go_on_from(found)));
+        team.agree(taken)?;
+        if team.is_alone() {
+            return Ok(());
+        }
+        let (mut tensors, state) = team.share(self.tensors()?, &self.state)?;
+        if let Some(budgeting) = &mut self.budgeting {
+            budgeting.take_state(&mut tensors)?;
+        }
+        self.params.load_state(tensors)?;
+        self.state = state;
+        Ok(())
     }
 
     /// Takes the parameters, moments and place of a checkpoint.
-    pub(crate) fn go_on_from(&mut self, found: Found) -> Result<()> {
+    fn go_on_from(&mut self, found: Found) -> Result<()> {
         let file = TensorFile::open(&found.dir.join(STATE_FILE))?;
         let names: Vec<String> = file.names().map(String::from).collect();
         let mut state = names.into_iter().map(|n| Ok((n.clone(), file.read(&n)?))).collect::<Result<_>>()?;
@@ -425,6 +526,24 @@ impl Trainer {
         self.params.load_state(state)?;
         self.state = found.manifest.state;
         Ok(())
+    }
+
+    /// Refuses to go on where processes have come to different parameters.
+    ///
+    /// # Errors
+    /// [`Error::RanksApart`].
+    pub(crate) fn check_parameters(&self) -> Result<()> {
+        self.team.same_parameters(self.state.step, || self.params.digest())
+    }
+
+    /// The processes that train together.
+    pub fn team(&self) -> &Team {
+        &self.team
+    }
+
+    /// What all of several processes know that one of them asked for; `None` for a process alone.
+    pub(crate) fn agreed(&self) -> Option<Asks> {
+        (!self.team.is_alone()).then_some(self.agreed)
     }
 
     /// Whether parameters and state are those of the same step: not where a step failed while it changed them.
@@ -467,7 +586,7 @@ impl Trainer {
     }
 }
 
-/// The place of this process among those that train together.
+/// What is drawn follows from a micro-batch's number in the step, whichever process computes it.
 const RANK: u64 = 0;
 
 /// What the reference says of a run's answers: that of `model` as it stands, which `state` tells apart from others.
@@ -475,10 +594,10 @@ fn ask_reference(
     comparing: &mut Comparing,
     model: &Decoder,
     plan: &RunPlan,
-    state: &str,
+    (state, keep): (&str, bool),
     sink: &mut dyn EventSink,
 ) -> Result<()> {
     let belongs_to = format!("{state} {:?} {:?} {:?}", plan.digests, plan.kind, plan.config.model.quantization);
     let rows = plan.config.train.per_device_eval_batch_size as usize;
-    comparing.ask_reference(model, &belongs_to, rows, &plan.config.output_dir, sink)
+    comparing.ask_reference(model, &belongs_to, rows, (plan.config.output_dir.as_path(), keep), sink)
 }

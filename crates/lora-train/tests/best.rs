@@ -118,7 +118,7 @@ fn a_run_whose_time_is_over_leaves_an_adapter_and_goes_on_to_the_same_bits() {
             _ => {}
         };
         let changed = vec!["train.max_time".to_string()];
-        let options = TrainOptions { resume, changed };
+        let options = TrainOptions { resume, changed, ..TrainOptions::default() };
         let (report, _) = train(brief, &options, &AtomicBool::new(false), &mut sink).unwrap();
         (report, evaluations, notes.join("\n"))
     };

@@ -15,6 +15,7 @@ mod kills;
 mod lab;
 mod memory;
 mod numbers;
+mod ranks;
 mod report;
 mod resume;
 mod signals;

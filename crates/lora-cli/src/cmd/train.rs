@@ -2,12 +2,13 @@
 
 use crate::cmd::watch;
 use crate::compute::DTYPES;
-use crate::failure::usage;
+use crate::failure::{leave, usage};
 use crate::fetching::{Part, prepare};
 use crate::interrupt::stop_on_signals;
 use crate::load::check_model_folder;
 use crate::out;
 use crate::summary::{PlanSummary, file_size};
+use crate::team;
 use crate::train_log::{LogFormat, View};
 use crate::train_view::scores_in_words;
 use anyhow::Result;
@@ -15,7 +16,7 @@ use lora_data::Format;
 use lora_format::ADAPTER_WEIGHTS;
 use lora_report::REPORT_FILE;
 use lora_train::{
-    EndedBy, EvalReport, Override, RunConfig, RunPlan, RunReport, TrainOptions, Trained, WatchOptions, claim,
+    EndedBy, EvalReport, Override, RunConfig, RunPlan, RunReport, Team, TrainOptions, Trained, WatchOptions, claim,
     train_claimed,
 };
 use std::path::PathBuf;
@@ -87,29 +88,49 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return out::text(&config.to_toml()?);
     }
     check_model_folder(&prepare(&mut config, Part::Whole, args.quiet)?)?;
-    let mut view = View::new(args.log_format, args.quiet, config.train.logging_steps);
     config.validate()?;
     if let Some(dir) = &args.watch {
+        if team::launched()?.is_some() {
+            return Err(usage("--watch trains in one process: start it without `lora launch` or another launcher"));
+        }
         let options = WatchOptions { dir: dir.clone(), once: args.once };
+        let view = View::new(args.log_format, args.quiet, config.train.logging_steps);
         return watch::run(config, &options, view, args.json);
     }
+    let launch = if args.dry_run { None } else { team::launched()? };
+    let team = team::meet(launch.as_ref(), &mut config);
+    match team.and_then(|team| go(args, config, &overrides, team)) {
+        Err(error) if launch.is_some() => leave(&error),
+        done => done,
+    }
+}
+
+fn go(args: &Args, config: RunConfig, overrides: &[Override], team: Team) -> Result<()> {
+    let quiet = args.quiet || !team.leads();
+    let mut view = View::new(args.log_format, quiet, config.train.logging_steps);
     // Before the data is read, which may take long; a dry run leaves the folder alone.
-    let claimed = if args.dry_run { None } else { claim(&config.output_dir, args.resume)? };
-    let plan = RunPlan::resolve(config, &mut view)?;
+    let claimed = if args.dry_run || !team.leads() { Ok(None) } else { claim(&config.output_dir, args.resume) };
+    let plan = claimed.and_then(|claimed| Ok((claimed, RunPlan::resolve(config, &mut view)?)));
+    let (claimed, plan) = team.agree(plan)?;
     let summary = PlanSummary::of(&plan);
     if args.dry_run {
         return if args.json { out::json(&summary) } else { out::line(summary.to_string()) };
     }
-    if !args.quiet {
+    if !quiet {
         view.plan(&summary);
     }
     let next = Next::of(&plan);
     let stop = stop_on_signals()?;
-    let options = TrainOptions { resume: args.resume, changed: overrides.iter().map(Override::key).collect() };
+    let changed = overrides.iter().map(Override::key).collect();
+    let options = TrainOptions { resume: args.resume, changed, team: team.clone() };
     let trained = train_claimed(claimed, plan, &options, &stop, &mut view);
     view.finish();
     let (report, _) = trained?;
-    if args.json { out::json(&report) } else { out::line(closing(&report, &next)) }
+    match team.leads() {
+        true if args.json => out::json(&report),
+        true => out::line(closing(&report, &next)),
+        false => Ok(()),
+    }
 }
 
 /// The configuration's file: the one that was named, or the resumed run's own.

@@ -24,7 +24,7 @@ const HARMLESS: &[&str] = &[
 /// Keys that only say where something lies; a digest stands for what lies there.
 const PLACES: &[&str] = &["output_dir", "model.path", "data.hub_cache", "data.cache", "data.cache_dir"];
 
-/// Keys of what a run tells and not of what it does.
+/// Keys of what a run tells, or of how its processes look after each other, and not of what it does.
 const TELLING: &[&str] = &[
     "train.sample_prompts",
     "train.sample_count",
@@ -32,10 +32,15 @@ const TELLING: &[&str] = &[
     "watch.interval",
     "watch.eval_tolerance",
     "watch.replay_share",
+    "train.ddp_timeout",
+    "train.ddp_check_steps",
 ];
 
 /// Keys that say the same as a field of [`RunIdentity`], as they were asked for and not as they came out.
 const RESOLVED: &[&str] = &["model.device", "model.threads"];
+
+/// Fields that may differ where a run goes on with another number of processes: its result is then the same within rounding.
+const FOLLOWS_WORLD: &[&str] = &["world_size", "threads"];
 
 /// One field that differs between the checkpoint and the run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,8 +77,12 @@ pub fn compare_for_resume(old: &RunIdentity, new: &RunIdentity, allowed: &[Strin
     compare(&old.digests, &new.digests, digest_of, &mut differences);
     compare(&fields(old), &fields(new), no_prefix, &mut differences);
 
-    let is_allowed =
-        |d: &Difference| d.harmless && allowed.iter().any(|key| *key == d.field || replaces(key, &d.field));
+    // Any number of processes takes the same rows in the same order, and they share the machine's threads.
+    let resized = old.world_size != new.world_size;
+    let is_allowed = |d: &Difference| {
+        (resized && FOLLOWS_WORLD.contains(&d.field.as_str()))
+            || d.harmless && allowed.iter().any(|key| *key == d.field || replaces(key, &d.field))
+    };
     let (taken, refused): (Vec<_>, Vec<_>) = differences.into_iter().partition(is_allowed);
     if refused.is_empty() { Ok(taken) } else { Err(Error::ResumeMismatch { differences: refused }) }
 }

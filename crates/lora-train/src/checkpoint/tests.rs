@@ -283,7 +283,7 @@ fn a_resume_lists_every_field_that_differs() {
     new.config.insert("train.new_key".into(), "1".into());
     new.digests.insert("data".into(), "ef".into());
     new.digests.remove("base");
-    (new.libtorch, new.device, new.world_size, new.threads) = ("2.12.0".into(), "cuda:0".into(), 2, 1);
+    (new.libtorch, new.device, new.threads) = ("2.12.0".into(), "cuda:0".into(), 1);
     let e = compare_for_resume(&old, &new, &[]).unwrap_err();
     assert!(e.is_usage());
     for part in [
@@ -294,7 +294,6 @@ fn a_resume_lists_every_field_that_differs() {
         "the sha256 of the base was ab and is nothing",
         "libtorch was 2.11.0 and is 2.12.0",
         "device was cpu and is cuda:0",
-        "world_size was 1 and is 2",
         "threads was 2 and is 1",
     ] {
         assert!(e.to_string().contains(part), "{part}: {e}");
@@ -400,4 +399,16 @@ proptest! {
         let refused = matches!(Manifest::read(dir.path()), Err(Error::CheckpointDamaged { .. }));
         prop_assert!(refused);
     }
+}
+
+#[test]
+fn another_number_of_processes_may_go_on() {
+    let old = identity();
+    let mut new = old.clone();
+    (new.world_size, new.threads) = (4, 1);
+    let taken = compare_for_resume(&old, &new, &[]).unwrap();
+    let told: Vec<String> = taken.iter().map(ToString::to_string).collect();
+    assert_eq!(told, ["threads was 2 and is 1", "world_size was 1 and is 4"]);
+    new.config.insert("lora.r".into(), "16".into());
+    assert!(compare_for_resume(&old, &new, &[]).unwrap_err().to_string().contains("lora.r was 8 and is 16"));
 }

@@ -114,7 +114,7 @@ fn losses_and_gradients_are_those_of_trl() {
         let dir = tempfile::tempdir().unwrap();
         let mut comparing = Comparing::new(objective, answers.clone(), answers.clone());
         if comparing.needs_reference() {
-            comparing.ask_reference(&base, "base", 3, dir.path(), &mut NoEvents).unwrap();
+            comparing.ask_reference(&base, "base", 3, (dir.path(), true), &mut NoEvents).unwrap();
         }
         let count = comparing.count(std::slice::from_ref(&laid)) as f64;
 
@@ -151,12 +151,12 @@ fn losses_and_gradients_are_those_of_trl() {
         let mut again = Comparing::new(self::objective(&case).unwrap(), answers.clone(), answers);
         let path = dir.path().join(REFERENCE_FILE);
         if comparing.needs_reference() {
-            again.ask_reference(&policy, "base", 3, dir.path(), &mut NoEvents).unwrap();
+            again.ask_reference(&policy, "base", 3, (dir.path(), true), &mut NoEvents).unwrap();
             assert_eq!(again.known, comparing.known, "{name}");
-            again.ask_reference(&policy, "another", 3, dir.path(), &mut NoEvents).unwrap();
+            again.ask_reference(&policy, "another", 3, (dir.path(), true), &mut NoEvents).unwrap();
             assert_ne!(again.known, comparing.known, "{name}");
             std::fs::write(&path, b"damaged").unwrap();
-            again.ask_reference(&base, "base", 5, dir.path(), &mut NoEvents).unwrap();
+            again.ask_reference(&base, "base", 5, (dir.path(), true), &mut NoEvents).unwrap();
             assert!(
                 again.known[0].of_rows.iter().zip(&comparing.known[0].of_rows).all(|(a, b)| near(*a, *b)),
                 "{name}"

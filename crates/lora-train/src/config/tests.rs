@@ -126,6 +126,8 @@ fn full() -> RunConfig {
             generation_num_samples: Some(9),
             save_steps: 20,
             save_total_limit: 3,
+            ddp_timeout: 60,
+            ddp_check_steps: 7,
             logging_steps: 5,
             lr_scheduler_kwargs: toml::Table::new(),
             sample_prompts: vec!["say it".into()],
@@ -230,6 +232,8 @@ train:
   generation_num_samples: 9
   save_steps: 20
   save_total_limit: 3
+  ddp_timeout: 60
+  ddp_check_steps: 7
   logging_steps: 5
   sample_prompts: say it
   sample_count: 5

@@ -119,7 +119,7 @@ section! {
         /// Rows of one forward pass of evaluation.
         per_device_eval_batch_size: u32 = 8, ROWS;
         /// Forward passes whose gradients are summed for one optimizer step. The loss is the mean over all their trained
-        /// tokens, so the split does not change it.
+        /// tokens, so the split does not change it. Processes that train together share them: it is the number of all.
         gradient_accumulation_steps: u32 = 1, ROWS;
         /// Highest learning rate of the schedule. The default suits adapters; full training wants about 1e-5.
         learning_rate: f64 = 2e-4, Kind::Number(Range::Positive);
@@ -181,6 +181,12 @@ section! {
         save_steps: u64 = 500, COUNT_OR_ZERO;
         /// Checkpoints that are kept, the newest ones; at least 2, so that a damaged one never costs the run.
         save_total_limit: u32 = 2, Kind::Integer { min: 2, max: 1_000_000 };
+        /// Seconds that processes which train together wait for each other, at the start and in a step.
+        #[serde(skip_serializing_if = "is_usual_wait")]
+        ddp_timeout: u64 = USUAL_WAIT, Kind::Integer { min: 1, max: 31_536_000 };
+        /// Compares the parameters of processes that train together every so many optimizer steps, and at the end.
+        #[serde(skip_serializing_if = "is_usual_check")]
+        ddp_check_steps: u64 = USUAL_CHECK, COUNT;
         /// Writes every so many-th optimizer step, and the last, to `metrics.jsonl`.
         logging_steps: u64 = 1, COUNT;
         /// Prompts that the model answers before the first step and after the last, for `samples.jsonl` and `report.html`: each
@@ -211,6 +217,18 @@ section! {
 
 /// That of Lion's moment, as its authors have it.
 pub(super) const LION_BETA2: f64 = 0.99;
+
+/// Half an hour, as in PyTorch: an evaluation of rank 0 must end before.
+const USUAL_WAIT: u64 = 1800;
+const USUAL_CHECK: u64 = 100;
+
+fn is_usual_wait(seconds: &u64) -> bool {
+    *seconds == USUAL_WAIT
+}
+
+fn is_usual_check(steps: &u64) -> bool {
+    *steps == USUAL_CHECK
+}
 
 /// Tokens of an answer.
 const MOST_OF_ANSWER: u32 = 128;

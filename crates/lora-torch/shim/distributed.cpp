@@ -1,0 +1,112 @@
+// Processes that train together: libtorch's own store and process group (c10d), behind plain C functions.
+//
+// A handle is one process's membership. Nothing of c10d crosses the border: Rust holds a pointer, and gives it back.
+#include "shim.h"
+#include <string>
+
+#ifdef LORA_GLOO
+#define USE_C10D_GLOO
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
+#include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
+#include <torch/csrc/distributed/c10d/TCPStore.hpp>
+
+// The header is read with stubs of gloo's. The library's own code allocates so many bytes for the class; where a version
+// of libtorch has another layout this must not compile (docs/adr/0002-stub-headers-of-gloo.md).
+static_assert(sizeof(c10d::ProcessGroupGloo) == 488, "another libtorch: look at the layout of ProcessGroupGloo first");
+
+using Milliseconds = std::chrono::milliseconds;
+
+struct Membership {
+  c10::intrusive_ptr<c10d::Store> store;
+  c10::intrusive_ptr<c10d::Backend> group;
+};
+
+// Whether there are groups at all.
+extern "C" Message lt_group_available() { return nullptr; }
+
+static void waited(const c10::intrusive_ptr<c10d::Work>& work) {
+  if (!work->wait()) throw std::runtime_error("the exchange was not completed");
+}
+
+// Opens the store, as its host or as a client of it.
+extern "C" Message lt_store_open(
+    const char* host, uint16_t port, int32_t hosts, int64_t timeout_ms, const char* prefix, Membership** out) {
+  return guarded([&] {
+    c10d::TCPStoreOptions options;
+    options.port = port;
+    options.isServer = hosts != 0;
+    // Who is missing is found out, and told better, by src/distributed.
+    options.waitWorkers = false;
+    options.timeout = Milliseconds(timeout_ms);
+    auto store = c10::make_intrusive<c10d::TCPStore>(std::string(host), options);
+    *out = new Membership{c10::make_intrusive<c10d::PrefixStore>(std::string(prefix), std::move(store)), nullptr};
+  });
+}
+
+extern "C" Message lt_store_set(Membership* member, const char* key, const uint8_t* bytes, size_t n) {
+  return guarded([&] { member->store->set(std::string(key), std::vector<uint8_t>(bytes, bytes + n)); });
+}
+
+// Waits until the key is set. `out` is allocated with malloc for the caller to free.
+extern "C" Message lt_store_get(Membership* member, const char* key, uint8_t** out, size_t* n) {
+  return guarded([&] {
+    const std::vector<uint8_t> value = member->store->get(std::string(key));
+    auto* copy = static_cast<uint8_t*>(std::malloc(value.size() + 1));
+    if (!copy) throw std::bad_alloc();
+    std::memcpy(copy, value.data(), value.size());
+    *out = copy;
+    *n = value.size();
+  });
+}
+
+// Adds to a counter, which is 0 at first, and tells what it is then.
+extern "C" Message lt_store_add(Membership* member, const char* key, int64_t amount, int64_t* out) {
+  return guarded([&] { *out = member->store->add(std::string(key), amount); });
+}
+
+// Connects the members with each other; every one of them must call it.
+extern "C" Message lt_group_open(Membership* member, int32_t rank, int32_t world, int64_t timeout_ms) {
+  return guarded([&] {
+    auto options = c10d::ProcessGroupGloo::Options::create_default(Milliseconds(timeout_ms));
+    auto store = c10::make_intrusive<c10d::PrefixStore>(std::string("gloo"), member->store);
+    member->group = c10::make_intrusive<c10d::ProcessGroupGloo>(store, rank, world, std::move(options));
+  });
+}
+
+extern "C" Message lt_group_sum(Membership* member, CTensor tensor) {
+  return guarded([&] {
+    std::vector<at::Tensor> tensors{*tensor};
+    waited(member->group->allreduce(tensors));
+  });
+}
+
+extern "C" Message lt_group_broadcast(Membership* member, CTensor tensor, int64_t root) {
+  return guarded([&] {
+    std::vector<at::Tensor> tensors{*tensor};
+    c10d::BroadcastOptions options;
+    options.rootRank = root;
+    waited(member->group->broadcast(tensors, options));
+  });
+}
+
+extern "C" Message lt_store_close(Membership* member) {
+  return guarded([&] { delete member; });
+}
+
+#else
+
+static Message absent() {
+  return strdup("this libtorch was built without gloo; use the wheel of torch, or a libtorch that has ProcessGroupGloo");
+}
+
+extern "C" Message lt_group_available() { return absent(); }
+extern "C" Message lt_store_open(const char*, uint16_t, int32_t, int64_t, const char*, void**) { return absent(); }
+extern "C" Message lt_store_set(void*, const char*, const uint8_t*, size_t) { return absent(); }
+extern "C" Message lt_store_get(void*, const char*, uint8_t**, size_t*) { return absent(); }
+extern "C" Message lt_store_add(void*, const char*, int64_t, int64_t*) { return absent(); }
+extern "C" Message lt_group_open(void*, int32_t, int32_t, int64_t) { return absent(); }
+extern "C" Message lt_group_sum(void*, CTensor) { return absent(); }
+extern "C" Message lt_group_broadcast(void*, CTensor, int64_t) { return absent(); }
+extern "C" Message lt_store_close(void*) { return absent(); }
+
+#endif

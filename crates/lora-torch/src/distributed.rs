@@ -1,0 +1,68 @@
+//! Processes that train together, by libtorch's own c10d: the store they meet at, and sums over all of them.
+//!
+//! [`Launch`] reads what a launcher (torchrun, `lora launch`, srun, Kubeflow's training operator) set, [`Gloo`] meets the
+//! others, and [`Collective`] is what they then do with each other. A process alone is [`Single`], which never touches c10d.
+
+mod gloo;
+mod heart;
+mod launch;
+
+pub use gloo::Gloo;
+pub use launch::Launch;
+
+use crate::error::Result;
+use std::fmt::Debug;
+use tch::Tensor;
+
+/// What processes do together. Every one of them makes the same calls in the same order.
+pub trait Collective: Debug + Send + Sync {
+    /// The place of this process, from 0.
+    fn rank(&self) -> u32;
+
+    /// How many there are.
+    fn world(&self) -> u32;
+
+    /// Replaces the entries by their sums over all processes, which have the same bits everywhere.
+    ///
+    /// # Errors
+    /// [`Error::Lost`](crate::Error::Lost) where a process is gone or does not answer in time, and from then on always.
+    fn all_reduce_sum(&self, tensor: &mut Tensor) -> Result<()>;
+
+    /// Replaces the entries by those of the process `root`.
+    ///
+    /// # Errors
+    /// As [`Collective::all_reduce_sum`].
+    fn broadcast(&self, tensor: &mut Tensor, root: u32) -> Result<()>;
+
+    /// What each process gave, in the order of ranks. For some kilobytes: it goes through the store.
+    ///
+    /// # Errors
+    /// As [`Collective::all_reduce_sum`].
+    fn gather(&self, own: &[u8]) -> Result<Vec<Vec<u8>>>;
+}
+
+/// A process alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Single;
+
+impl Collective for Single {
+    fn rank(&self) -> u32 {
+        0
+    }
+
+    fn world(&self) -> u32 {
+        1
+    }
+
+    fn all_reduce_sum(&self, _tensor: &mut Tensor) -> Result<()> {
+        Ok(())
+    }
+
+    fn broadcast(&self, _tensor: &mut Tensor, _root: u32) -> Result<()> {
+        Ok(())
+    }
+
+    fn gather(&self, own: &[u8]) -> Result<Vec<Vec<u8>>> {
+        Ok(vec![own.to_vec()])
+    }
+}

@@ -1,0 +1,223 @@
+//! Processes on CPUs, by libtorch's ProcessGroupGloo.
+
+use super::heart::{Heart, silent};
+use super::{Collective, Launch};
+use crate::error::{Error, Result};
+use crate::ffi::Member;
+use std::ffi::CString;
+use std::net::{TcpStream, ToSocketAddrs};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+use tch::{Device, Kind, Tensor};
+
+/// Between two looks at who has come.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// A process's membership of a group that is connected by TCP.
+#[derive(Debug)]
+pub struct Gloo {
+    launch: Launch,
+    /// Taken out when it is closed.
+    member: Option<Arc<Member>>,
+    heart: Option<Heart>,
+    /// One exchange at a time.
+    turn: Mutex<()>,
+    gathered: AtomicU64,
+    /// The first error: a group that broke is of no further use.
+    broken: AtomicBool,
+    said: Mutex<Vec<u32>>,
+}
+
+impl Gloo {
+    /// Meets the others. `timeout` is how long it waits for them here, and for an answer of any of them later.
+    ///
+    /// # Errors
+    /// [`Error::StoreTaken`], [`Error::StoreNotReached`], [`Error::Missing`], or what libtorch reports.
+    pub fn connect(launch: &Launch, timeout: Duration) -> Result<Self> {
+        Member::available()?;
+        let deadline = Instant::now() + timeout;
+        let hosts = launch.hosts && launch.rank == 0;
+        let store = match hosts {
+            true => {
+                open(launch, true, timeout).map_err(|e| Error::StoreTaken { port: launch.port, message: said(&e) })?
+            }
+            false => {
+                reach(launch, deadline, timeout)?;
+                open(launch, false, timeout)?
+            }
+        };
+        let member = Arc::new(store);
+        let heart = Heart::start(open(launch, false, timeout)?, launch.rank);
+        let heart = heart.map_err(|e| Error::Shim { op: "signs of life", message: e.to_string() })?;
+        assemble(launch, &member, deadline, timeout)?;
+        member.open_group(whole(launch.rank), whole(launch.world), millis(timeout))?;
+        Ok(Self {
+            launch: launch.clone(),
+            member: Some(member),
+            heart: Some(heart),
+            turn: Mutex::new(()),
+            gathered: AtomicU64::new(0),
+            broken: AtomicBool::new(false),
+            said: Mutex::new(Vec::new()),
+        })
+    }
+
+    /// Runs an exchange. Where it fails, the processes are found that give no sign of life.
+    fn exchange<T>(&self, run: impl FnOnce(&Member) -> Result<T>) -> Result<T> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(member) = &self.member else { return Err(self.lost("it was closed")) };
+        if self.broken.load(Ordering::Relaxed) {
+            return Err(self.lost("it was broken off before"));
+        }
+        run(member).map_err(|error| {
+            self.broken.store(true, Ordering::Relaxed);
+            let lost = silent(member, self.launch.world);
+            // Without an answer of the store, its holder is gone.
+            let lost = lost.unwrap_or_else(|| if self.launch.hosts { vec![0] } else { Vec::new() });
+            *self.said.lock().unwrap_or_else(PoisonError::into_inner) = lost;
+            self.lost(&said(&error))
+        })
+    }
+
+    fn lost(&self, message: &str) -> Error {
+        let Launch { rank, world, .. } = self.launch;
+        let lost = self.said.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Error::Lost { rank, world, address: self.launch.place(), lost, message: message.into() }
+    }
+
+    /// Runs an exchange of a tensor on the host; that of a device goes through a copy there.
+    fn exchange_tensor(&self, tensor: &mut Tensor, run: impl FnOnce(&Member, &mut Tensor) -> Result<()>) -> Result<()> {
+        if !tensor.is_contiguous() {
+            return Err(Error::shape("exchange", "tensor", "contiguous", tensor.size()));
+        }
+        if tensor.device() == Device::Cpu {
+            return self.exchange(|member| run(member, tensor));
+        }
+        let mut host = tensor.f_to_device(Device::Cpu)?;
+        self.exchange(|member| run(member, &mut host))?;
+        tensor.f_copy_(&host)?;
+        Ok(())
+    }
+}
+
+impl Collective for Gloo {
+    fn rank(&self) -> u32 {
+        self.launch.rank
+    }
+
+    fn world(&self) -> u32 {
+        self.launch.world
+    }
+
+    fn all_reduce_sum(&self, tensor: &mut Tensor) -> Result<()> {
+        self.exchange_tensor(tensor, |member, tensor| member.sum(tensor))
+    }
+
+    fn broadcast(&self, tensor: &mut Tensor, root: u32) -> Result<()> {
+        self.exchange_tensor(tensor, |member, tensor| member.broadcast(tensor, root.into()))
+    }
+
+    fn gather(&self, own: &[u8]) -> Result<Vec<Vec<u8>>> {
+        let number = self.gathered.fetch_add(1, Ordering::Relaxed);
+        let key = |rank: u32| CString::new(format!("gather/{number}/{rank}")).unwrap_or_default();
+        self.exchange(|member| {
+            member.set(&key(self.launch.rank), own)?;
+            let all = (0..self.launch.world).map(|rank| member.get(&key(rank))).collect::<Result<_>>()?;
+            // Whoever holds the store may leave after this: not before all have read. What fails here, the next exchange tells.
+            let _ = member.sum(&mut Tensor::f_zeros([1], (Kind::Float, Device::Cpu))?);
+            Ok(all)
+        })
+    }
+}
+
+impl Drop for Gloo {
+    fn drop(&mut self) {
+        self.heart = None;
+        if self.broken.load(Ordering::Relaxed) {
+            return;
+        }
+        if let Some(member) = self.member.take().and_then(Arc::into_inner) {
+            member.close();
+        }
+    }
+}
+
+fn open(launch: &Launch, hosts: bool, timeout: Duration) -> Result<Member> {
+    let text = |text: String| {
+        CString::new(text).map_err(|e| Error::Launcher {
+            variable: "MASTER_ADDR",
+            value: launch.address.clone(),
+            reason: e.to_string(),
+        })
+    };
+    // What an earlier attempt of the launcher left in its store must not be met.
+    let prefix = text(format!("lora/attempt_{}", launch.attempt))?;
+    Member::open(&text(launch.address.clone())?, launch.port, hosts, millis(timeout), &prefix)
+}
+
+/// Waits until somebody listens where the store is to be. libtorch would wait too, for twice as long, and name nobody.
+fn reach(launch: &Launch, deadline: Instant, timeout: Duration) -> Result<()> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let reason = match (launch.address.as_str(), launch.port).to_socket_addrs().map(|mut all| all.next()) {
+            Ok(Some(address)) => match TcpStream::connect_timeout(&address, left.max(LOOK)) {
+                Ok(_) => return Ok(()),
+                Err(e) => e.to_string(),
+            },
+            Ok(None) => "the name has no address".into(),
+            Err(e) => e.to_string(),
+        };
+        if left.is_zero() {
+            let Launch { rank, world, .. } = *launch;
+            let (address, seconds) = (launch.place(), timeout.as_secs());
+            return Err(Error::StoreNotReached { rank, world, address, seconds, reason });
+        }
+        thread::sleep(LOOK);
+    }
+}
+
+/// Says that this process has come, and waits until all have.
+fn assemble(launch: &Launch, member: &Member, deadline: Instant, timeout: Duration) -> Result<()> {
+    let here = |rank: u32, more: i64| member.add(&CString::new(format!("here/{rank}")).unwrap_or_default(), more);
+    let Launch { rank, world, .. } = *launch;
+    if here(rank, 1)? > 1 {
+        let reason = format!("another process has come as this rank; each of the {world} must have one of its own");
+        return Err(Error::Launcher { variable: "RANK", value: rank.to_string(), reason });
+    }
+    let mut missing: Vec<u32> = (0..world).collect();
+    loop {
+        let mut still = Vec::new();
+        for rank in missing {
+            if here(rank, 0)? == 0 {
+                still.push(rank);
+            }
+        }
+        missing = still;
+        if missing.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            let (address, seconds) = (launch.place(), timeout.as_secs());
+            return Err(Error::Missing { rank, world, address, seconds, missing });
+        }
+        thread::sleep(LOOK);
+    }
+}
+
+/// What libtorch said, without what it was asked.
+fn said(error: &Error) -> String {
+    match error {
+        Error::Shim { message, .. } => message.clone(),
+        other => other.to_string(),
+    }
+}
+
+fn millis(time: Duration) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn whole(number: u32) -> i32 {
+    i32::try_from(number).unwrap_or(i32::MAX)
+}
