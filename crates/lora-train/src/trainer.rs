@@ -1,15 +1,16 @@
 //! The trainer: a model, its trained parameters, the data's order, and THE step.
 
+mod evaluating;
+mod keeping;
+
 use crate::allocation::Budgeting;
-use crate::answering::answer_questions;
 use crate::answers::Answers;
-use crate::checkpoint::{Found, TrainState, save_checkpoint};
-use crate::class_eval::evaluate_classes;
+use crate::checkpoint::TrainState;
 use crate::classes::class_batch;
 use crate::comparing::Comparing;
 use crate::config::Reference;
 use crate::error::{Error, Result};
-use crate::eval::{EvalReport, evaluate, on_device};
+use crate::eval::on_device;
 use crate::events::{Event, EventSink};
 use crate::exchange::{Asks, Part, exchange};
 use crate::loader::{Laid, Loader, Step, sampler_of};
@@ -18,23 +19,15 @@ use crate::objective::Objective;
 use crate::params::FlatParams;
 use crate::plan::{RunPlan, Trained};
 use crate::policy::Policy;
-use crate::policy_loss::PolicyJudgement;
-use crate::resume_point::{find_resume_point, identity};
 use crate::reward::{Reward, reward_of};
 use crate::share::Share;
 use crate::team::Team;
 use lora_core::RankAllocator;
 use lora_data::{Cursor, Origin};
-use lora_format::{TensorFile, write_adapter, write_tensors};
 use lora_model::{Decoder, Keeping, TokenBatch};
 use lora_torch::{AdamWScalars, device_memory, mix_seed, peak_rss_bytes};
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::time::Instant;
-use tch::Tensor;
 
-/// The parameters and moments of a checkpoint.
-const STATE_FILE: &str = "trainer_state.safetensors";
 /// Where the result of the best evaluation is kept, in the run's folder.
 pub(crate) const BEST_FOLDER: &str = "best";
 /// This many steps in a row without a finite loss and gradient end the run.
@@ -355,177 +348,6 @@ impl Trainer {
             None => on_device(model, &laid.batch, device),
             Some(classes) => class_batch(model, &laid.batch, laid.examples.iter().map(|&i| &classes.train[i]), device),
         }
-    }
-
-    /// Evaluates the held-out examples; `None` when there are none, and behind rank 0. It counts for what the best
-    /// evaluation is.
-    ///
-    /// # Errors
-    /// What the model reports.
-    pub fn evaluate(&mut self, sink: &mut dyn EventSink) -> Result<Option<EvalReport>> {
-        let own = if self.team.leads() { self.evaluate_alone(sink) } else { Ok(None) };
-        let (report, evals_since_best) = self.team.clone().follow(own, self.state.evals_since_best)?;
-        self.state.evals_since_best = evals_since_best;
-        Ok(report)
-    }
-
-    fn evaluate_alone(&mut self, sink: &mut dyn EventSink) -> Result<Option<EvalReport>> {
-        let report = self.measure(sink)?;
-        if let Some(report) = &report {
-            self.compare_with_best(report)?;
-        }
-        Ok(report)
-    }
-
-    /// The same, and nothing is changed by it.
-    pub(crate) fn measure(&mut self, sink: &mut dyn EventSink) -> Result<Option<EvalReport>> {
-        if self.plan.eval.is_empty() {
-            return Ok(None);
-        }
-        let rows = self.plan.config.train.per_device_eval_batch_size as usize;
-        if let Some(policy) = &mut self.policy {
-            return Ok(Some(policy.evaluate(&self.model, &self.plan, rows, sink)?));
-        }
-        Ok(Some(match (&self.comparing, &self.plan.classes) {
-            (Some(comparing), _) => comparing.evaluate(&self.model, rows, sink)?,
-            (None, None) => self.measure_language(rows, sink)?,
-            (None, Some(classes)) => {
-                evaluate_classes(&self.model, &self.plan.eval, &classes.eval, rows, sink)?.summary()
-            }
-        }))
-    }
-
-    fn measure_language(&self, rows: usize, sink: &mut dyn EventSink) -> Result<EvalReport> {
-        let (plan, mut report) = (&self.plan, evaluate(&self.model, &self.plan.eval, rows, sink)?);
-        if !plan.questions.is_empty() {
-            let most = plan.config.train.generation_max_new_tokens as usize;
-            report.generated = Some(answer_questions(&self.model, &plan.tokenizer, &plan.questions, most, sink)?);
-        }
-        Ok(report)
-    }
-
-    /// Keeps the result where the evaluation is the best so far and that was asked for.
-    fn compare_with_best(&mut self, report: &EvalReport) -> Result<()> {
-        let config = &self.plan.config.train;
-        let metric = config.metric_for_best_model;
-        let Some(value) = metric.of(report) else {
-            if config.load_best_model_at_end || config.early_stopping_patience.is_some() {
-                return Err(Error::NoMetric { metric: metric.name() });
-            }
-            return Ok(());
-        };
-        let better = self.state.best_eval.is_none_or(|best| value > best + config.early_stopping_threshold);
-        if !better {
-            self.state.evals_since_best += 1;
-            return Ok(());
-        }
-        (self.state.best_eval, self.state.evals_since_best) = (Some(value), 0);
-        match config.load_best_model_at_end {
-            true => self.write_result(&self.plan.config.output_dir.join(BEST_FOLDER)),
-            false => Ok(()),
-        }
-    }
-
-    /// Whether evaluations have not become better for as long as was allowed.
-    pub fn has_stalled(&self) -> bool {
-        self.plan.config.train.early_stopping_patience.is_some_and(|most| self.state.evals_since_best >= most)
-    }
-
-    /// Saves a checkpoint of the present step: the adapter as PEFT reads it, and the exact state to go on from.
-    ///
-    /// # Errors
-    /// [`Error::AdapterNotFinite`] when a parameter is not finite: such a state is never saved. What writing reports.
-    pub fn save(&self) -> Result<PathBuf> {
-        let bytes = self.plan.checkpoint_bytes();
-        let keep = self.plan.config.train.save_total_limit as usize;
-        save_checkpoint(
-            &self.plan.config.output_dir,
-            &identity(&self.plan, &self.team)?,
-            &self.state,
-            bytes,
-            keep,
-            |dir| {
-                self.write_result(dir)?;
-                Ok(write_tensors(&dir.join(STATE_FILE), &self.tensors()?, &BTreeMap::new())?)
-            },
-        )
-    }
-
-    /// The tensors that a checkpoint keeps, by name.
-    fn tensors(&self) -> Result<Vec<(String, Tensor)>> {
-        let mut tensors = self.params.state()?;
-        tensors.extend(self.budgeting.as_ref().map_or(Ok(Vec::new()), Budgeting::state)?);
-        tensors.extend(self.policy.as_ref().map_or(Ok(Vec::new()), Policy::state)?);
-        Ok(tensors)
-    }
-
-    /// Writes what the run is for: the adapter, or the weights of a full training.
-    ///
-    /// # Errors
-    /// As [`Trainer::save`].
-    pub fn write_result(&self, dir: &Path) -> Result<()> {
-        if !self.params.is_finite()? {
-            return Err(Error::AdapterNotFinite { step: self.state.step });
-        }
-        if let Some(labels) = &self.plan.model.labels {
-            std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
-            labels.write(dir)?;
-        }
-        match self.plan.adapter_config() {
-            Some(mut config) => {
-                let mut modules = self.model.adapter_modules()?;
-                if let Some(budgeting) = &self.budgeting {
-                    budgeting.prune(&mut config, &mut modules)?;
-                }
-                Ok(write_adapter(dir, &config, &modules)?)
-            }
-            None => Ok(self.model.save_weights(dir)?),
-        }
-    }
-
-    /// Goes on from the newest good checkpoint of the run's folder. `allowed` are keys that the user changed on purpose.
-    ///
-    /// # Errors
-    /// [`Error::NothingToResume`] when there is none, [`Error::ResumeMismatch`] when it belongs to another run.
-    pub fn resume(&mut self, allowed: &[String], sink: &mut dyn EventSink) -> Result<()> {
-        let found = match self.team.leads() {
-            true => find_resume_point(&self.plan, &self.team, allowed, sink).map(Some),
-            false => Ok(None),
-        };
-        self.go_on(found)
-    }
-
-    /// Takes what rank 0 has found. Others need not see its disk.
-    pub(crate) fn go_on(&mut self, found: Result<Option<Found>>) -> Result<()> {
-        let team = self.team.clone();
-        let taken = found.and_then(|found| found.map_or(Ok(()), |found| self.go_on_from(found)));
-        team.agree(taken)?;
-        if team.is_alone() {
-            return Ok(());
-        }
-        let (mut tensors, state) = team.share(self.tensors()?, &self.state)?;
-        if let Some(budgeting) = &mut self.budgeting {
-            budgeting.take_state(&mut tensors)?;
-        }
-        self.params.load_state(tensors)?;
-        self.state = state;
-        Ok(())
-    }
-
-    /// Takes the parameters, moments and place of a checkpoint.
-    fn go_on_from(&mut self, found: Found) -> Result<()> {
-        let file = TensorFile::open(&found.dir.join(STATE_FILE))?;
-        let names: Vec<String> = file.names().map(String::from).collect();
-        let mut state = names.into_iter().map(|n| Ok((n.clone(), file.read(&n)?))).collect::<Result<_>>()?;
-        if let Some(budgeting) = &mut self.budgeting {
-            budgeting.take_state(&mut state)?;
-        }
-        if let Some(policy) = &mut self.policy {
-            policy.take_state(&mut state)?;
-        }
-        self.params.load_state(state)?;
-        self.state = found.manifest.state;
-        Ok(())
     }
 
     /// Refuses to go on where processes have come to different parameters.
