@@ -298,7 +298,7 @@ mod tests {
         let keys = |i: usize| lines[i].as_object().unwrap().keys().map(String::as_str).collect::<Vec<_>>().join(", ");
         assert_eq!(
             keys(0),
-            "step, epoch, loss, grad_norm, learning_rate, trained_tokens, tokens, seconds, tokens_per_second, peak_memory_bytes"
+            "step, epoch, loss, grad_norm, learning_rate, trained_tokens, tokens, seconds, data_seconds, tokens_per_second, peak_memory_bytes"
         );
         assert_eq!(keys(1), "step, eval_loss, eval_tokens, eval_perplexity, eval_accuracy");
         assert!(lines[0]["loss"].is_null() && lines[1]["eval_loss"].is_null());

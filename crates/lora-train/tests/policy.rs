@@ -14,8 +14,8 @@ const KL_TOLERANCE: f64 = 1e-6;
 
 /// What a model that differs has at least, in nats for a token.
 const SOME_KL: f64 = 1e-3;
-/// Of 120 answers of 12 tokens, the share of vowels is sure to about 0.015.
-const RISE: f64 = 0.06;
+/// Of 120 answers of 12 tokens the share of vowels is sure to about 0.01, so this is more than chance between two of them.
+const RISE: f64 = 0.03;
 
 fn base() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/llama")
@@ -91,7 +91,8 @@ fn what_is_rewarded_becomes_more_likely() {
         let sampled = |range: std::ops::Range<usize>| {
             records[range].iter().map(|r| r.rewards.and_then(|rewards| rewards.mean).unwrap()).sum::<f64>() / 5.0
         };
-        assert!(sampled(25..30) > sampled(0..5) + RISE);
+        let (first, last) = (sampled(0..5), sampled(25..30));
+        assert!(last > first + RISE, "{first} -> {last}");
         // Every token that the model wrote is trained, and no other.
         let first = &records[0];
         let length = first.rewards.and_then(|rewards| rewards.length).unwrap();
