@@ -113,7 +113,7 @@ fn train_once(lora: &Path, work: &Path, base: &Path, method: &'static str, rate:
     ];
     let fixed = [
         "data.max_length=256",
-        "data.cache=none",
+        "data.cache=never",
         "train.predict_with_generate=true",
         "train.generation_max_new_tokens=80",
         "train.lr_scheduler_type=linear",
@@ -217,6 +217,17 @@ fn page(outcomes: &[Outcome], steps: u64) -> Result<String> {
         of.min_by(|a, b| a.loss.total_cmp(&b.loss)).with_context(|| format!("no run of {method}"))
     };
     let (lora, full) = (best("lora")?, best("full")?);
+    for one in [lora, full] {
+        let rates = || outcomes.iter().filter(|o| o.method == one.method).map(|o| o.rate);
+        let (low, high) = (rates().fold(f64::MAX, f64::min), rates().fold(0.0, f64::max));
+        if low < high && (one.rate == low || one.rate == high) {
+            writeln!(
+                text,
+                "\nOf {} the best rate is at the edge of those that were tried: another may be better.",
+                one.method
+            )?;
+        }
+    }
     writeln!(
         text,
         "\nBest of each: loss {:.4} and {:.4}, BLEU {:.2} and {:.2}; LoRA trains {:.1} % of the parameters, takes {:.2} times the seconds, \
@@ -265,6 +276,8 @@ mod tests {
         let page = page(&all, 7).unwrap();
         assert!(page.contains("loss 1.5000 and 1.2500") && page.contains("10.0 % of the parameters"), "{page}");
         assert!(page.contains("75.0 % of the bytes") && page.contains("| lora | 2e-3 | 10 | 1.5000 |"), "{page}");
+        // Of two rates either is at the edge.
+        assert!(page.contains("Of lora the best rate is at the edge") && page.contains("Of full the best"), "{page}");
         assert!(super::page(&all[..2], 7).is_err());
     }
 
