@@ -39,7 +39,7 @@ pub enum Mode {
     Eval,
     /// Inputs of adapters are dropped with the probability of the adapter's configuration.
     Train {
-        /// Derived from (seed, step, micro-batch, rank).
+        /// Derived from (seed, step, micro-batch).
         seed: u64,
     },
 }

@@ -18,7 +18,8 @@ pub struct GenerateOptions {
 }
 
 impl Decoder {
-    /// Continues a prompt; where positions are learned, up to the last of them. `on_token` sees each new token as it comes; when it returns false, generation stops.
+    /// Continues a prompt; where positions are learned, up to the last of them. `on_token` sees each new token as it comes; when
+    /// it returns false, generation stops.
     ///
     /// # Errors
     /// [`Error::Input`] for an empty prompt, an id outside the vocabulary, or sampling out of range.
@@ -28,24 +29,8 @@ impl Decoder {
         options: &GenerateOptions,
         mut on_token: impl FnMut(i64) -> bool,
     ) -> Result<Vec<i64>> {
-        let most = self.room_after(prompt, options)?;
-        let mut new = Vec::new();
-        no_grad(|| -> Result<()> {
-            let mut cache = self.cache_for(prompt, most)?;
-            let mut input = prompt.to_vec();
-            while new.len() < most {
-                let logits = self.next_logits(&input, &mut cache)?;
-                let logits = Vec::<f32>::try_from(&logits.f_to_kind(Kind::Float)?.f_squeeze_dim(0)?)?;
-                let id = options.sampling.choose(&logits, new.len() as u64) as i64;
-                new.push(id);
-                if !on_token(id) || options.stop_ids.contains(&id) {
-                    break;
-                }
-                input = vec![id];
-            }
-            Ok(())
-        })?;
-        Ok(new)
+        let mut texts = self.continued(prompt, options, &[options.sampling.seed], &mut on_token)?;
+        Ok(texts.pop().unwrap_or_default())
     }
 
     /// Continues a prompt in several ways at once, each with draws from a seed of its own: the prompt is read once, and every
@@ -55,23 +40,39 @@ impl Decoder {
     /// # Errors
     /// As [`Decoder::generate`].
     pub fn generate_group(&self, prompt: &[i64], options: &GenerateOptions, seeds: &[u64]) -> Result<Vec<Vec<i64>>> {
+        self.continued(prompt, options, seeds, &mut |_| true)
+    }
+
+    fn continued(
+        &self,
+        prompt: &[i64],
+        options: &GenerateOptions,
+        seeds: &[u64],
+        on_token: &mut dyn FnMut(i64) -> bool,
+    ) -> Result<Vec<Vec<i64>>> {
         let most = self.room_after(prompt, options)?;
+        let count = seeds.len() as i64;
         let mut texts = vec![Vec::new(); seeds.len()];
+        if most == 0 || texts.is_empty() {
+            return Ok(texts);
+        }
         // The places of the texts that go on, in the order of the cache.
         let mut going: Vec<usize> = (0..seeds.len()).collect();
         no_grad(|| -> Result<()> {
-            let mut cache = self.cache_for(prompt, most)?;
-            let mut logits = self.next_logits(prompt, &mut cache)?.f_repeat([seeds.len() as i64, 1])?;
-            cache = cache.repeated(seeds.len() as i64)?;
+            let mut cache = KvCache::new(&self.config, (prompt.len() + most) as i64, self.kind(), self.device())?;
+            let mut logits = self.next_logits(prompt, &mut cache)?.f_expand([count, -1], false)?;
+            if count > 1 {
+                cache = cache.repeated(count)?;
+            }
             for position in 0..most {
+                let vocab = logits.size()[1] as usize;
                 let numbers = Vec::<f32>::try_from(&logits.f_to_kind(Kind::Float)?.f_reshape([-1])?)?;
-                let vocab = numbers.len() / going.len().max(1);
                 let (mut input, mut rows, mut still) = (Vec::new(), Vec::new(), Vec::new());
-                for (row, (&text, logits)) in going.iter().zip(numbers.chunks_exact(vocab.max(1))).enumerate() {
+                for (row, (&text, logits)) in going.iter().zip(numbers.chunks_exact(vocab)).enumerate() {
                     let sampling = Sampling { seed: seeds[text], ..options.sampling };
                     let id = sampling.choose(logits, position as u64) as i64;
                     texts[text].push(id);
-                    if !options.stop_ids.contains(&id) {
+                    if on_token(id) && !options.stop_ids.contains(&id) {
                         input.push(id);
                         rows.push(row as i64);
                         still.push(text);
@@ -107,9 +108,5 @@ impl Decoder {
             None => usize::MAX,
         };
         Ok(options.max_new_tokens.min((room.saturating_sub(prompt.len())).saturating_add(1)))
-    }
-
-    fn cache_for(&self, prompt: &[i64], more: usize) -> Result<KvCache> {
-        KvCache::new(&self.config, (prompt.len() + more) as i64, self.kind(), self.device())
     }
 }

@@ -82,6 +82,19 @@ fn base_models_give_the_logits_losses_and_greedy_tokens_of_transformers() {
         let new = model.generate(&greedy[..8], &options, |_| true).unwrap();
         assert_eq!(new, greedy[8..8 + new.len()], "{family}");
         assert!(new.len() == greedy.len() - 8 || new.last() == Some(&2), "{family} stopped early: {new:?}");
+
+        // Several texts at once are those that are written one by one, whichever of them ends first.
+        let group = model.generate_group(&greedy[..8], &options, &[1, 2, 3]).unwrap();
+        assert!(group.iter().all(|text| *text == new), "{family}: {group:?}");
+        let sampling = Sampling { temperature: 1.0, top_p: 0.9, seed: 0 };
+        let options = GenerateOptions { max_new_tokens: 12, stop_ids: (0..60).collect(), sampling };
+        let group = model.generate_group(&greedy[..8], &options, &[5, 6, 7, 8]).unwrap();
+        let alone = [5, 6, 7, 8].map(|seed| {
+            let options = GenerateOptions { sampling: Sampling { seed, ..sampling }, ..options.clone() };
+            model.generate(&greedy[..8], &options, |_| true).unwrap()
+        });
+        assert_eq!(group, alone, "{family}");
+        assert!(group.iter().any(|text| text.len() != group[0].len() || *text != group[0]), "{family}: {group:?}");
     }
 }
 

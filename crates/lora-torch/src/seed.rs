@@ -1,4 +1,4 @@
-//! Seeds. Randomness is derived from (seed, step, micro-batch, rank) and never from a generator that runs on, so that a
+//! Seeds. Randomness is derived from (seed, step, micro-batch) and never from a generator that runs on, so that a
 //! resumed run draws what the uninterrupted one would have drawn.
 
 use crate::error::Result;

@@ -19,6 +19,8 @@ mod eval;
 mod events;
 mod exchange;
 mod follow;
+#[cfg(test)]
+mod golden;
 mod journal;
 mod loader;
 mod lock;

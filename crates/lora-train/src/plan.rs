@@ -182,7 +182,9 @@ impl RunPlan {
             )));
         }
         let rows_per_pass = replay.map_or(rows.len(), |replay| replay.rows_per_pass());
-        let steps_per_epoch = (rows_per_pass as u64).div_ceil(per_step);
+        // Several steps learn from the same answers where that is asked for.
+        let each = if samples { u64::from(config.objective.num_iterations) } else { 1 };
+        let steps_per_epoch = (rows_per_pass as u64).div_ceil(per_step) * each;
         let total_steps = match config.train.length() {
             Length::Steps(steps) => steps,
             Length::Epochs(epochs) => (epochs * steps_per_epoch as f64).ceil() as u64,

@@ -116,7 +116,8 @@ impl Trainer {
         Self::prepare(plan, team, Some(objective), None, sink)
     }
 
-    /// The same with a reward of the caller's own for what the model answers, in a run whose objective is `grpo`.
+    /// The same with a reward of the caller's own for what the model answers, in a run whose objective is `grpo`. What
+    /// `objective.reward` names is not asked.
     ///
     /// # Errors
     /// As [`Trainer::new`].
@@ -285,7 +286,8 @@ impl Trainer {
         self.params.zero_grad()?;
         let checkpointing = self.plan.config.train.gradient_checkpointing;
         for (laid, micro) in batches.iter().zip(&own.numbers) {
-            let seed = mix_seed(&[self.plan.config.seed, step, *micro, RANK]);
+            // From the micro-batch's number in the whole step, whichever process computes it.
+            let seed = mix_seed(&[self.plan.config.seed, step, *micro]);
             if let Some(policy) = &mut self.policy {
                 part.loss += policy.backward(&self.model, *micro as usize, seed, checkpointing)?;
                 continue;
@@ -407,9 +409,6 @@ impl Trainer {
         &self.params
     }
 }
-
-/// What is drawn follows from a micro-batch's number in the step, whichever process computes it.
-const RANK: u64 = 0;
 
 /// What the reference says of a run's answers: that of `model` as it stands, which `state` tells apart from others.
 fn ask_reference(

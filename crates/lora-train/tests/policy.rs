@@ -38,7 +38,6 @@ fn plan_of(dir: &Path, more: &[&str]) -> lora_train::Result<RunPlan> {
         "objective.num_generations=6".into(),
         "objective.max_completion_length=12".into(),
         "lora.r=4".into(),
-        "train.max_steps=6".into(),
         "train.learning_rate=2e-2".into(),
         "train.lr_scheduler_type=constant".into(),
         "train.per_device_train_batch_size=2".into(),
@@ -46,6 +45,9 @@ fn plan_of(dir: &Path, more: &[&str]) -> lora_train::Result<RunPlan> {
         "train.save_steps=1".into(),
         "train.sample_count=0".into(),
     ];
+    if !more.iter().any(|set| set.starts_with("train.num_train_epochs")) {
+        set.push("train.max_steps=6".into());
+    }
     set.extend(more.iter().map(|s| (*s).to_string()));
     let overrides: Vec<Override> = set.iter().map(|s| s.parse().unwrap()).collect();
     RunPlan::resolve(RunConfig::load(None, &overrides)?, &mut NoEvents)
@@ -144,6 +146,18 @@ fn a_resumed_run_is_the_uninterrupted_one_bit_for_bit() {
     let ((adapter, lines), (other_adapter, other_lines)) = (outcome(whole.path()), outcome(parts.path()));
     assert_eq!(lines, other_lines);
     assert!(adapter == other_adapter);
+}
+
+#[test]
+fn an_epoch_answers_every_prompt_once_however_many_steps_learn_from_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let epoch = ["train.num_train_epochs=1", "objective.num_iterations=3"];
+    let plan = plan(dir.path(), &epoch);
+    // Eight prompts, four of them in a step.
+    assert_eq!(plan.total_steps, 6);
+    let mut trainer = Trainer::with_reward(plan, Box::new(vowels), &mut NoEvents).unwrap();
+    let epochs: Vec<f64> = (0..6).map(|_| step(&mut trainer).epoch).collect();
+    assert_eq!(epochs, [0.0, 0.0, 0.5, 0.5, 0.5, 1.0]);
 }
 
 #[test]

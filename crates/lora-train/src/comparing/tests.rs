@@ -3,26 +3,11 @@
 
 use super::*;
 use crate::events::NoEvents;
+use crate::golden::{GRADIENT_TOLERANCE, folder, json, model, near};
 use crate::objective::{Dpo, DpoLoss, Kto, Orpo, RewardModel, SimPo};
 use lora_data::{Example, Origin};
 use lora_format::{TensorFile, read_adapter};
-use lora_model::{Keeping, Storage};
 use serde_json::Value;
-use std::path::PathBuf;
-
-/// Losses are computed in float64 on both sides, rotary frequencies alone in float32 on both.
-const LOSS_TOLERANCE: f64 = 1e-9;
-/// Gradients of parameters are handed over in float32.
-const GRADIENT_TOLERANCE: f64 = 1e-6;
-
-fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/llama")
-}
-
-fn json(name: &str) -> Vec<Value> {
-    let text = std::fs::read_to_string(folder().join("preference").join(name)).unwrap();
-    serde_json::from_str(&text).unwrap()
-}
 
 fn example(record: &Value, answer: &str) -> Example {
     let ids = |key: &str| -> Vec<u32> {
@@ -85,16 +70,6 @@ fn objective(case: &Value) -> Option<Box<dyn Objective>> {
         grpo if grpo.starts_with("grpo") => None,
         other => panic!("no objective for {other}"),
     }
-}
-
-fn model() -> Decoder {
-    let keeping = Keeping { kind: Kind::Double, device: Device::Cpu, storage: Storage::Converted };
-    let config = ModelConfig::read(&folder()).unwrap();
-    Decoder::load_as(&folder(), config, 0, keeping, &mut |_, _| {}).unwrap()
-}
-
-fn near(got: f64, wanted: f64) -> bool {
-    (got - wanted).abs() < LOSS_TOLERANCE * (1.0 + wanted.abs())
 }
 
 #[test]

@@ -1,28 +1,8 @@
 use super::*;
+use crate::golden::{GRADIENT_TOLERANCE, folder, json, model, near};
 use crate::policy_loss::PolicyAverage;
 use lora_format::{TensorFile, read_adapter};
-use lora_model::{Keeping, ModelConfig, Storage};
-use serde_json::Value;
-use std::path::{Path, PathBuf};
-use tch::{Device, Kind};
-
-/// Sums of a few dozen float64 terms through two layers.
-const LOSS_TOLERANCE: f64 = 1e-9;
-/// Gradients are fp32, and slopes pass to them in fp32: its unit roundoff with a margin for the sums.
-const GRADIENT_TOLERANCE: f64 = 1e-6;
-
-fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/llama")
-}
-
-fn json(name: &str) -> Vec<Value> {
-    let text = std::fs::read_to_string(folder().join("preference").join(name)).unwrap();
-    serde_json::from_str(&text).unwrap()
-}
-
-fn near(got: f64, wanted: f64) -> bool {
-    (got - wanted).abs() < LOSS_TOLERANCE * (1.0 + wanted.abs())
-}
+use tch::Kind;
 
 /// Both answers of every pair, a group each, with what is given of them.
 fn given(file: &TensorFile) -> Vec<OneAnswer> {
@@ -56,9 +36,7 @@ fn given(file: &TensorFile) -> Vec<OneAnswer> {
 
 #[test]
 fn losses_and_gradients_are_those_of_trl() {
-    let keeping = Keeping { kind: Kind::Double, device: Device::Cpu, storage: Storage::Converted };
-    let config = ModelConfig::read(&folder()).unwrap();
-    let mut model = Decoder::load_as(&folder(), config, 0, keeping, &mut |_, _| {}).unwrap();
+    let mut model = model();
     model.load_adapter(&read_adapter(&folder().join("adapters/lora")).unwrap()).unwrap();
     let file = TensorFile::open(&folder().join("preference/reference.safetensors")).unwrap();
     let mut seen = 0;

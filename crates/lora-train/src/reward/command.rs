@@ -171,6 +171,11 @@ impl Drop for Running {
         let (closed, _) = channel();
         drop(std::mem::replace(&mut self.to, closed));
         if self.end().is_none() {
+            // With what it has started itself: the group is its own.
+            #[cfg(unix)]
+            if let Some(group) = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw) {
+                let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+            }
             let _ = self.child.kill();
             let _ = self.child.wait();
         }
@@ -230,7 +235,20 @@ mod tests {
         says("while read -r l; do echo nan; done", 60.0, &["\"nan\"", "finite number"]);
         says("while read -r l; do echo; done", 60.0, &["\"\""]);
         says("cat > /dev/null", 0.2, &["wrote nothing for 0.2 s", "0 of 2", "flush"]);
-        says("sleep 600", 0.2, &["wrote nothing"]);
+        // What a program has started itself goes with it.
+        let dir = tempfile::tempdir().unwrap();
+        let pid = dir.path().join("pid");
+        says(&format!("sleep 600 & echo $! > {}; wait", pid.display()), 0.5, &["wrote nothing"]);
+        let pid: i32 = std::fs::read_to_string(pid).unwrap().trim().parse().unwrap();
+        let gone = |pid: i32| {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.is_empty() || stat.contains(") Z ")
+        };
+        let until = Instant::now() + Duration::from_secs(20);
+        while !gone(pid) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert!(gone(pid), "{pid} is still there");
         let mut none = RewardCommand::new(vec!["/no/such/program".into()], Duration::from_secs(1));
         assert!(none.score(&[]).unwrap_err().to_string().contains("cannot start"));
     }
