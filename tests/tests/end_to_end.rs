@@ -201,5 +201,18 @@ fn answers_are_rewarded_by_a_program() {
     // One that breaks down ends the run, which goes on when it is mended.
     let dying =
         "n=0; while read -r line; do n=$((n+1)); [ $n -gt 150 ] && { echo 'no more' >&2; exit 7; }; echo $n; done";
+    run.train(
+        "none",
+        &[
+            "--set",
+            "objective.name=grpo",
+            "--set",
+            "objective.reward=command",
+            "--set",
+            "objective.reward_command=[\"/no/such\"]",
+        ],
+    )
+    .exits(2)
+    .says(&["objective.reward_command", "/no/such", "reward.py"]);
     rewarded("broken", dying).exits(1).says(&["exit status: 7", "no more", "step-5", "--resume"]);
 }

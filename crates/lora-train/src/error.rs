@@ -56,6 +56,13 @@ pub enum Error {
         /// The record.
         origin: String,
     },
+    /// The program that is to reward answers cannot be started.
+    #[error("{source}; give a program and its arguments, as [\"python3\", \"reward.py\"]")]
+    RewardProgram {
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// Answers were not rewarded.
     #[error("answers were not rewarded: {source}")]
     Reward {
@@ -420,6 +427,7 @@ impl Error {
             | Self::CurrentLink { .. }
             | Self::NothingToAnswer { .. }
             | Self::NoPrompt { .. }
+            | Self::RewardProgram { .. }
             | Self::OneProcess { .. }
             | Self::TokenOutsideModel { .. }
             | Self::TooLong { .. }

@@ -39,15 +39,16 @@ impl<F: FnMut(&[Completion<'_>]) -> Vec<f64> + Send> Reward for F {
     }
 }
 
-/// What a configuration names; `None` where it names nothing.
-pub(crate) fn reward_of(config: &ObjectiveConfig) -> Option<Box<dyn Reward>> {
+/// What a configuration names; `None` where it names nothing. A program is started.
+pub(crate) fn reward_of(config: &ObjectiveConfig) -> Result<Option<Box<dyn Reward>>, RewardFault> {
     let each = |of: fn(&Completion<'_>) -> f64| -> Box<dyn Reward> {
         Box::new(move |answers: &[Completion<'_>]| answers.iter().map(of).collect::<Vec<f64>>())
     };
-    Some(match config.reward? {
+    let Some(reward) = config.reward else { return Ok(None) };
+    Ok(Some(match reward {
         RewardName::Command => {
             let timeout = Duration::from_secs_f64(config.reward_timeout.min(MOST_SECONDS));
-            Box::new(RewardCommand::new(config.reward_command.clone(), timeout))
+            Box::new(RewardCommand::start(config.reward_command.clone(), timeout)?)
         }
         RewardName::ExactMatch => each(|a| scores(a).exact_match),
         RewardName::RougeL => each(|a| scores(a).rouge_l),
@@ -56,7 +57,7 @@ pub(crate) fn reward_of(config: &ObjectiveConfig) -> Option<Box<dyn Reward>> {
             let (got, right) = (last_number(a.completion), last_number(a.answer));
             f64::from(u8::from(right.is_some() && got == right))
         }),
-    })
+    }))
 }
 
 /// A year.
@@ -99,7 +100,7 @@ mod tests {
         let of = |name, completion, answer| {
             let config = ObjectiveConfig { reward: Some(name), ..ObjectiveConfig::default() };
             let one = Completion { prompt: "p", completion, answer, ended: true };
-            reward_of(&config).unwrap().score(&[one]).unwrap()[0]
+            reward_of(&config).unwrap().unwrap().score(&[one]).unwrap()[0]
         };
         assert_eq!((of(RewardName::ExactMatch, " a b ", "a b"), of(RewardName::ExactMatch, "a", "a b")), (1.0, 0.0));
         assert_eq!(
@@ -112,6 +113,6 @@ mod tests {
         );
         let near = of(RewardName::Chrf, "the cat sits", "the cat sat");
         assert!(near > 0.5 && near < 1.0, "{near}");
-        assert!(reward_of(&ObjectiveConfig::default()).is_none());
+        assert!(reward_of(&ObjectiveConfig::default()).unwrap().is_none());
     }
 }

@@ -92,7 +92,9 @@ impl Trainer {
     /// As [`Trainer::new`], or [`Error::TooFewMicroBatches`].
     pub fn in_team(plan: RunPlan, team: Team, sink: &mut dyn EventSink) -> Result<Self> {
         team.check(&plan.config)?;
-        let (objective, reward) = (plan.config.objective.objective(), reward_of(&plan.config.objective));
+        let objective = plan.config.objective.objective();
+        // Before a weight is read: what cannot be started is told at once.
+        let reward = reward_of(&plan.config.objective).map_err(|source| Error::RewardProgram { source })?;
         Self::prepare(plan, team, objective, reward, sink)
     }
 

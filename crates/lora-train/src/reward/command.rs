@@ -59,12 +59,17 @@ struct Running {
 }
 
 impl RewardCommand {
-    /// A program with its arguments, which is held to be stuck when it writes no line for `timeout`.
-    pub fn new(command: Vec<String>, timeout: Duration) -> Self {
-        Self { command, timeout, running: None }
+    /// Starts a program with its arguments, which is held to be stuck when it writes no line for `timeout`.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(command: Vec<String>, timeout: Duration) -> Result<Self, RewardFault> {
+        let mut own = Self { command, timeout, running: None };
+        own.running = Some(own.spawn()?);
+        Ok(own)
     }
 
-    fn start(&self) -> Result<Running, Fault> {
+    fn spawn(&self) -> Result<Running, Fault> {
         let [program, arguments @ ..] = self.command.as_slice() else { return Err(Fault::Empty) };
         let mut command = Command::new(program);
         command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -133,7 +138,7 @@ impl Reward for RewardCommand {
     fn score(&mut self, answers: &[Completion<'_>]) -> Result<Vec<f64>, RewardFault> {
         let mut running = match self.running.take() {
             Some(running) => running,
-            None => self.start()?,
+            None => self.spawn()?,
         };
         // After a fault its lines and ours would no longer belong together.
         let rewards = self.ask(&mut running, answers)?;
@@ -199,8 +204,8 @@ mod tests {
     use super::*;
 
     fn ask(script: &str, timeout: f64, answers: usize) -> Result<Vec<f64>, String> {
-        let mut command =
-            RewardCommand::new(["sh", "-c", script].map(String::from).to_vec(), Duration::from_secs_f64(timeout));
+        let command = ["sh", "-c", script].map(String::from).to_vec();
+        let mut command = RewardCommand::start(command, Duration::from_secs_f64(timeout)).unwrap();
         let one = Completion { prompt: "p", completion: "c", answer: "a", ended: true };
         let first = command.score(&vec![one; answers]).map_err(|e| e.to_string())?;
         // The same program is asked again.
@@ -249,7 +254,7 @@ mod tests {
             std::thread::sleep(Duration::from_millis(10));
         }
         assert!(gone(pid), "{pid} is still there");
-        let mut none = RewardCommand::new(vec!["/no/such/program".into()], Duration::from_secs(1));
-        assert!(none.score(&[]).unwrap_err().to_string().contains("cannot start"));
+        let none = RewardCommand::start(vec!["/no/such/program".into()], Duration::from_secs(1));
+        assert!(none.unwrap_err().to_string().contains("cannot start"));
     }
 }
