@@ -147,14 +147,15 @@ fn a_bad_file_is_refused_by_name_and_the_others_are_trained() {
 
 #[test]
 fn a_round_that_is_worse_is_kept_and_not_published() {
-    let place = place("", "max_steps = 6");
+    // Long enough that nothing wild can be as good.
+    let place = place("", "max_steps = 40");
     place.write("in/a.jsonl", &rows(0, 24));
     once(&place);
     let good = adapter(&place, "out/current");
     let garbage: String =
         (0..24).map(|i| format!("{{\"prompt\": \"say {i}: \", \"completion\": \"@@##{i}!!\"}}\n")).collect();
     place.write("in/b.jsonl", &garbage);
-    let wild = "train c.toml --watch in --once --quiet --json --set train.learning_rate=3 --set train.max_grad_norm=0";
+    let wild = "train c.toml --watch in --once --quiet --json --set train.learning_rate=3 --set train.max_grad_norm=0 --set train.max_steps=6";
     let report = place.lora(wild).exits(0).json();
     let round = &report["rounds"][0];
     assert_eq!((report["current"].as_u64(), round["version"].as_u64()), (Some(1), Some(2)), "{report}");

@@ -314,6 +314,20 @@ pub enum Error {
         /// The newest checkpoint that is whole.
         checkpoint: Option<PathBuf>,
     },
+    /// A round of a watch that was under way had to end.
+    #[error(
+        "round {} stopped at step {step}: {source}; put that right and start the watch again: it goes on with this round",
+        crate::versions::version_name(*version)
+    )]
+    RoundStopped {
+        /// The round.
+        version: u64,
+        /// Optimizer steps done.
+        step: u64,
+        /// Why.
+        #[source]
+        source: Box<Error>,
+    },
     /// More examples were to be held out than there are.
     #[error("data.eval_split = {split} leaves none of the {examples} examples to train on; lower it")]
     EvalSplit {

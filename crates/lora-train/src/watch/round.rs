@@ -99,6 +99,9 @@ impl Watch<'_> {
             {
                 (step, Some(source.to_string()))
             }
+            Err(Error::Stopped { step, source, .. }) => {
+                return Err(Error::RoundStopped { version: round.version, step, source });
+            }
             Err(error) => return Err(error),
         };
         let judged = outcome(&dir, &train_config, self.config.watch.eval_tolerance)?;
