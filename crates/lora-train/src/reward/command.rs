@@ -205,7 +205,7 @@ mod tests {
 
     fn ask(script: &str, timeout: f64, answers: usize) -> Result<Vec<f64>, String> {
         let command = ["sh", "-c", script].map(String::from).to_vec();
-        let mut command = RewardCommand::start(command, Duration::from_secs_f64(timeout)).unwrap();
+        let mut command = RewardCommand::start(command, Duration::from_secs_f64(timeout)).map_err(|e| e.to_string())?;
         let one = Completion { prompt: "p", completion: "c", answer: "a", ended: true };
         let first = command.score(&vec![one; answers]).map_err(|e| e.to_string())?;
         // The same program is asked again.
