@@ -44,13 +44,18 @@ fn main() {
         .include(root.join("include"))
         .include(root.join("include/torch/csrc/api/include"))
         .files(sources);
-    // The products of our own are written for AVX2; the program asks the CPU before it calls them.
+    // The products of our own are written for AVX2 and AVX-512; the program asks the CPU before it calls them.
     let sgemm = env::var("CARGO_CFG_TARGET_ARCH").as_deref() == Ok("x86_64") && !build.get_compiler().is_like_msvc();
     if sgemm {
         build.define("LORA_SGEMM", None);
-        let mut kernel = cc::Build::new();
-        kernel.cpp(true).std("c++17").opt_level(3).flag("-mavx2").flag("-mfma").flag("-mf16c");
-        build.objects(kernel.file("shim/sgemm_avx2.cpp").compile_intermediates());
+        for (source, flags) in [
+            ("shim/sgemm_avx2.cpp", &["-mavx2", "-mfma", "-mf16c"][..]),
+            ("shim/sgemm_avx512.cpp", &["-mavx512f", "-mfma"]),
+        ] {
+            let mut kernel = cc::Build::new();
+            kernel.cpp(true).std("c++17").opt_level(3).flags(flags);
+            build.objects(kernel.file(source).compile_intermediates());
+        }
     }
     build.objects(distributed(root).compile_intermediates());
     build.compile("lora_shim");

@@ -21,7 +21,7 @@ pub struct Args {
     /// Runs of each, in turns
     #[arg(long, default_value_t = 5)]
     pairs: usize,
-    /// A Python that has transformers and datasets, instead of a private environment
+    /// A Python that has what is compared with, instead of a private environment
     #[arg(long, value_name = "PROGRAM")]
     python: Option<PathBuf>,
 }
@@ -30,6 +30,16 @@ impl Args {
     /// File and tokenizer, where this comparison was asked for.
     pub fn wanted(&self) -> Option<(&Path, &Path)> {
         self.against_datasets.as_deref().zip(self.model.as_deref())
+    }
+
+    /// Runs of each.
+    pub fn pairs(&self) -> usize {
+        self.pairs
+    }
+
+    /// The Python that was named.
+    pub fn python(&self) -> Option<&Path> {
+        self.python.as_deref()
     }
 }
 

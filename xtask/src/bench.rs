@@ -36,6 +36,26 @@ pub struct Host {
     pub gpu: Option<String>,
 }
 
+impl Host {
+    /// This machine.
+    pub fn read() -> Result<Self> {
+        Ok(Self {
+            cpu: doctor::cpu_model(),
+            cores: std::thread::available_parallelism()?.get(),
+            memory_gib: doctor::memory_gib().unwrap_or_default().round() as u64,
+            gpu: first_line("nvidia-smi", &["--query-gpu=name", "--format=csv,noheader"]),
+        })
+    }
+}
+
+impl std::fmt::Display for Host {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { cpu, cores, memory_gib, gpu } = self;
+        write!(f, "{cpu}, {cores} cores, {memory_gib} GiB")?;
+        gpu.as_ref().map_or(Ok(()), |gpu| write!(f, "; {gpu}"))
+    }
+}
+
 /// One benchmark; times are nanoseconds per iteration.
 #[derive(Debug, Serialize, Deserialize, PartialEq)]
 pub struct Row {
@@ -168,12 +188,7 @@ fn describe(ws: &Workspace, results: Vec<Row>, metrics: Vec<Metric>) -> Result<R
         date: capture(Command::new("date").args(["-u", "+%Y-%m-%d"]))?.trim().to_owned(),
         dirty: git(&["status", "--porcelain"]).map_or(true, |text| !text.trim().is_empty()),
         revision,
-        host: Host {
-            cpu: doctor::cpu_model(),
-            cores: std::thread::available_parallelism()?.get(),
-            memory_gib: doctor::memory_gib().unwrap_or_default().round() as u64,
-            gpu: first_line("nvidia-smi", &["--query-gpu=name", "--format=csv,noheader"]),
-        },
+        host: Host::read()?,
         libtorch: setup::VERSION.to_owned(),
         rustc: first_line("rustc", &["--version"]).unwrap_or_default(),
         results,
@@ -195,15 +210,14 @@ fn write(ws: &Workspace, report: &Report) -> Result<()> {
 
 /// The newest run as a page.
 fn page(report: &Report, name: &str) -> String {
-    let Host { cpu, cores, memory_gib, gpu } = &report.host;
     let mut text = format!(
         "# Benchmarks\n\nThe newest run, written by `cargo xtask bench --report`; all its figures are in [{name}]({name}). \
          `cargo xtask bench --compare A B` lays two runs of one machine side by side.\n\n\
-         Revision {}{}, {}; {cpu}, {cores} cores, {memory_gib} GiB{}; libtorch {}; {}.\n",
+         Revision {}{}, {}; {}; libtorch {}; {}.\n",
         report.revision,
         if report.dirty { " with changes" } else { "" },
         report.date,
-        gpu.as_ref().map_or(String::new(), |gpu| format!("; {gpu}")),
+        report.host,
         report.libtorch,
         report.rustc,
     );

@@ -5,6 +5,7 @@
 
 mod against;
 mod against_full;
+mod against_peft;
 mod bench;
 mod cargo;
 mod ci;
@@ -97,6 +98,8 @@ enum Verb {
         against: against::Args,
         #[command(flatten)]
         full: against_full::Args,
+        #[command(flatten)]
+        peft: against_peft::Args,
     },
     /// Check the golden fixtures against their manifest
     Fixtures {
@@ -202,6 +205,7 @@ fn run(cli: Cli) -> Result<()> {
         }
         Verb::Ci { no_test } => ci::run(&ws, !no_test),
         Verb::Bench { compare: Some(pair), .. } => compare::run(&pair[0], &pair[1]),
+        Verb::Bench { against, peft, .. } if peft.wanted() => against_peft::run(&ws, &peft, &against),
         Verb::Bench { against, full, report, filter, .. } => match (against.wanted(), full.wanted()) {
             (_, Some((data, base))) => against_full::run(&ws, &full, data, base),
             (Some((data, model)), None) => against::run(&ws, &against, data, model),

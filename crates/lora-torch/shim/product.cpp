@@ -16,26 +16,25 @@ constexpr int64_t FEW_ROWS = 16;          // for fewer rows, packing a panel cos
 constexpr int64_t FEW_STEPS = 1 << 20;    // multiply-adds below which a thread is not worth its start
 constexpr int MOST_SPANS = 8;
 
-// Whether products are computed here where they can be.
-std::atomic<bool>& own_products() {
-#if defined(LORA_SGEMM)
-  static std::atomic<bool> own{!__builtin_cpu_supports("avx512f")};
-#else
-  static std::atomic<bool> own{false};
-#endif
-  return own;
-}
+// As `Products` in products.rs.
+enum Products : uint8_t { LIBTORCH, BY_AVX2, BY_AVX512 };
 
-bool can_compute_here() {
+Products widest() {
 #if defined(LORA_SGEMM)
-  static const bool can = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  return can;
+  static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  static const bool avx512 = __builtin_cpu_supports("avx512f");
+  return !avx2 ? LIBTORCH : avx512 ? BY_AVX512 : BY_AVX2;
 #else
-  return false;
+  return LIBTORCH;
 #endif
 }
 
-bool computed_here() { return can_compute_here() && own_products().load(std::memory_order_relaxed); }
+std::atomic<Products>& chosen() {
+  static std::atomic<Products> products{widest()};
+  return products;
+}
+
+bool computed_here() { return chosen().load(std::memory_order_relaxed) != LIBTORCH; }
 
 // A bias comes with a first term that is transposed.
 void by_libtorch(at::Tensor& out, bool add, const at::Tensor& bias, const std::vector<Term>& terms) {
@@ -108,22 +107,22 @@ std::vector<Run> plan(const std::vector<Operand>& operands) {
   return runs;
 }
 
-// The panels of columns [j0, j0 + width), one after the other, each [run.depth, 16].
-void pack(const Run& run, int64_t j0, int64_t width, float* panels) {
+// The panels of columns [j0, j0 + width), one after the other, each [run.depth, columns of a tile].
+void pack(const Run& run, int64_t j0, int64_t width, int64_t tile_cols, float* panels) {
   constexpr int64_t AT_ONCE = 32;  // rows: few enough pages
   for (const Part& part : run.parts) {
     const Right& w = part.from->right;
     if (part.from->transposed) {
-      for (int64_t j = 0; j < width; j += sgemm::TILE_COLS) {
-        const int64_t cols = std::min(sgemm::TILE_COLS, width - j);
-        float* panel = panels + (j * run.depth) + part.offset * sgemm::TILE_COLS;
+      for (int64_t j = 0; j < width; j += tile_cols) {
+        const int64_t cols = std::min(tile_cols, width - j);
+        float* panel = panels + (j * run.depth) + part.offset * tile_cols;
         if (w.dense()) {
-          sgemm::pack_transposed(w.number(j0 + j, part.begin), w.stride, cols, part.depth, panel);
+          sgemm::pack_transposed(w.number(j0 + j, part.begin), w.stride, cols, part.depth, tile_cols, panel);
           continue;
         }
-        float* wide = WIDE.of(sgemm::TILE_COLS * part.depth);
+        float* wide = WIDE.of(tile_cols * part.depth);
         for (int64_t c = 0; c < cols; ++c) w.read(j0 + j + c, part.begin, part.depth, wide + c * part.depth);
-        sgemm::pack_transposed(wide, part.depth, cols, part.depth, panel);
+        sgemm::pack_transposed(wide, part.depth, cols, part.depth, tile_cols, panel);
       }
       continue;
     }
@@ -137,9 +136,9 @@ void pack(const Run& run, int64_t j0, int64_t width, float* panels) {
         from = wide;
         stride = width;
       }
-      for (int64_t j = 0; j < width; j += sgemm::TILE_COLS)
-        sgemm::pack_straight(from + j, stride, std::min(sgemm::TILE_COLS, width - j), depth,
-                             panels + j * run.depth + (part.offset + p) * sgemm::TILE_COLS);
+      for (int64_t j = 0; j < width; j += tile_cols)
+        sgemm::pack_straight(from + j, stride, std::min(tile_cols, width - j), depth,
+                             tile_cols, panels + j * run.depth + (part.offset + p) * tile_cols);
     }
   }
 }
@@ -148,12 +147,13 @@ struct Block {
   int64_t i0, i1, j0, width;
 };
 
-void multiply(const std::vector<Run>& runs, const Block& block, float* out, int64_t stride, bool add, const float* bias) {
-  const int64_t panel_count = (block.width + sgemm::TILE_COLS - 1) / sgemm::TILE_COLS;
+void multiply(const sgemm::Kernel& kernel, const std::vector<Run>& runs, const Block& block, float* out, int64_t stride, bool add, const float* bias) {
+  const auto [tile_rows, tile_cols, tile] = kernel;
+  const int64_t panel_count = (block.width + tile_cols - 1) / tile_cols;
   bool begun = add;
   for (const Run& run : runs) {
-    float* panels = PANELS.of(panel_count * sgemm::TILE_COLS * run.depth);
-    pack(run, block.j0, block.width, panels);
+    float* panels = PANELS.of(panel_count * tile_cols * run.depth);
+    pack(run, block.j0, block.width, tile_cols, panels);
     const sgemm::Start start = begun ? sgemm::Start::Sum : bias ? sgemm::Start::Bias : sgemm::Start::Zero;
     begun = true;
     for (int64_t i0 = block.i0; i0 < block.i1; i0 += ROWS) {
@@ -173,15 +173,15 @@ void multiply(const std::vector<Run>& runs, const Block& block, float* out, int6
         rows[k] = to;
         spans[k].stride = part.depth;
       }
-      for (int64_t j = 0; j < block.width; j += sgemm::TILE_COLS) {
-        const int64_t cols = std::min(sgemm::TILE_COLS, block.width - j);
-        float few[sgemm::TILE_COLS] = {};
+      for (int64_t j = 0; j < block.width; j += tile_cols) {
+        const int64_t cols = std::min(tile_cols, block.width - j);
+        float few[sgemm::MOST_COLS] = {};
         if (start == sgemm::Start::Bias) std::memcpy(few, bias + block.j0 + j, cols * sizeof(float));
         for (size_t k = 0; k < run.parts.size(); ++k)
-          spans[k].panel = panels + j * run.depth + run.parts[k].offset * sgemm::TILE_COLS;
-        for (int64_t i = i0; i < i1; i += sgemm::TILE_ROWS) {
+          spans[k].panel = panels + j * run.depth + run.parts[k].offset * tile_cols;
+        for (int64_t i = i0; i < i1; i += tile_rows) {
           for (size_t k = 0; k < run.parts.size(); ++k) spans[k].rows = rows[k] + (i - i0) * spans[k].stride;
-          sgemm::tile(spans, int(run.parts.size()), std::min(sgemm::TILE_ROWS, i1 - i), out + i * stride + block.j0 + j, stride,
+          tile(spans, int(run.parts.size()), std::min(tile_rows, i1 - i), out + i * stride + block.j0 + j, stride,
                       cols, start, few);
         }
       }
@@ -214,13 +214,14 @@ void here(at::Tensor& out, bool add, const at::Tensor& bias_, const std::vector<
     copied |= operands.back().copied;
   }
   const at::Tensor bias = bias_.defined() ? bias_.to(at::kFloat).contiguous() : bias_;
+  const sgemm::Kernel& kernel = chosen().load(std::memory_order_relaxed) == BY_AVX512 ? sgemm::AVX512 : sgemm::AVX2;
   const std::vector<Run> runs = plan(operands);
   const int64_t m = out.size(0), n = out.size(1), threads = steps < FEW_STEPS ? 1 : at::get_num_threads();
   const int64_t width = copied ? WIDE_COLS : COLS, across = (n + width - 1) / width;
   // Blocks for a queue, so that a core that somebody else slows down takes fewer of them.
   int64_t high = m, down = 1;
   while (threads > 1 && down * across < 4 * threads && high > ROWS) {
-    high = (high / 2 + sgemm::TILE_ROWS - 1) / sgemm::TILE_ROWS * sgemm::TILE_ROWS;
+    high = (high / 2 + kernel.rows - 1) / kernel.rows * kernel.rows;
     down = (m + high - 1) / high;
   }
   float* to = out.data_ptr<float>();
@@ -229,7 +230,7 @@ void here(at::Tensor& out, bool add, const at::Tensor& bias_, const std::vector<
   at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
     for (int64_t k; (k = next.fetch_add(1)) < down * across;) {
       const int64_t i0 = k / across * high, j0 = k % across * width;
-      multiply(runs, {i0, std::min(m, i0 + high), j0, std::min(width, n - j0)}, to, out.stride(0), add, b);
+      multiply(kernel, runs, {i0, std::min(m, i0 + high), j0, std::min(width, n - j0)}, to, out.stride(0), add, b);
     }
   });
 }
@@ -261,10 +262,14 @@ at::Tensor thin_transposed_product(const at::Tensor& a, const at::Tensor& b) {
   return out;
 }
 
-extern "C" Message lt_own_products(int32_t own) {
-  return guarded([&] { own_products().store(own != 0); });
+extern "C" Message lt_use_products(uint8_t products) {
+  return guarded([&] { chosen().store(std::min(Products(products), widest())); });
 }
 
-extern "C" Message lt_computes_own_products(int32_t* out) {
-  return guarded([&] { *out = computed_here(); });
+extern "C" Message lt_products(uint8_t* out) {
+  return guarded([&] { *out = chosen().load(); });
+}
+
+extern "C" Message lt_widest_products(uint8_t* out) {
+  return guarded([&] { *out = widest(); });
 }

@@ -11,10 +11,9 @@ struct Term {
 };
 
 // out [m, n] = bias + the terms, in the dtype of their rows; the terms are added where `add`. `out` may be undefined and is
-// made then. Where the CPU has AVX2 (and no AVX-512, which libtorch's own products use better, unless lt_own_products says
-// otherwise), fp32 products are computed here: frozen weights are read in the form in which they are kept, a low-rank pair
-// is so many more steps of the same reduction, and the bits do not depend on the number of threads. Elsewhere libtorch
-// computes them.
+// made then. Where the CPU has AVX2 (unless lt_use_products says otherwise), fp32 products are computed here: frozen weights
+// are read in the form in which they are kept, a low-rank pair is so many more steps of the same reduction, and the bits
+// depend neither on the number of threads nor on the CPU. Elsewhere libtorch computes them.
 void sum_of_products(at::Tensor& out, bool add, const at::Tensor& bias, const std::vector<Term>& terms);
 
 // a^T b for a [m, r] with few columns: [r, n].

@@ -1,13 +1,14 @@
-// The innermost part of a product of fp32 matrices on CPUs with AVX2 and FMA (sgemm_avx2.cpp). This header and its source
-// know nothing of libtorch: the source is compiled for AVX2, and no inline function of another header may come to exist in it.
+// The innermost part of a product of fp32 matrices on CPUs with AVX2 and FMA (sgemm_avx2.cpp), or AVX-512 (sgemm_avx512.cpp). This
+// header and those sources know nothing of libtorch: they are compiled for such CPUs, and no inline function of another header may
+// come to exist in them.
 #pragma once
 #include <cstdint>
 
 namespace sgemm {
 
-constexpr int64_t TILE_ROWS = 6, TILE_COLS = 16;  // 12 of the 16 registers hold sums
+constexpr int64_t MOST_COLS = 32;  // of a tile of any kernel
 
-// Rows of the left operand and, in `panel`, 16 columns of the right one: panel[p * 16 + j], zeros beyond its width.
+// Rows of the left operand and, in `panel`, the columns of a tile of the right one: panel[p * cols + j], zeros beyond its width.
 struct Span {
   const float* rows;
   int64_t stride, depth;
@@ -17,13 +18,18 @@ struct Span {
 // What the sums are added to.
 enum class Start { Zero, Bias, Sum };
 
-// c[rows, cols] = start + sum over spans of rows * panel, with rows <= 6 and cols <= 16. `bias` has 16 numbers.
-// Every number is summed in one order, whatever tile it falls into.
-void tile(const Span* spans, int count, int64_t rows, float* c, int64_t stride, int64_t cols, Start start, const float* bias);
+// A tile of the result, as large as the registers hold, and how it is computed. Every number is summed in one order, whatever
+// tile and kernel it falls to: the bits are the same on every CPU.
+struct Kernel {
+  int64_t rows, cols;
+  // c[rows, cols] = start + sum over spans of rows * panel, with fewer rows and columns at the edges. `bias` has MOST_COLS numbers.
+  void (*tile)(const Span* spans, int count, int64_t rows, float* c, int64_t stride, int64_t cols, Start start, const float* bias);
+};
+extern const Kernel AVX2, AVX512;
 
-// panel[p][j] = w[j * stride + p] and panel[p][j] = w[p * stride + j], for j < cols <= 16 and p < depth.
-void pack_transposed(const float* w, int64_t stride, int64_t cols, int64_t depth, float* panel);
-void pack_straight(const float* w, int64_t stride, int64_t cols, int64_t depth, float* panel);
+// panel[p][j] = w[j * stride + p] and panel[p][j] = w[p * stride + j], for j < cols <= tile_cols and p < depth.
+void pack_transposed(const float* w, int64_t stride, int64_t cols, int64_t depth, int64_t tile_cols, float* panel);
+void pack_straight(const float* w, int64_t stride, int64_t cols, int64_t depth, int64_t tile_cols, float* panel);
 
 void widen_bf16(const uint16_t* from, float* to, int64_t n);
 void widen_f16(const uint16_t* from, float* to, int64_t n);

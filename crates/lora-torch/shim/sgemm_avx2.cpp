@@ -5,6 +5,8 @@ namespace sgemm {
 
 namespace {
 
+constexpr int64_t TILE_ROWS = 6, TILE_COLS = 16;  // 12 of the 16 registers hold sums
+
 // One step of the reduction for R rows: two loads of the panel, R broadcasts, 2 R fused multiply-adds.
 #define ROW(I, POINTER)                                        \
   if (R > I) {                                                 \
@@ -67,28 +69,6 @@ void tile_rows(const Span* spans, int count, int64_t rows, float* c, int64_t str
   }
 }
 
-// Eight rows of eight numbers become eight rows of a panel.
-inline void transpose8(const float* w, int64_t stride, float* panel) {
-  __m256 r[8], t[8];
-  for (int i = 0; i < 8; ++i) r[i] = _mm256_loadu_ps(w + i * stride);
-  for (int i = 0; i < 8; i += 2) {
-    t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
-    t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
-  }
-  for (int i = 0; i < 8; i += 4) {
-    r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
-    r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
-    r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
-    r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
-  }
-  for (int i = 0; i < 4; ++i) {
-    _mm256_storeu_ps(panel + i * 16, _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
-    _mm256_storeu_ps(panel + (i + 4) * 16, _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
-  }
-}
-
-}  // namespace
-
 void tile(const Span* spans, int count, int64_t rows, float* c, int64_t stride, int64_t cols, Start start, const float* bias) {
   if (cols == TILE_COLS) {
     for (int64_t i = 0; i < rows; ++i) _mm_prefetch(reinterpret_cast<const char*>(c + i * stride), _MM_HINT_T0);
@@ -103,28 +83,46 @@ void tile(const Span* spans, int count, int64_t rows, float* c, int64_t stride, 
     for (int64_t j = 0; j < cols; ++j) c[i * stride + j] = edge[i * TILE_COLS + j];
 }
 
-void pack_transposed(const float* w, int64_t stride, int64_t cols, int64_t depth, float* panel) {
-  int64_t whole = 0;
-  if (cols == TILE_COLS) {
-    for (; whole + 8 <= depth; whole += 8) {
-      transpose8(w + whole, stride, panel + whole * TILE_COLS);
-      transpose8(w + 8 * stride + whole, stride, panel + whole * TILE_COLS + 8);
-    }
+// Eight rows of eight numbers become eight rows of a panel.
+inline void transpose8(const float* w, int64_t stride, float* panel, int64_t tile_cols) {
+  __m256 r[8], t[8];
+  for (int i = 0; i < 8; ++i) r[i] = _mm256_loadu_ps(w + i * stride);
+  for (int i = 0; i < 8; i += 2) {
+    t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+    t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
   }
-  for (int64_t p = whole; p < depth; ++p)
-    for (int64_t j = 0; j < TILE_COLS; ++j) panel[p * TILE_COLS + j] = j < cols ? w[j * stride + p] : 0.0f;
+  for (int i = 0; i < 8; i += 4) {
+    r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+    r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
+    r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+    r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+  }
+  for (int i = 0; i < 4; ++i) {
+    _mm256_storeu_ps(panel + i * tile_cols, _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
+    _mm256_storeu_ps(panel + (i + 4) * tile_cols, _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
+  }
 }
 
-void pack_straight(const float* w, int64_t stride, int64_t cols, int64_t depth, float* panel) {
-  if (cols == TILE_COLS) {
-    for (int64_t p = 0; p < depth; ++p, w += stride, panel += TILE_COLS) {
-      _mm256_storeu_ps(panel, _mm256_loadu_ps(w));
-      _mm256_storeu_ps(panel + 8, _mm256_loadu_ps(w + 8));
-    }
-    return;
+}  // namespace
+
+const Kernel AVX2{TILE_ROWS, TILE_COLS, tile};
+
+void pack_transposed(const float* w, int64_t stride, int64_t cols, int64_t depth, int64_t tile_cols, float* panel) {
+  int64_t whole = 0;
+  if (cols == tile_cols)
+    for (; whole + 8 <= depth; whole += 8)
+      for (int64_t j = 0; j < tile_cols; j += 8) transpose8(w + j * stride + whole, stride, panel + whole * tile_cols + j, tile_cols);
+  for (int64_t p = whole; p < depth; ++p)
+    for (int64_t j = 0; j < tile_cols; ++j) panel[p * tile_cols + j] = j < cols ? w[j * stride + p] : 0.0f;
+}
+
+void pack_straight(const float* w, int64_t stride, int64_t cols, int64_t depth, int64_t tile_cols, float* panel) {
+  for (int64_t p = 0; p < depth; ++p, w += stride, panel += tile_cols) {
+    int64_t j = 0;
+    for (; j + 8 <= cols; j += 8) _mm256_storeu_ps(panel + j, _mm256_loadu_ps(w + j));
+    for (; j < cols; ++j) panel[j] = w[j];
+    for (; j < tile_cols; ++j) panel[j] = 0.0f;
   }
-  for (int64_t p = 0; p < depth; ++p)
-    for (int64_t j = 0; j < TILE_COLS; ++j) panel[p * TILE_COLS + j] = j < cols ? w[p * stride + j] : 0.0f;
 }
 
 void widen_bf16(const uint16_t* from, float* to, int64_t n) {

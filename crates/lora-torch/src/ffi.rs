@@ -195,8 +195,9 @@ unsafe extern "C" {
     fn lt_cuda_in_build(out: *mut i32) -> Message;
     fn lt_synchronize() -> Message;
     fn lt_keep_freed_memory() -> Message;
-    fn lt_own_products(own: i32) -> Message;
-    fn lt_computes_own_products(out: *mut i32) -> Message;
+    fn lt_use_products(products: u8) -> Message;
+    fn lt_products(out: *mut u8) -> Message;
+    fn lt_widest_products(out: *mut u8) -> Message;
 }
 
 fn check(op: &'static str, message: Message) -> Result<()> {
@@ -393,14 +394,20 @@ pub(crate) fn keep_freed_memory() -> Result<()> {
     check("keep_freed_memory", unsafe { lt_keep_freed_memory() })
 }
 
-pub(crate) fn own_products(own: bool) -> Result<()> {
-    check("own_products", unsafe { lt_own_products(i32::from(own)) })
+pub(crate) fn use_products(products: u8) -> Result<()> {
+    check("use_products", unsafe { lt_use_products(products) })
 }
 
-pub(crate) fn computes_own_products() -> Result<bool> {
+pub(crate) fn products() -> Result<u8> {
     let mut out = 0;
-    check("own_products", unsafe { lt_computes_own_products(&mut out) })?;
-    Ok(out != 0)
+    check("products", unsafe { lt_products(&mut out) })?;
+    Ok(out)
+}
+
+pub(crate) fn widest_products() -> Result<u8> {
+    let mut out = 0;
+    check("widest_products", unsafe { lt_widest_products(&mut out) })?;
+    Ok(out)
 }
 
 /// A process's membership of a group of processes (shim/distributed.cpp): its connection to their store, and to them.

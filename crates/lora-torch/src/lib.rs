@@ -56,6 +56,6 @@ pub use memory::{DeviceMemory, current_rss_bytes, device_memory, keep_freed_memo
 pub use optim::{AdamWScalars, LionScalars, adamw_step, grad_norm, lion_step};
 pub use packed::{Int8, NESTED_BLOCK, NF4_BLOCK, Nf4, Scales, dynamic_table, unsigned_dynamic_table};
 pub use pointwise::{rms_norm, rotary, swiglu};
-pub use products::{use_own_products, uses_own_products};
+pub use products::{Products, use_products};
 pub use seed::{Drawing, manual_seed, mix_seed, uniform_from_seed};
 pub use weight::Weight;

@@ -1,9 +1,7 @@
 //! Products of this crate and of libtorch against float64: every form of a weight, every edge of a block.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a test that cannot go on has failed
 
-use lora_torch::{
-    Int8, LoraPart, Nf4, Projection, Weight, lora_linear, set_num_threads, use_own_products, uses_own_products,
-};
+use lora_torch::{Int8, LoraPart, Nf4, Products, Projection, Weight, lora_linear, set_num_threads, use_products};
 use tch::{Device, Kind, Tensor};
 
 /// A sum of k products in fp32 is off by at most k half-ulps of the sum of their absolute values; what is compared is relative
@@ -70,10 +68,11 @@ fn products_are_those_in_float64_whoever_computes_them() {
                 gu.tr().matmul(&x64),
                 g.tr().matmul(&u) * 0.5,
             ];
-            for own in [true, false] {
-                use_own_products(own).unwrap();
-                assert!(own || !uses_own_products().unwrap());
-                let mut before: Option<[Tensor; 4]> = None;
+            let mut before: Option<[Tensor; 4]> = None;
+            for products in [Products::Libtorch, Products::Avx2, Products::Avx512] {
+                use_products(products).unwrap();
+                let used = Products::current().unwrap();
+                assert_eq!(used, products.min(Products::widest().unwrap()));
                 for threads in [1, 2, 3] {
                     set_num_threads(threads);
                     let got = computed(&x, &weight, &bias, &a, &b);
@@ -81,15 +80,15 @@ fn products_are_those_in_float64_whoever_computes_them() {
                         let (d, most) = (far(got, wanted), tolerance(width.max(out).max(rows) + r));
                         assert!(
                             d < most,
-                            "{form} {rows} x {width} x {out}, r {r}, {part}, own {own}: {d:e} of {most:e}"
+                            "{form} {rows} x {width} x {out}, r {r}, {part}, {used:?}: {d:e} of {most:e}"
                         );
                     }
-                    // The bits do not depend on the number of threads. The result and the gradient of the input are compared:
+                    // The bits depend neither on the number of threads nor on the CPU. The result and the gradient of the input are compared:
                     // a product with fewer rows than a panel is worth, as that of a small rank, is libtorch's.
-                    if uses_own_products().unwrap() && rows >= 16 {
+                    if used != Products::Libtorch && rows >= 16 {
                         if let Some(before) = &before {
                             let same = (0..2).all(|part| before[part].equal(&got[part]));
-                            assert!(same, "{form} {rows} x {width} x {out}, {threads} threads");
+                            assert!(same, "{form} {rows} x {width} x {out}, {used:?}, {threads} threads");
                         }
                         before = Some(got);
                     }

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::params::FlatParams;
 use lora_format::{AdapterFolder, TargetModules, read_adapter};
 use lora_model::{Decoder, Keeping, ModelConfig, Packing, Storage, TokenBatch, all_linear, plan_injection};
-use lora_torch::{AdamWScalars, device_memory, peak_rss_bytes, synchronize, use_own_products, uses_own_products};
+use lora_torch::{AdamWScalars, Products, device_memory, peak_rss_bytes, synchronize, use_products};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -128,14 +128,14 @@ pub fn bench_step(o: &BenchOptions) -> Result<BenchReport> {
         synchronize(o.device)?;
         Ok(start.elapsed().as_secs_f64())
     };
-    let (mut ratios, chosen) = (Vec::new(), uses_own_products()?);
+    let (mut ratios, chosen) = (Vec::new(), Products::current()?);
     for _ in 0..o.steps.max(1) {
         if o.both_products {
-            use_own_products(true)?;
+            use_products(Products::widest()?)?;
         }
         let time = timed(&mut losses)?;
         if o.both_products {
-            use_own_products(false)?;
+            use_products(Products::Libtorch)?;
             ratios.push(timed(&mut losses)? / time);
         }
         let rate = matmul_rate(o.device)?;
@@ -143,7 +143,7 @@ pub fn bench_step(o: &BenchOptions) -> Result<BenchReport> {
         rates.push(rate);
         shares.push(needed / time / rate);
     }
-    use_own_products(chosen)?;
+    use_products(chosen)?;
     let cuda_mb = device_memory(o.device)?.map(|m| m.peak >> 20);
     let (step_s, tokens) = (quantile(&mut times, 0.5), (o.batch * o.seq) as f64);
     Ok(BenchReport {

@@ -9,6 +9,7 @@ use crate::out;
 use anyhow::Result;
 use lora_format::TensorFile;
 use lora_model::ModelConfig;
+use lora_torch::{Products, use_products};
 use lora_train::{BenchOptions, bench_step};
 use std::path::PathBuf;
 
@@ -64,8 +65,9 @@ pub(crate) struct StepArgs {
     /// safetensors file with `input_ids` [batch, seq] to use instead of random tokens
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
-    /// Who computes products of float32 on the CPU: the project's own loops, libtorch, or both in turns; by the CPU when absent
-    #[arg(long, value_parser = ["own", "libtorch", "both"])]
+    /// Who computes products of float32 on the CPU: the widest of the project's own loops that it has, as when absent, those for
+    /// AVX2, libtorch, or own and libtorch in turns
+    #[arg(long, value_parser = ["own", "avx2", "libtorch", "both"])]
     products: Option<String>,
     #[command(flatten)]
     compute: Compute,
@@ -88,8 +90,10 @@ pub(crate) fn run(verb: &Verb) -> Result<()> {
 fn step(args: &StepArgs) -> Result<()> {
     check_model_folder(&args.model)?;
     let device = args.compute.device()?;
-    if let Some(products) = &args.products {
-        lora_torch::use_own_products(products == "own")?;
+    match args.products.as_deref() {
+        Some("libtorch") => use_products(Products::Libtorch)?,
+        Some("avx2") => use_products(Products::Avx2)?,
+        _ => use_products(Products::widest()?)?,
     }
     let both_products = args.products.as_deref() == Some("both");
     let report = bench_step(&BenchOptions {
