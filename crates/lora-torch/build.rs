@@ -19,7 +19,6 @@ fn main() {
     println!("cargo:rustc-link-search=native={}", link.display());
 
     let sources = [
-        "kernels.cpp",
         "linear.cpp",
         "pointwise.cpp",
         "attention.cpp",
@@ -44,17 +43,24 @@ fn main() {
         .include(root.join("include"))
         .include(root.join("include/torch/csrc/api/include"))
         .files(sources);
-    // The products of our own are written for AVX2 and AVX-512; the program asks the CPU before it calls them.
-    let sgemm = env::var("CARGO_CFG_TARGET_ARCH").as_deref() == Ok("x86_64") && !build.get_compiler().is_like_msvc();
-    if sgemm {
-        build.define("LORA_SGEMM", None);
-        for (source, flags) in [
-            ("shim/sgemm_avx2.cpp", &["-mavx2", "-mfma", "-mf16c"][..]),
-            ("shim/sgemm_avx512.cpp", &["-mavx512f", "-mfma"]),
-        ] {
-            let mut kernel = cc::Build::new();
-            kernel.cpp(true).std("c++17").opt_level(3).flags(flags);
-            build.objects(kernel.file(source).compile_intermediates());
+    // Loops of our own stand once for each set of instructions; the program asks the CPU before it calls them. Sums are not
+    // contracted, so that most numbers have the same bits by each.
+    let loops = |name: &str, flags: &[&str], define: Option<&str>| {
+        let mut loops = cc::Build::new();
+        loops.cpp(true).std("c++17").opt_level(3).flag("-w").flag("-fno-math-errno").flag("-fno-trapping-math");
+        loops.flag("-fopenmp-simd").flag("-ffp-contract=off").flags(flags).define("KERNEL_SET", define);
+        // Objects are called by their sources, of which one stands for several.
+        loops.out_dir(out.join(define.unwrap_or("products")));
+        loops.file(Path::new("shim").join(name)).compile_intermediates()
+    };
+    build.objects(loops("kernels.cpp", &[], Some("BASE")));
+    if env::var("CARGO_CFG_TARGET_ARCH").as_deref() == Ok("x86_64") && !build.get_compiler().is_like_msvc() {
+        build.define("LORA_SGEMM", None).file("shim/attend.cpp");
+        let avx2 = ["-mavx2", "-mfma", "-mf16c"];
+        let avx512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"];
+        for (flags, set, product) in [(&avx2[..], "AVX2", "sgemm_avx2.cpp"), (&avx512, "AVX512", "sgemm_avx512.cpp")] {
+            build.objects(loops("kernels.cpp", flags, Some(set)));
+            build.objects(loops(product, flags, None));
         }
     }
     build.objects(distributed(root).compile_intermediates());

@@ -1,5 +1,6 @@
 // Attention over examples laid end to end, causal or within the whole example: no mask over the batch, keys never repeated.
-#include "shim.h"
+#include "attend.h"
+#include "product.h"
 #include <torch/csrc/autograd/custom_function.h>
 #include <algorithm>
 #include <vector>
@@ -37,6 +38,38 @@ std::optional<at::Tensor> window_mask(int64_t len, int64_t window, const at::Ten
   const at::Tensor seen = at::ones({len, len}, like.dtype(at::kBool)).tril().triu(1 - window);
   return at::zeros({len, len}, like).masked_fill_(seen.logical_not(), -std::numeric_limits<double>::infinity());
 }
+
+#if defined(LORA_SGEMM)
+
+// fp32 by the products of our own.
+struct OwnAttention : torch::autograd::Function<OwnAttention> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& q_, const at::Tensor& k_, const at::Tensor& v_,
+                            std::vector<int64_t> lens, double scale, int64_t window, bool causal) {
+    const at::Tensor q = q_.contiguous(), k = k_.contiguous(), v = v_.contiguous();
+    at::Tensor out = at::empty_like(q), lse = at::empty({q.size(0), q.size(1)}, q.options());
+    const sgemm::Kernel& kernel = *own_kernel();
+    attend::forward(kernel, q, k, v, lens, {scale, window, causal}, out, lse);
+    ctx->save_for_backward({q, k, v, out, lse});
+    ctx->saved_data["lens"] = lens;
+    ctx->saved_data["scale"] = scale;
+    ctx->saved_data["window"] = window;
+    ctx->saved_data["causal"] = causal;
+    ctx->saved_data["kernel"] = reinterpret_cast<int64_t>(&kernel);
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const variable_list s = ctx->get_saved_variables();
+    const auto* kernel = reinterpret_cast<const sgemm::Kernel*>(ctx->saved_data["kernel"].toInt());
+    const attend::Rule rule{ctx->saved_data["scale"].toDouble(), ctx->saved_data["window"].toInt(), ctx->saved_data["causal"].toBool()};
+    at::Tensor gq = at::empty_like(s[0]), gk = at::empty_like(s[1]), gv = at::empty_like(s[2]);
+    attend::backward(*kernel, grads[0].contiguous(), s[0], s[1], s[2], s[3], s[4], ctx->saved_data["lens"].toIntVector(),
+                     rule, gq, gk, gv);
+    return {gq, gk, gv, at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
+  }
+};
+
+#endif
 
 struct CpuAttention : torch::autograd::Function<CpuAttention> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& q_, const at::Tensor& k_, const at::Tensor& v_,
@@ -161,6 +194,10 @@ extern "C" Message lt_attention(CTensor q, CTensor k, CTensor v, const int64_t* 
     const bool causal = causal_ != 0;
     if (softcap > 0 && n > 0) {
       *out = new at::Tensor(capped(*q, *k, *v, l, scale, window, softcap, causal));
+#if defined(LORA_SGEMM)
+    } else if (q->is_cpu() && n > 0 && dtype == at::kFloat && own_kernel()) {
+      *out = new at::Tensor(OwnAttention::apply(*q, *k, *v, l, scale, window, causal));
+#endif
     } else if (q->is_cpu() && n > 0) {
       *out = new at::Tensor(CpuAttention::apply(*q, *k, *v, l, scale, window, causal));
     } else if (q->is_cuda() && n > 0 && (dtype == at::kHalf || dtype == at::kBFloat16)) {

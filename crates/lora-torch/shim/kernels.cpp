@@ -1,17 +1,13 @@
-// CPU kernels over rows, for float and double. The loops are plain; the compiler vectorises them, once for the base
-// instruction set and once for AVX2 with FMA, and the loader picks at start.
+// The loops behind kernels.h. They are plain, and the compiler vectorises them: this file is compiled once for each set of
+// instructions, of which KERNEL_SET is the name. What would come to exist outside the anonymous namespace would be shared
+// between the sets, so nothing does but their tables.
 #include "kernels.h"
 #include <cmath>
-#include <cstdint>
 #include <cstring>
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define CLONES __attribute__((target_clones("arch=haswell", "default")))
-#else
-#define CLONES
-#endif
-
 namespace kernel {
+
+namespace {
 
 // exp by range reduction and a polynomial of degree 6 (Taylor, |r| <= ln2 / 2): within 2 ulp, and it vectorises.
 inline __attribute__((always_inline)) float exp_fast(float x) {
@@ -33,108 +29,144 @@ inline __attribute__((always_inline)) float exp_fast(float x) {
 }
 inline __attribute__((always_inline)) double exp_fast(double x) { return std::exp(x); }
 
-// Each kernel stands twice, for float and double, because clones of a template cannot be made.
-#define KERNELS(T)                                                                                                     \
-  /* y = x * rstd * w over rows of d; writes rstd of each row. */                                                      \
-  CLONES void rms_norm(const T* x, const T* w, T* y, T* rstd, int64_t rows, int64_t d, double eps) {                   \
-    for (int64_t i = 0; i < rows; ++i, x += d, y += d) {                                                               \
-      T sum = 0;                                                                                                       \
-      _Pragma("omp simd reduction(+ : sum)") for (int64_t j = 0; j < d; ++j) sum += x[j] * x[j];                       \
-      const T s = T(1) / std::sqrt(sum / T(d) + T(eps));                                                               \
-      rstd[i] = s;                                                                                                     \
-      _Pragma("omp simd") for (int64_t j = 0; j < d; ++j) y[j] = x[j] * s * w[j];                                      \
-    }                                                                                                                  \
-  }                                                                                                                    \
-  /* gx = s (g w - x s^2 mean(g w x)); adds g x s to gw where it is wanted. */                                         \
-  CLONES void rms_norm_backward(const T* g, const T* x, const T* w, const T* rstd, T* gx, T* gw, int64_t rows,         \
-                                int64_t d) {                                                                           \
-    for (int64_t i = 0; i < rows; ++i, x += d, g += d, gx += d) {                                                      \
-      T dot = 0;                                                                                                       \
-      _Pragma("omp simd reduction(+ : dot)") for (int64_t j = 0; j < d; ++j) dot += g[j] * w[j] * x[j];                \
-      const T s = rstd[i], k = dot * s * s / T(d);                                                                     \
-      _Pragma("omp simd") for (int64_t j = 0; j < d; ++j) gx[j] = s * (g[j] * w[j] - x[j] * k);                        \
-      if (gw) {                                                                                                        \
-        _Pragma("omp simd") for (int64_t j = 0; j < d; ++j) gw[j] += g[j] * x[j] * s;                                  \
-      }                                                                                                                \
-    }                                                                                                                  \
-  }                                                                                                                    \
-  /* Rotates the first 2*half of each head of d; sign -1 is the inverse. Rows are tokens; cos and sin have half. */    \
-  CLONES void rotary(const T* x, const T* cos, const T* sin, T* y, int64_t rows, int64_t heads, int64_t d,             \
-                     int64_t half, T sign) {                                                                           \
-    for (int64_t i = 0; i < rows; ++i, cos += half, sin += half) {                                                     \
-      for (int64_t h = 0; h < heads; ++h, x += d, y += d) {                                                            \
-        _Pragma("omp simd") for (int64_t j = 0; j < half; ++j) {                                                       \
-          const T a = x[j], b = x[half + j], s = sign * sin[j];                                                        \
-          y[j] = a * cos[j] - b * s;                                                                                   \
-          y[half + j] = b * cos[j] + a * s;                                                                            \
-        }                                                                                                              \
-        for (int64_t j = 2 * half; j < d; ++j) y[j] = x[j];                                                            \
-      }                                                                                                                \
-    }                                                                                                                  \
-  }                                                                                                                    \
-  CLONES void swiglu(const T* gate, const T* up, T* y, int64_t n) {                                                    \
-    _Pragma("omp simd") for (int64_t j = 0; j < n; ++j) y[j] = gate[j] / (T(1) + exp_fast(-gate[j])) * up[j];          \
-  }                                                                                                                    \
-  CLONES void swiglu_backward(const T* g, const T* gate, const T* up, T* ggate, T* gup, int64_t n) {                   \
-    _Pragma("omp simd") for (int64_t j = 0; j < n; ++j) {                                                              \
-      const T s = T(1) / (T(1) + exp_fast(-gate[j])), silu = gate[j] * s;                                              \
-      gup[j] = g[j] * silu;                                                                                            \
-      ggate[j] = g[j] * up[j] * (s + silu * (T(1) - s));                                                               \
-    }                                                                                                                  \
-  }                                                                                                                    \
-  /* Turns each row of logits into softmax - onehot(target) where `grad`; adds the rows' losses to the result. */      \
-  CLONES double cross_entropy(T* logits, const int64_t* targets, int64_t rows, int64_t vocab, bool grad) {             \
-    double loss = 0;                                                                                                   \
-    for (int64_t i = 0; i < rows; ++i, logits += vocab) {                                                              \
-      T top = logits[0];                                                                                               \
-      _Pragma("omp simd reduction(max : top)") for (int64_t j = 0; j < vocab; ++j) top = top < logits[j] ? logits[j] : top; \
-      const double chosen = double(logits[targets[i]]) - double(top);                                                  \
-      T sum = 0;                                                                                                       \
-      _Pragma("omp simd reduction(+ : sum)") for (int64_t j = 0; j < vocab; ++j) {                                     \
-        const T e = exp_fast(logits[j] - top);                                                                         \
-        logits[j] = e;                                                                                                 \
-        sum += e;                                                                                                      \
-      }                                                                                                                \
-      loss += std::log(double(sum)) - chosen;                                                                          \
-      if (grad) {                                                                                                      \
-        const T scale = T(1) / sum;                                                                                    \
-        _Pragma("omp simd") for (int64_t j = 0; j < vocab; ++j) logits[j] *= scale;                                    \
-        logits[targets[i]] -= T(1);                                                                                    \
-      }                                                                                                                \
-    }                                                                                                                  \
-    return loss;                                                                                                       \
-  }                                                                                                                    \
-  /* p = keep p - lr sign(beta1 m + (1 - beta1) g); m = beta2 m + (1 - beta2) g. */                                    \
-  CLONES void lion(T* p, const T* g, T* m, T lr, T beta1, T beta2, T keep, int64_t n) {                                \
-    _Pragma("omp simd") for (int64_t i = 0; i < n; ++i) {                                                              \
-      const T way = beta1 * m[i] + (T(1) - beta1) * g[i];                                                              \
-      p[i] = keep * p[i] - lr * (way > T(0) ? T(1) : (way < T(0) ? T(-1) : T(0)));                                     \
-      m[i] = beta2 * m[i] + (T(1) - beta2) * g[i];                                                                     \
-    }                                                                                                                  \
+template <typename T>
+void rms_norm(const T* x, const T* w, T* y, T* rstd, int64_t rows, int64_t d, double eps) {
+  for (int64_t i = 0; i < rows; ++i, x += d, y += d) {
+    T sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < d; ++j) sum += x[j] * x[j];
+    const T s = T(1) / std::sqrt(sum / T(d) + T(eps));
+    rstd[i] = s;
+#pragma omp simd
+    for (int64_t j = 0; j < d; ++j) y[j] = x[j] * s * w[j];
   }
-
-KERNELS(float)
-KERNELS(double)
-#undef KERNELS
-
-CLONES void unpack_block(const uint8_t* codes, const float* table, float absmax, float* out, int64_t n) {
-  _Pragma("omp simd") for (int64_t i = 0; i < n; ++i) out[i] = table[codes[i]] * absmax;
 }
 
-// m and v are moved on; p = keep p - rate m / (sqrt(v) / root + eps).
-CLONES void adamw_block(float* p, const float* g, float* m, float* v, float beta1, float beta2, float keep, float rate, float root,
-                        float eps, int64_t n) {
-  _Pragma("omp simd") for (int64_t i = 0; i < n; ++i) {
+template <typename T>
+void rms_norm_backward(const T* g, const T* x, const T* w, const T* rstd, T* gx, T* gw, int64_t rows, int64_t d) {
+  for (int64_t i = 0; i < rows; ++i, x += d, g += d, gx += d) {
+    T dot = 0;
+#pragma omp simd reduction(+ : dot)
+    for (int64_t j = 0; j < d; ++j) dot += g[j] * w[j] * x[j];
+    const T s = rstd[i], k = dot * s * s / T(d);
+#pragma omp simd
+    for (int64_t j = 0; j < d; ++j) gx[j] = s * (g[j] * w[j] - x[j] * k);
+    if (gw) {
+#pragma omp simd
+      for (int64_t j = 0; j < d; ++j) gw[j] += g[j] * x[j] * s;
+    }
+  }
+}
+
+template <typename T>
+void rotary(const T* x, const T* cos, const T* sin, T* y, int64_t rows, int64_t heads, int64_t d, int64_t half,
+            T sign) {
+  for (int64_t i = 0; i < rows; ++i, cos += half, sin += half) {
+    for (int64_t h = 0; h < heads; ++h, x += d, y += d) {
+#pragma omp simd
+      for (int64_t j = 0; j < half; ++j) {
+        const T a = x[j], b = x[half + j], s = sign * sin[j];
+        y[j] = a * cos[j] - b * s;
+        y[half + j] = b * cos[j] + a * s;
+      }
+      for (int64_t j = 2 * half; j < d; ++j) y[j] = x[j];
+    }
+  }
+}
+
+template <typename T>
+void swiglu(const T* gate, const T* up, T* y, int64_t n) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) y[j] = gate[j] / (T(1) + exp_fast(-gate[j])) * up[j];
+}
+
+template <typename T>
+void swiglu_backward(const T* g, const T* gate, const T* up, T* ggate, T* gup, int64_t n) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) {
+    const T s = T(1) / (T(1) + exp_fast(-gate[j])), silu = gate[j] * s;
+    gup[j] = g[j] * silu;
+    ggate[j] = g[j] * up[j] * (s + silu * (T(1) - s));
+  }
+}
+
+template <typename T>
+double cross_entropy(T* logits, int64_t target, int64_t vocab, bool grad, T scale) {
+  T top = logits[0];
+#pragma omp simd reduction(max : top)
+  for (int64_t j = 0; j < vocab; ++j) top = top < logits[j] ? logits[j] : top;
+  const double chosen = double(logits[target]) - double(top);
+  T sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < vocab; ++j) {
+    const T e = exp_fast(logits[j] - top);
+    logits[j] = e;
+    sum += e;
+  }
+  if (grad) {
+    const T factor = scale / sum;
+#pragma omp simd
+    for (int64_t j = 0; j < vocab; ++j) logits[j] *= factor;
+    logits[target] -= scale;
+  }
+  return std::log(double(sum)) - chosen;
+}
+
+template <typename T>
+T exp_sum(T* scores, int64_t n, T scale, T* top) {
+  T most = scores[0], sum = 0;
+#pragma omp simd reduction(max : most)
+  for (int64_t j = 0; j < n; ++j) most = most < scores[j] ? scores[j] : most;
+  most *= scale;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < n; ++j) {
+    const T e = exp_fast(scores[j] * scale - most);
+    scores[j] = e;
+    sum += e;
+  }
+  *top = most;
+  return sum;
+}
+
+template <typename T>
+void softmax_slopes(T* scores, T* slopes, int64_t n, T scale, T lse, T delta) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) {
+    const T p = exp_fast(scores[j] * scale - lse);
+    scores[j] = p;
+    slopes[j] = scale * p * (slopes[j] - delta);
+  }
+}
+
+template <typename T>
+void lion(T* p, const T* g, T* m, T lr, T beta1, T beta2, T keep, int64_t n) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    const T way = beta1 * m[i] + (T(1) - beta1) * g[i];
+    p[i] = keep * p[i] - lr * (way > T(0) ? T(1) : (way < T(0) ? T(-1) : T(0)));
+    m[i] = beta2 * m[i] + (T(1) - beta2) * g[i];
+  }
+}
+
+void unpack_block(const uint8_t* codes, const float* table, float absmax, float* out, int64_t n) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) out[i] = table[codes[i]] * absmax;
+}
+
+void adamw_block(float* p, const float* g, float* m, float* v, float beta1, float beta2, float keep, float rate, float root,
+                 float eps, int64_t n) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
     m[i] = beta1 * m[i] + (1.0f - beta1) * g[i];
     v[i] = beta2 * v[i] + (1.0f - beta2) * g[i] * g[i];
     p[i] = keep * p[i] - rate * m[i] / (std::sqrt(v[i]) / root + eps);
   }
 }
 
-// The nearest code of each number over the largest magnitude; what is not zero gets no code below `least`.
-CLONES void pack_block(const float* x, const float* midpoints, uint8_t* codes, float* absmax, int least, int64_t n) {
+void pack_block(const float* x, const float* midpoints, uint8_t* codes, float* absmax, int least, int64_t n) {
   float most = 0;
-  _Pragma("omp simd reduction(max : most)") for (int64_t i = 0; i < n; ++i) {
+#pragma omp simd reduction(max : most)
+  for (int64_t i = 0; i < n; ++i) {
     const float size = x[i] < 0 ? -x[i] : x[i];
     most = size > most ? size : most;
   }
@@ -148,5 +180,12 @@ CLONES void pack_block(const float* x, const float* midpoints, uint8_t* codes, f
     codes[i] = static_cast<uint8_t>(x[i] != 0 && code < least ? least : code);
   }
 }
+
+template <typename T>
+constexpr Rows<T> ROWS{rms_norm<T>, rms_norm_backward<T>, rotary<T>, swiglu<T>, swiglu_backward<T>, cross_entropy<T>, exp_sum<T>, softmax_slopes<T>, lion<T>};
+
+}  // namespace
+
+const Set KERNEL_SET{ROWS<float>, ROWS<double>, {unpack_block, adamw_block, pack_block}};
 
 }  // namespace kernel

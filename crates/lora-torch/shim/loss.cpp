@@ -24,10 +24,9 @@ at::Tensor softmax_loss(at::Tensor& logits, const at::Tensor& targets, const at:
       at::parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
           scalar_t* row = logits.data_ptr<scalar_t>() + i * vocab;
-          losses.data_ptr<double>()[i] = kernel::cross_entropy(row, ids.data_ptr<int64_t>() + i, 1, vocab, grad);
-          if (!grad || !scales.defined()) continue;
-          const scalar_t scale = scalar_t(scales.data_ptr<double>()[i]);
-          for (int64_t j = 0; j < vocab; ++j) row[j] *= scale;
+          const scalar_t scale = scales.defined() ? scalar_t(scales.data_ptr<double>()[i]) : scalar_t(1);
+          losses.data_ptr<double>()[i] =
+              kernel::rows<scalar_t>().cross_entropy(row, ids.data_ptr<int64_t>()[i], vocab, grad, scale);
         }
       });
     });

@@ -56,15 +56,16 @@ void adamw_8bit_cpu(const at::Tensor& param, const at::Tensor& grad, const Block
   float *p = param.data_ptr<float>(), *am = m.absmax->data_ptr<float>(), *av = v.absmax->data_ptr<float>();
   const float* g = grad.data_ptr<float>();
   uint8_t *cm = m.codes->data_ptr<uint8_t>(), *cv = v.codes->data_ptr<uint8_t>();
+  const kernel::Blocks& block = kernel::widest().blocks;
   at::parallel_for(0, param.numel() / BLOCK, GRAIN / BLOCK, [&](int64_t begin, int64_t end) {
     float first[BLOCK], second[BLOCK];
     for (int64_t b = begin; b < end; ++b) {
       const int64_t at = b * BLOCK;
-      kernel::unpack_block(cm + at, tm, am[b], first, BLOCK);
-      kernel::unpack_block(cv + at, tv, av[b], second, BLOCK);
-      kernel::adamw_block(p + at, g + at, first, second, f.beta1, f.beta2, f.keep, f.rate, f.root, f.eps, BLOCK);
-      kernel::pack_block(first, mm, cm + at, am + b, 0, BLOCK);
-      kernel::pack_block(second, mv, cv + at, av + b, 1, BLOCK);
+      block.unpack(cm + at, tm, am[b], first, BLOCK);
+      block.unpack(cv + at, tv, av[b], second, BLOCK);
+      block.adamw(p + at, g + at, first, second, f.beta1, f.beta2, f.keep, f.rate, f.root, f.eps, BLOCK);
+      block.pack(first, mm, cm + at, am + b, 0, BLOCK);
+      block.pack(second, mv, cv + at, av + b, 1, BLOCK);
     }
   });
 }
@@ -94,7 +95,7 @@ extern "C" Message lt_lion(CTensor param, CTensor grad, CTensor exp_avg, const L
       scalar_t *x = p.data_ptr<scalar_t>(), *m = exp_avg->data_ptr<scalar_t>();
       const scalar_t* g = grad->data_ptr<scalar_t>();
       at::parallel_for(0, p.numel(), GRAIN, [&](int64_t i, int64_t end) {
-        kernel::lion(x + i, g + i, m + i, scalar_t(h->lr), scalar_t(h->beta1), scalar_t(h->beta2),
+        kernel::rows<scalar_t>().lion(x + i, g + i, m + i, scalar_t(h->lr), scalar_t(h->beta1), scalar_t(h->beta2),
                      scalar_t(1.0 - h->lr * h->weight_decay), end - i);
       });
     });

@@ -34,7 +34,7 @@ struct RmsNorm : Function<RmsNorm> {
       y = at::empty_like(x);
       rstd = at::empty({rows}, x.options());
       DISPATCH(x, over_rows(rows, d, [&](int64_t i, int64_t end) {
-        kernel::rms_norm(x.data_ptr<scalar_t>() + i * d, w.data_ptr<scalar_t>(), y.data_ptr<scalar_t>() + i * d,
+        kernel::rows<scalar_t>().rms_norm(x.data_ptr<scalar_t>() + i * d, w.data_ptr<scalar_t>(), y.data_ptr<scalar_t>() + i * d,
                          rstd.data_ptr<scalar_t>() + i, end - i, d, eps);
       }));
     } else {
@@ -55,7 +55,7 @@ struct RmsNorm : Function<RmsNorm> {
       gx = at::empty_like(x);
       if (want_weight) gw = at::zeros({d}, x.options());
       const auto part = [&](int64_t i, int64_t end) {
-        DISPATCH(x, kernel::rms_norm_backward(g.data_ptr<scalar_t>() + i * d, x.data_ptr<scalar_t>() + i * d,
+        DISPATCH(x, kernel::rows<scalar_t>().rms_norm_backward(g.data_ptr<scalar_t>() + i * d, x.data_ptr<scalar_t>() + i * d,
                                               w.data_ptr<scalar_t>(), rstd.data_ptr<scalar_t>() + i,
                                               gx.data_ptr<scalar_t>() + i * d,
                                               want_weight ? gw.data_ptr<scalar_t>() : nullptr, end - i, d));
@@ -75,7 +75,7 @@ at::Tensor rotate(const at::Tensor& x_, const at::Tensor& cos_, const at::Tensor
   if (has_kernel(x)) {
     at::Tensor y = at::empty_like(x);
     DISPATCH(x, over_rows(rows, heads * d, [&](int64_t i, int64_t end) {
-      kernel::rotary(x.data_ptr<scalar_t>() + i * heads * d, cos.data_ptr<scalar_t>() + i * half,
+      kernel::rows<scalar_t>().rotary(x.data_ptr<scalar_t>() + i * heads * d, cos.data_ptr<scalar_t>() + i * half,
                      sin.data_ptr<scalar_t>() + i * half, y.data_ptr<scalar_t>() + i * heads * d, end - i, heads, d, half,
                      scalar_t(sign));
     }));
@@ -105,7 +105,7 @@ struct SwiGlu : Function<SwiGlu> {
     if (!has_kernel(gate)) return at::silu(gate).mul_(up);
     at::Tensor y = at::empty_like(gate);
     DISPATCH(gate, at::parallel_for(0, gate.numel(), GRAIN, [&](int64_t i, int64_t end) {
-      kernel::swiglu(gate.data_ptr<scalar_t>() + i, up.data_ptr<scalar_t>() + i, y.data_ptr<scalar_t>() + i, end - i);
+      kernel::rows<scalar_t>().swiglu(gate.data_ptr<scalar_t>() + i, up.data_ptr<scalar_t>() + i, y.data_ptr<scalar_t>() + i, end - i);
     }));
     return y;
   }
@@ -116,7 +116,7 @@ struct SwiGlu : Function<SwiGlu> {
     if (!has_kernel(gate)) return {at::silu_backward(g * up, gate), at::silu(gate).mul_(g)};
     at::Tensor ggate = at::empty_like(gate), gup = at::empty_like(up);
     DISPATCH(gate, at::parallel_for(0, gate.numel(), GRAIN, [&](int64_t i, int64_t end) {
-      kernel::swiglu_backward(g.data_ptr<scalar_t>() + i, gate.data_ptr<scalar_t>() + i, up.data_ptr<scalar_t>() + i,
+      kernel::rows<scalar_t>().swiglu_backward(g.data_ptr<scalar_t>() + i, gate.data_ptr<scalar_t>() + i, up.data_ptr<scalar_t>() + i,
                               ggate.data_ptr<scalar_t>() + i, gup.data_ptr<scalar_t>() + i, end - i);
     }));
     return {ggate, gup};

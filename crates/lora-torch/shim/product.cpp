@@ -34,8 +34,6 @@ std::atomic<Products>& chosen() {
   return products;
 }
 
-bool computed_here() { return chosen().load(std::memory_order_relaxed) != LIBTORCH; }
-
 // A bias comes with a first term that is transposed.
 void by_libtorch(at::Tensor& out, bool add, const at::Tensor& bias, const std::vector<Term>& terms) {
   bool begun = add;
@@ -191,14 +189,14 @@ void multiply(const sgemm::Kernel& kernel, const std::vector<Run>& runs, const B
 
 // Whether the product is one that is computed here.
 bool served(const at::Tensor& out, const std::vector<Term>& terms) {
-  if (!computed_here() || !out.is_cpu() || out.scalar_type() != at::kFloat || out.stride(1) != 1) return false;
+  if (!out.is_cpu() || out.scalar_type() != at::kFloat || out.stride(1) != 1) return false;
   if (out.size(0) < FEW_ROWS) return false;
   for (const Term& t : terms)
     if (t.rows.scalar_type() != at::kFloat || t.rows.size(1) == 0 || !Right::readable(t.right)) return false;
   return true;
 }
 
-void here(at::Tensor& out, bool add, const at::Tensor& bias_, const std::vector<Term>& terms) {
+void here(const sgemm::Kernel& kernel, at::Tensor& out, bool add, const at::Tensor& bias_, const std::vector<Term>& terms) {
   constexpr int64_t PAGE = 4096 / sizeof(float);
   std::vector<Operand> operands;
   int64_t steps = 0;
@@ -214,7 +212,6 @@ void here(at::Tensor& out, bool add, const at::Tensor& bias_, const std::vector<
     copied |= operands.back().copied;
   }
   const at::Tensor bias = bias_.defined() ? bias_.to(at::kFloat).contiguous() : bias_;
-  const sgemm::Kernel& kernel = chosen().load(std::memory_order_relaxed) == BY_AVX512 ? sgemm::AVX512 : sgemm::AVX2;
   const std::vector<Run> runs = plan(operands);
   const int64_t m = out.size(0), n = out.size(1), threads = steps < FEW_STEPS ? 1 : at::get_num_threads();
   const int64_t width = copied ? WIDE_COLS : COLS, across = (n + width - 1) / width;
@@ -238,11 +235,22 @@ void here(at::Tensor& out, bool add, const at::Tensor& bias_, const std::vector<
 #else
 
 bool served(const at::Tensor&, const std::vector<Term>&) { return false; }
-void here(at::Tensor&, bool, const at::Tensor&, const std::vector<Term>&) {}
+void here(const sgemm::Kernel&, at::Tensor&, bool, const at::Tensor&, const std::vector<Term>&) {}
 
 #endif
 
 }  // namespace
+
+const sgemm::Kernel* own_kernel() {
+#if defined(LORA_SGEMM)
+  switch (chosen().load(std::memory_order_relaxed)) {
+    case BY_AVX512: return &sgemm::AVX512;
+    case BY_AVX2: return &sgemm::AVX2;
+    default: break;
+  }
+#endif
+  return nullptr;
+}
 
 void sum_of_products(at::Tensor& out, bool add, const at::Tensor& bias, const std::vector<Term>& terms) {
   if (!out.defined()) {
@@ -250,12 +258,13 @@ void sum_of_products(at::Tensor& out, bool add, const at::Tensor& bias, const st
     out = at::empty({first.rows.size(0), first.transposed ? first.right.rows : first.right.cols}, first.rows.options());
   }
   if (out.numel() == 0) return;
-  if (served(out, terms)) here(out, add, bias, terms);
+  const sgemm::Kernel* kernel = own_kernel();
+  if (kernel && served(out, terms)) here(*kernel, out, add, bias, terms);
   else by_libtorch(out, add, bias, terms);
 }
 
 at::Tensor thin_transposed_product(const at::Tensor& a, const at::Tensor& b) {
-  const bool here = computed_here() && a.is_cpu() && a.scalar_type() == at::kFloat && a.size(1) >= FEW_ROWS;
+  const bool here = own_kernel() && a.is_cpu() && a.scalar_type() == at::kFloat && a.size(1) >= FEW_ROWS;
   if (!here) return at::mm(a.t(), b);
   at::Tensor out;
   sum_of_products(out, false, at::Tensor(), {{a.t().contiguous(), Stored(b), false}});

@@ -1,5 +1,6 @@
 // Sums of products that share one result: `x W^T + bias + u B^T`, or `g W + gu A`, written once.
 #pragma once
+#include "sgemm.h"
 #include "stored.h"
 #include <vector>
 
@@ -18,3 +19,6 @@ void sum_of_products(at::Tensor& out, bool add, const at::Tensor& bias, const st
 
 // a^T b for a [m, r] with few columns: [r, n].
 at::Tensor thin_transposed_product(const at::Tensor& a, const at::Tensor& b);
+
+// The kernel that products of fp32 on the CPU are computed with; none where they are libtorch's.
+const sgemm::Kernel* own_kernel();

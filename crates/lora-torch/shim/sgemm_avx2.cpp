@@ -117,6 +117,11 @@ void pack_transposed(const float* w, int64_t stride, int64_t cols, int64_t depth
 }
 
 void pack_straight(const float* w, int64_t stride, int64_t cols, int64_t depth, int64_t tile_cols, float* panel) {
+  if (cols == 2 * TILE_COLS && cols == tile_cols) {
+    for (int64_t p = 0; p < depth; ++p, w += stride, panel += 2 * TILE_COLS)
+      for (int64_t j = 0; j < 2 * TILE_COLS; j += 8) _mm256_storeu_ps(panel + j, _mm256_loadu_ps(w + j));
+    return;
+  }
   for (int64_t p = 0; p < depth; ++p, w += stride, panel += tile_cols) {
     int64_t j = 0;
     for (; j + 8 <= cols; j += 8) _mm256_storeu_ps(panel + j, _mm256_loadu_ps(w + j));

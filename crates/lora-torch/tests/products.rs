@@ -1,8 +1,15 @@
-//! Products of this crate and of libtorch against float64: every form of a weight, every edge of a block.
+//! Products and attention of this crate and of libtorch against float64: every form of a weight, every edge of a block.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a test that cannot go on has failed
 
-use lora_torch::{Int8, LoraPart, Nf4, Products, Projection, Weight, lora_linear, set_num_threads, use_products};
+use lora_torch::{
+    AttentionRule, Int8, LoraPart, Nf4, Products, Projection, Segments, Weight, attention, lora_linear,
+    set_num_threads, use_products,
+};
+use std::sync::Mutex;
 use tch::{Device, Kind, Tensor};
+
+/// Who computes, and by how many threads, is one choice for the process.
+static CHOICE: Mutex<()> = Mutex::new(());
 
 /// A sum of k products in fp32 is off by at most k half-ulps of the sum of their absolute values; what is compared is relative
 /// to the largest result, of which that sum is at most some ten times here.
@@ -50,6 +57,7 @@ fn computed(x: &Tensor, weight: &Weight, bias: &Tensor, a: &Tensor, b: &Tensor) 
 
 #[test]
 fn products_are_those_in_float64_whoever_computes_them() {
+    let _choice = CHOICE.lock();
     // Fewer rows than a panel is worth, edges of tiles, blocks of rows and of the reduction, rows a page apart, odd widths.
     for (rows, width, out, r) in
         [(3, 20, 7, 2), (16, 64, 16, 1), (17, 300, 33, 4), (97, 1024, 100, 16), (200, 2048, 40, 65), (205, 577, 193, 5)]
@@ -92,6 +100,86 @@ fn products_are_those_in_float64_whoever_computes_them() {
                         }
                         before = Some(got);
                     }
+                }
+            }
+        }
+    }
+}
+
+/// Softmax of the scaled scores within each segment, times the values, in float64 by libtorch's own autograd.
+fn attention_in_float64(qkv: &[Tensor; 3], lens: &[i64], scale: f64, window: Option<i64>, causal: bool) -> Tensor {
+    let [q, k, v] = qkv;
+    let groups = q.size()[1] / k.size()[1];
+    let (mut start, mut outs) = (0, Vec::new());
+    for &len in lens {
+        let part =
+            |t: &Tensor, times: i64| t.narrow(0, start, len).repeat_interleave_self_int(times, 1, None).transpose(0, 1);
+        let scores = part(q, 1).matmul(&part(k, groups).transpose(1, 2)) * scale;
+        let mut hidden = Tensor::zeros([len, len], (Kind::Bool, Device::Cpu));
+        let all = Tensor::ones([len, len], (Kind::Bool, Device::Cpu));
+        if causal {
+            hidden = hidden.logical_or(&all.triu(1));
+        }
+        if let Some(window) = window {
+            hidden = hidden.logical_or(&all.tril(-window));
+        }
+        let weights = scores.masked_fill(&hidden, f64::NEG_INFINITY).softmax(-1, None);
+        outs.push(weights.matmul(&part(v, groups)).transpose(0, 1));
+        start += len;
+    }
+    Tensor::cat(&outs, 0)
+}
+
+#[test]
+fn attention_is_that_in_float64_whoever_computes_it() {
+    let _choice = CHOICE.lock();
+    // Edges of blocks and tiles, groups of queries, heads of odd widths, windows within and across blocks, both directions.
+    let cases: [(&[i64], i64, i64, i64, Option<i64>, bool); 8] = [
+        (&[1, 2], 1, 1, 8, None, true),
+        (&[47, 48, 49, 1, 97], 2, 3, 16, None, true),
+        (&[200, 3], 1, 2, 64, None, true),
+        (&[130], 2, 1, 20, Some(2), true),
+        (&[130, 60], 1, 2, 33, Some(37), true),
+        (&[300], 1, 1, 40, Some(64), true),
+        (&[65, 31], 3, 1, 32, None, false),
+        (&[5, 5, 5], 2, 2, 7, None, false),
+    ];
+    for (lens, kv, groups, d, window, causal) in cases {
+        let (tokens, scale) = (lens.iter().sum::<i64>(), 1.0 / (d as f64).sqrt());
+        let of = |heads: i64, salt: f64| values(&[tokens, heads, d], salt);
+        let given = [of(kv * groups, 1.0), of(kv, 2.0), of(kv, 3.0)];
+        let g = of(kv * groups, 4.0);
+        let wide = given.each_ref().map(|t| t.to_kind(Kind::Double).set_requires_grad(true));
+        let wanted = attention_in_float64(&wide, lens, scale, window, causal);
+        (&wanted * &g.to_kind(Kind::Double)).sum(Kind::Double).backward();
+        let wanted = [wanted.detach(), wide[0].grad(), wide[1].grad(), wide[2].grad()];
+        for products in [Products::Libtorch, Products::Avx2, Products::Avx512] {
+            use_products(products).unwrap();
+            let mut before: Option<[Tensor; 4]> = None;
+            for threads in [1, 2, 3] {
+                set_num_threads(threads);
+                let [q, k, v] = given.each_ref().map(|t| t.copy().set_requires_grad(true));
+                let segments = Segments::new(lens).unwrap();
+                let rule = AttentionRule { scale, window, softcap: None, causal };
+                let out = attention(&q, &k, &v, &segments, rule).unwrap();
+                (&out * &g).sum(Kind::Float).backward();
+                let got = [out.detach(), q.grad(), k.grad(), v.grad()];
+                for (part, (got, wanted)) in ["out", "q", "k", "v"].iter().zip(got.iter().zip(&wanted)) {
+                    // A chain of two products and a softmax.
+                    let (off, most) = (far(got, wanted), 3.0 * tolerance(lens.iter().max().unwrap() * groups + d));
+                    assert!(
+                        off < most,
+                        "{lens:?} {kv} x {groups} x {d}, {window:?}, {part}, {products:?}: {off:e} of {most:e}"
+                    );
+                }
+                if Products::current().unwrap() != Products::Libtorch {
+                    if let Some(before) = &before {
+                        assert!(
+                            before.iter().zip(&got).all(|(a, b)| a.equal(b)),
+                            "{lens:?}, {products:?}, {threads} threads"
+                        );
+                    }
+                    before = Some(got);
                 }
             }
         }
