@@ -151,13 +151,10 @@ def ragged(args):
         real += int(mask.sum())
         padded += ids.numel()
         trained += int((labels != -100).sum())
-    return {
-        "tok_s": real / seconds,
-        "padding": 1 - real / padded,
-        "trained_share": trained / real,
-        "seconds": seconds,
-        "rss_mb": peak_mb(),
-    }
+    report = {"rss_mb": peak_mb()}
+    if real:
+        report |= {"tok_s": real / seconds, "padding": 1 - real / padded, "trained_share": trained / real}
+    return report
 
 
 def generate(args):

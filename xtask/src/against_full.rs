@@ -24,6 +24,9 @@ pub struct Args {
     /// Optimizer steps of each run, of 16 examples
     #[arg(long, default_value_t = 200)]
     steps: u64,
+    /// Ranks of LoRA; lora_alpha is twice each
+    #[arg(long, value_delimiter = ',', default_value = "8")]
+    ranks: Vec<u32>,
     /// Learning rates of LoRA
     #[arg(long, value_delimiter = ',', default_value = "2e-3,5e-3,1e-2")]
     lora_rates: Vec<f64>,
@@ -52,6 +55,8 @@ const WRITTEN: usize = 100;
 /// What a run came to.
 struct Outcome {
     method: &'static str,
+    /// Of LoRA.
+    r: Option<u32>,
     rate: f64,
     trained: f64,
     before: f64,
@@ -81,10 +86,10 @@ pub fn run(ws: &Workspace, args: &Args, data: &Path, base: &Path) -> Result<()> 
     write_rows(&work.join("train.jsonl"), train.iter().step_by(apart).take(wanted))?;
     write_rows(&work.join("eval.jsonl"), held_out.iter().take(HELD_OUT))?;
     let mut outcomes = Vec::new();
-    let all = [("lora", &args.lora_rates), ("full", &args.full_rates)];
-    for (method, rates) in all {
+    let adapted = args.ranks.iter().map(|r| (Some(*r), &args.lora_rates));
+    for (r, rates) in adapted.chain([(None, &args.full_rates)]) {
         for rate in rates {
-            let outcome = train_once(&lora, &work, base, method, *rate, args.steps)?;
+            let outcome = train_once(&lora, &work, base, r, *rate, args.steps)?;
             println!("{}", row(&outcome));
             outcomes.push(outcome);
         }
@@ -97,8 +102,9 @@ pub fn run(ws: &Workspace, args: &Args, data: &Path, base: &Path) -> Result<()> 
     Ok(())
 }
 
-fn train_once(lora: &Path, work: &Path, base: &Path, method: &'static str, rate: f64, steps: u64) -> Result<Outcome> {
-    let out = work.join(format!("{method}-{rate:e}"));
+fn train_once(lora: &Path, work: &Path, base: &Path, r: Option<u32>, rate: f64, steps: u64) -> Result<Outcome> {
+    let method = if r.is_some() { "lora" } else { "full" };
+    let out = work.join(format!("{method}-{}-{rate:e}", r.unwrap_or_default()));
     let mut command = Command::new(lora);
     command.args(["train", "--quiet", "--device", "cpu", "--model"]).arg(base);
     command.arg("--data").arg(work.join("train.jsonl")).arg("--output").arg(&out);
@@ -121,12 +127,13 @@ fn train_once(lora: &Path, work: &Path, base: &Path, method: &'static str, rate:
         "train.weight_decay=0",
         "train.sample_count=0",
     ];
-    let of_lora = ["lora.r=8", "lora.lora_alpha=16", "lora.target_modules=all-linear"];
-    let own: &[&str] = if method == "lora" { &of_lora } else { &[] };
+    let of_lora = r.map(|r| {
+        [format!("lora.r={r}"), format!("lora.lora_alpha={}", 2 * r), "lora.target_modules=all-linear".to_owned()]
+    });
     for setting in std::iter::once(eval.as_str())
         .chain(settings.iter().map(String::as_str))
         .chain(fixed)
-        .chain(own.iter().copied())
+        .chain(of_lora.iter().flatten().map(String::as_str))
     {
         command.args(["--set", setting]);
     }
@@ -140,6 +147,7 @@ fn train_once(lora: &Path, work: &Path, base: &Path, method: &'static str, rate:
     let result = if method == "lora" { "adapter_model.safetensors" } else { "model.safetensors" };
     Ok(Outcome {
         method,
+        r,
         rate,
         trained: number(&about, "trained_parameters")?,
         before: number(first, "eval_loss")?,
@@ -180,10 +188,15 @@ fn folder_bytes(dir: &Path) -> Result<u64> {
     Ok(bytes)
 }
 
+/// What was trained, and by which rank.
+fn name(o: &Outcome) -> String {
+    o.r.map_or_else(|| o.method.to_owned(), |r| format!("{}, r {r}", o.method))
+}
+
 fn row(o: &Outcome) -> String {
     format!(
         "| {} | {:e} | {:.0} | {:.4} | {:.2} | {:.4} | {:.1} | {:.1} | {:.0} | {:.0} |",
-        o.method,
+        name(o),
         o.rate,
         o.trained,
         o.loss,
@@ -201,7 +214,7 @@ fn page(outcomes: &[Outcome], steps: u64) -> Result<String> {
     let mut text = format!(
         "# LoRA beside full fine-tuning\n\nE2E, {steps} steps of {BATCH} examples, the same in the same order; held out are {HELD_OUT} lines \
          of `valid.txt`, and {WRITTEN} of their records are put into words (most likely token each time) and compared with all their \
-         sentences. LoRA has r = 8 and lora_alpha = 16 on every linear layer. AdamW, linear schedule after 5 % of warm-up, no decay, \
+         sentences. LoRA has lora_alpha = 2 r on every linear layer. AdamW, linear schedule after 5 % of warm-up, no decay, \
          norm clipped at 1. Made by `cargo xtask bench --against-full`.\n\nHeld-out loss before: {:.4}.\n\n",
         outcomes.first().map_or(f64::NAN, |o| o.before)
     );
@@ -212,36 +225,42 @@ fn page(outcomes: &[Outcome], steps: u64) -> Result<String> {
     for outcome in outcomes {
         writeln!(text, "{}", row(outcome))?;
     }
-    let best = |method: &str| {
-        let of = outcomes.iter().filter(|o| o.method == method);
-        of.min_by(|a, b| a.loss.total_cmp(&b.loss)).with_context(|| format!("no run of {method}"))
+    let best = |r: Option<u32>| {
+        let of = outcomes.iter().filter(|o| o.r == r);
+        of.min_by(|a, b| a.loss.total_cmp(&b.loss)).with_context(|| format!("no run of rank {r:?}"))
     };
-    let (lora, full) = (best("lora")?, best("full")?);
-    for one in [lora, full] {
-        let rates = || outcomes.iter().filter(|o| o.method == one.method).map(|o| o.rate);
+    let full = best(None)?;
+    let mut ranks: Vec<u32> = outcomes.iter().filter_map(|o| o.r).collect();
+    ranks.dedup();
+    let adapted = ranks.into_iter().map(|r| best(Some(r))).collect::<Result<Vec<_>>>()?;
+    for one in adapted.iter().copied().chain([full]) {
+        let rates = || outcomes.iter().filter(|o| o.r == one.r).map(|o| o.rate);
         let (low, high) = (rates().fold(f64::MAX, f64::min), rates().fold(0.0, f64::max));
         if low < high && (one.rate == low || one.rate == high) {
+            let name = name(one);
             writeln!(
                 text,
-                "\nOf {} the best rate is at the edge of those that were tried: another may be better.",
-                one.method
+                "\nOf {name} the best rate is at the edge of those that were tried: another may be better."
             )?;
         }
     }
-    writeln!(
-        text,
-        "\nBest of each: loss {:.4} and {:.4}, BLEU {:.2} and {:.2}; LoRA trains {:.1} % of the parameters, takes {:.2} times the seconds, \
-         {:.2} times the memory, and saves {:.1} % of the bytes of the result and {:.1} % of a checkpoint's.",
-        lora.loss,
-        full.loss,
-        lora.bleu,
-        full.bleu,
-        100.0 * lora.trained / full.trained,
-        lora.seconds / full.seconds,
-        lora.peak / full.peak,
-        100.0 * (1.0 - lora.result as f64 / full.result as f64),
-        100.0 * (1.0 - lora.checkpoint as f64 / full.checkpoint as f64)
-    )?;
+    for lora in adapted {
+        writeln!(
+            text,
+            "\nBest of {} and full: loss {:.4} and {:.4}, BLEU {:.2} and {:.2}; LoRA trains {:.1} % as many parameters, takes {:.2} times \
+             the seconds, {:.2} times the memory, and saves {:.1} % of the bytes of the result and {:.1} % of a checkpoint's.",
+            name(lora),
+            lora.loss,
+            full.loss,
+            lora.bleu,
+            full.bleu,
+            100.0 * lora.trained / full.trained,
+            lora.seconds / full.seconds,
+            lora.peak / full.peak,
+            100.0 * (1.0 - lora.result as f64 / full.result as f64),
+            100.0 * (1.0 - lora.checkpoint as f64 / full.checkpoint as f64)
+        )?;
+    }
     Ok(text)
 }
 
@@ -252,6 +271,7 @@ mod tests {
     fn outcome(method: &'static str, rate: f64, loss: f64) -> Outcome {
         Outcome {
             method,
+            r: (method == "lora").then_some(8),
             rate,
             trained: if method == "lora" { 10.0 } else { 100.0 },
             before: 5.0,
@@ -274,10 +294,13 @@ mod tests {
             outcome("full", 5e-4, 1.75),
         ];
         let page = page(&all, 7).unwrap();
-        assert!(page.contains("loss 1.5000 and 1.2500") && page.contains("10.0 % of the parameters"), "{page}");
-        assert!(page.contains("75.0 % of the bytes") && page.contains("| lora | 2e-3 | 10 | 1.5000 |"), "{page}");
+        assert!(page.contains("loss 1.5000 and 1.2500") && page.contains("10.0 % as many parameters"), "{page}");
+        assert!(page.contains("75.0 % of the bytes") && page.contains("| lora, r 8 | 2e-3 | 10 | 1.5000 |"), "{page}");
         // Of two rates either is at the edge.
-        assert!(page.contains("Of lora the best rate is at the edge") && page.contains("Of full the best"), "{page}");
+        assert!(
+            page.contains("Of lora, r 8 the best rate is at the edge") && page.contains("Of full the best"),
+            "{page}"
+        );
         assert!(super::page(&all[..2], 7).is_err());
     }
 

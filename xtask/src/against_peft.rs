@@ -352,7 +352,6 @@ impl Bench<'_> {
             "data.max_length=512",
             "data.packing=true",
             "data.cache=never",
-            "data.eval=none",
             "lora.r=16",
             "lora.lora_alpha=32",
             "lora.target_modules=all-linear",

@@ -47,9 +47,9 @@ impl Workspace {
         Ok(PathBuf::from(metadata["target_directory"].as_str().context("cargo metadata names no target_directory")?))
     }
 
-    /// Builds the release `lora` and returns its path.
+    /// Builds the release `lora` and returns its path. Of the whole workspace, so that it shares what the tests are made of.
     pub fn build_lora(&self) -> Result<PathBuf> {
-        run(self.cargo().args(["build", "--release", "-p", "lora-cli", "--bin", "lora"]))?;
+        run(self.cargo().args(["build", "--release", "--workspace", "--bin", "lora"]))?;
         Ok(self.target()?.join("release/lora"))
     }
 }

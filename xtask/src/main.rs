@@ -177,14 +177,12 @@ fn run(cli: Cli) -> Result<()> {
         Verb::Build { release: _, dev } => {
             setup::ensure(&ws)?;
             let profile: &[&str] = if dev { &[] } else { &["--release"] };
-            cargo::run(ws.cargo().args(["build", "-p", "lora-cli", "--bin", "lora"]).args(profile))
+            cargo::run(ws.cargo().args(["build", "--workspace", "--bin", "lora"]).args(profile))
         }
         Verb::Train { ranks, args } => {
             setup::ensure(&ws)?;
-            let mut lora = ws.cargo();
             // The user's own folder stays current: the arguments hold paths.
-            lora.current_dir(std::env::current_dir()?);
-            lora.args(["run", "--quiet", "--release", "-p", "lora-cli", "--bin", "lora", "--"]);
+            let mut lora = std::process::Command::new(ws.build_lora()?);
             match (ranks, args.is_empty()) {
                 // The demo's configuration, with its rows of a step shared; its paths are those of the workspace.
                 (Some(ranks), true) => lora
