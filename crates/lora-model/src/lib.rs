@@ -57,7 +57,7 @@ pub use family::families;
 pub use fits::check_adapter;
 pub use generate::GenerateOptions;
 pub use inject::{Parameter, all_linear};
-pub use keep::{Keeping, Packing, Storage, base_bytes, packed_modules};
+pub use keep::{Keeping, Packing, Storage, base_bytes, packed_already, packed_modules};
 pub use layout::{ClassifierLayout, ExpertsLayout, Layout, MlpLayout, NormKind, QkNorm, QkvLayout};
 pub use mlp::{Gated, Mlp};
 pub use names::{ModuleKind, ModuleSpec, checkpoint_tensors, modules};
