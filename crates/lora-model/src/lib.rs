@@ -47,7 +47,7 @@ mod weights;
 pub use adapters::{AdapterMix, AdapterSet};
 pub use backward::Slopes;
 pub use batch::TokenBatch;
-pub use block::{Block, Qkv};
+pub use block::{Block, Pass, Qkv};
 pub use cache::{KvCache, LayerCache};
 pub use classify::{ClassHead, ClassTargets, Head};
 pub use config::{Activation, ExpertsConfig, ModelConfig};

@@ -142,6 +142,7 @@ impl Decoder {
             norm,
             head,
             lora_dropout,
+            remake: false,
             neftune_noise_alpha: 0.0,
             tokens: TokenAdapters::default(),
             config,

@@ -10,6 +10,9 @@ namespace kernel {
   void rotary(const T* x, const T* cos, const T* sin, T* y, int64_t rows, int64_t heads, int64_t d, int64_t half, T sign); \
   void swiglu(const T* gate, const T* up, T* y, int64_t n);                                                             \
   void swiglu_backward(const T* g, const T* gate, const T* up, T* ggate, T* gup, int64_t n);                            \
+  void geglu(const T* gate, const T* up, T* y, bool tanh, int64_t n);                                                   \
+  void geglu_backward(const T* g, const T* gate, const T* up, T* ggate, T* gup, bool tanh, int64_t n);                  \
+  void dropout(const T* x, T* y, uint64_t key, uint32_t bound, T scale, int64_t start, int64_t n);                      \
   double cross_entropy(T* logits, const int64_t* targets, int64_t rows, int64_t vocab, bool grad);                      \
   void lion(T* p, const T* g, T* m, T lr, T beta1, T beta2, T keep, int64_t n);
 
