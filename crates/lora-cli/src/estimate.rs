@@ -1,8 +1,8 @@
 //! Memory of a run, from the model's sizes and the lengths of the examples alone.
 
-use lora_model::{ModelConfig, loss_chunk_rows};
+use lora_model::{MlpLayout, ModelConfig, QkvLayout, loss_chunk_rows};
 use lora_torch::{current_rss_bytes, kind_bytes};
-use lora_train::config::Weights;
+use lora_train::config::{Checkpointing, Weights};
 use lora_train::{RunPlan, Trained};
 use serde::Serialize;
 use tch::Device;
@@ -27,8 +27,9 @@ pub(crate) struct Memory {
 
 /// The formula of the activations, for a reader.
 pub(crate) const ACTIVATIONS_FORMULA: &str = "tokens x bytes x (7/6 layers x (4 hidden + 2 heads x head_dim + 2 kv_heads x head_dim + 3 intermediate; 2 without a gate, \
-     a token's experts where there are any) + 2 (2 hidden + 3 intermediate)), and with lora_dropout the inputs of the adapted \
-     modules; with gradient_checkpointing of one layer only, and hidden of each";
+     a token's experts where there are any) + 2 (2 hidden + 3 intermediate)); with gradient_checkpointing = selective less \
+     2 hidden and 1 intermediate, with full of one layer only, and hidden of each; what norms and gates give is not kept for layers \
+     without an adapter";
 
 /// Pages of libtorch's code that a step is the first to touch.
 const CODE_OF_A_STEP: u64 = 24 << 20;
@@ -46,30 +47,73 @@ fn worked_with(m: &ModelConfig, i: usize) -> i64 {
     2 * (2 * m.hidden_size + m.mlp_kept(i))
 }
 
-/// Bytes of activations of a batch. `dropped` are the values of a token in the inputs of one block's adapted modules, where
-/// they have dropout.
-pub(crate) fn activations(m: &ModelConfig, tokens: i64, bytes: i64, checkpointing: bool, dropped: i64) -> i64 {
+/// Which inputs of a block's layers the way back reads: those of layers that have adapters or are trained themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Reads {
+    /// What queries, keys and values are made from.
+    qkv: bool,
+    /// What gates, or the first layer of the MLP, are made from.
+    up: bool,
+    /// What the last layer of the MLP is given.
+    down: bool,
+}
+
+impl Reads {
+    fn of(plan: &RunPlan) -> Self {
+        match &plan.trained {
+            Trained::Everything => Self { qkv: true, up: true, down: true },
+            Trained::Fresh(injection) => {
+                let adapted = injection.adapters.iter().map(|adapter| &adapter.module).chain(&injection.saved);
+                let stacked = injection.stacked.iter().map(|planned| planned.stack.path.as_str());
+                Self::of_modules(&plan.model, &adapted.map(|m| m.path.as_str()).chain(stacked).collect::<Vec<_>>())
+            }
+            Trained::Existing(folder) => {
+                Self::of_modules(&plan.model, &folder.modules.keys().map(String::as_str).collect::<Vec<_>>())
+            }
+        }
+    }
+
+    /// An adapter of any expert counts for all of them.
+    fn of_modules(m: &ModelConfig, paths: &[&str]) -> Self {
+        let has = |names: &[&str]| {
+            let ends = |path: &str, name: &str| path.strip_suffix(name).is_some_and(|rest| rest.ends_with('.'));
+            names.iter().any(|name| paths.iter().any(|path| ends(path, name)))
+        };
+        let experts = m.layout.experts.is_some_and(|names| paths.iter().any(|path| path.contains(names.experts)));
+        let (up, down): (&[&str], &str) = match &m.layout.mlp {
+            MlpLayout::Gated([gate, up, down]) => (&[*gate, *up], *down),
+            MlpLayout::GatedTogether([up, down]) | MlpLayout::Plain([up, down]) => (&[*up], *down),
+        };
+        Self {
+            qkv: match &m.layout.qkv {
+                QkvLayout::Separate(names) => has(names),
+                QkvLayout::Concatenated(name) | QkvLayout::PerHead(name) => has(&[name]),
+            },
+            up: has(up) || experts,
+            down: has(&[down]) || experts,
+        }
+    }
+}
+
+/// Of what a block keeps, what norms and gates give, as far as it is made once more or never read.
+fn spared_by_block(m: &ModelConfig, i: usize, reads: Reads, remade: bool) -> i64 {
+    let norms = [(m.layout.before_attention, reads.qkv), (m.layout.before_mlp, reads.up)];
+    let spared = norms.iter().filter(|(norm, read)| norm.is_some() && (remade || !read)).count() as i64;
+    let gated = m.is_sparse(i) || !matches!(m.layout.mlp, MlpLayout::Plain(_));
+    spared * m.hidden_size + if remade && gated || !reads.down { m.mlp_given(i) } else { 0 }
+}
+
+/// Bytes of activations of a batch. Dropout adds nothing: what it drops is found again from a key.
+pub(crate) fn activations(m: &ModelConfig, tokens: i64, bytes: i64, checkpointing: Checkpointing, reads: Reads) -> i64 {
     let blocks = || 0..m.windows.len();
     let most = |of: &dyn Fn(usize) -> i64| blocks().map(of).max().unwrap_or(0);
-    let kept = |i: usize| kept_by_block(m, i) + dropped;
+    let kept = |i: usize| kept_by_block(m, i) - spared_by_block(m, i, reads, checkpointing == Checkpointing::Selective);
     let kept: i64 = match checkpointing {
-        true => m.num_hidden_layers * m.hidden_size + most(&kept),
-        false => blocks().map(kept).sum(),
+        Checkpointing::Full => m.num_hidden_layers * m.hidden_size + most(&kept),
+        _ => blocks().map(kept).sum(),
     };
     // A sixth is what the allocator leaves between tensors, as measured.
     tokens * bytes * (kept + kept / 6 + most(&|i| worked_with(m, i)))
-}
-
-/// Widths of the inputs of a block's adapted modules, all together; the masks lie where the random numbers lay that they
-/// were made from, so each costs a value and not a bit.
-fn dropped(plan: &RunPlan) -> i64 {
-    match &plan.trained {
-        Trained::Fresh(injection) if plan.config.lora.dropout() > 0.0 => {
-            let inputs: i64 = injection.adapters.iter().map(|adapter| adapter.module.in_features).sum();
-            inputs / plan.model.num_hidden_layers.max(1)
-        }
-        _ => 0,
-    }
 }
 
 /// Tokens of each row of a plan.
@@ -77,15 +121,16 @@ fn row_lengths(plan: &RunPlan) -> Vec<usize> {
     plan.row_lengths()
 }
 
-/// The memory of a run at its largest batch: the longest rows that may come together.
-pub(crate) fn memory(plan: &RunPlan) -> Memory {
+/// The memory of a run at its largest batch, the longest rows that may come together, with a choice of what is kept for the
+/// backward pass.
+pub(crate) fn memory_of(plan: &RunPlan, checkpointing: Checkpointing) -> Memory {
     let (m, bytes) = (&plan.model, kind_bytes(plan.kind) as i64);
     let mut lengths = row_lengths(plan);
     lengths.sort_unstable_by(|a, b| b.cmp(a));
     let largest: usize = lengths.iter().take(plan.config.train.per_device_train_batch_size as usize).sum();
     let weights = plan.base_bytes();
     let trained = plan.trained_parameters() * 8 + plan.moment_bytes();
-    let activations = activations(m, largest as i64, bytes, plan.config.train.gradient_checkpointing, dropped(plan));
+    let activations = activations(m, largest as i64, bytes, checkpointing, Reads::of(plan));
     let rows = loss_chunk_rows(m.vocab_size, plan.config.model.weights == Weights::Converted).min(largest as i64);
     let logits = rows * m.vocab_size * 4;
     let [weights, trained, activations, logits] = [weights, trained, activations, logits].map(i64::unsigned_abs);
@@ -107,8 +152,18 @@ mod tests {
         let block = 4 * 32 + 2 * 32 + 2 * 16 + 3 * 80;
         let work = 2 * (2 * 32 + 3 * 80);
         let and_a_sixth = |kept: i64| kept + kept / 6;
-        assert_eq!(activations(&m, 10, 4, false, 0), 10 * 4 * (and_a_sixth(2 * block) + work));
-        assert_eq!(activations(&m, 10, 4, false, 7), 10 * 4 * (and_a_sixth(2 * (block + 7)) + work));
-        assert_eq!(activations(&m, 10, 2, true, 0), 10 * 2 * (and_a_sixth(2 * 32 + block) + work));
+        let remade = 2 * 32 + 80;
+        let all = Reads { qkv: true, up: true, down: true };
+        let of = |choice, bytes| activations(&m, 10, bytes, choice, all);
+        assert_eq!(of(Checkpointing::None, 4), 10 * 4 * (and_a_sixth(2 * block) + work));
+        assert_eq!(of(Checkpointing::Selective, 4), 10 * 4 * (and_a_sixth(2 * (block - remade)) + work));
+        assert_eq!(of(Checkpointing::Full, 2), 10 * 2 * (and_a_sixth(2 * 32 + block) + work));
+        // Adapters of queries and values read one norm of two, and nothing of a gate's.
+        let reads = Reads::of_modules(&m, &["model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj"]);
+        assert_eq!(reads, Reads { qkv: true, up: false, down: false });
+        let few = activations(&m, 10, 4, Checkpointing::None, reads);
+        assert_eq!(few, 10 * 4 * (and_a_sixth(2 * (block - 32 - 80)) + work));
+        let down = Reads::of_modules(&m, &["model.layers.0.mlp.down_proj"]);
+        assert_eq!(down, Reads { qkv: false, up: false, down: true });
     }
 }

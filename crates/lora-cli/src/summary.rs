@@ -4,7 +4,7 @@ use crate::out::{bytes, count};
 use lora_data::Replay;
 use lora_format::Method;
 use lora_torch::{device_name, kind_name, num_threads};
-use lora_train::config::{ObjectiveName, Reference, RewardName};
+use lora_train::config::{Checkpointing, ObjectiveName, Reference, RewardName};
 use lora_train::{ClassPlan, RunPlan, Trained};
 use serde::Serialize;
 use std::fmt;
@@ -84,7 +84,7 @@ pub(crate) struct StepFigures {
     pub(crate) optim: &'static str,
     pub(crate) learning_rate: f64,
     pub(crate) schedule: String,
-    pub(crate) gradient_checkpointing: bool,
+    pub(crate) gradient_checkpointing: Checkpointing,
 }
 
 impl PlanSummary {

@@ -53,7 +53,7 @@ pub(crate) fn forward(
         Ok(y.f_mul(&ratio)?)
     };
     if dropout > 0.0 {
-        let dropped = x.f_dropout(dropout, true)?;
+        let dropped = lora_torch::dropout(x, dropout)?;
         let rest = x.f_sub(&dropped)?;
         let base = lora_linear(&rest, &[Projection { weight, bias, adapter: None }], 0.0)?.remove(0);
         return Ok(base.f_add(&turned(&dropped)?)?);

@@ -44,7 +44,7 @@ pub use dora::row_norms;
 pub use embedding::EmbeddingLayer;
 pub use error::{Error, Result};
 pub use init::{Init, init_embedding, init_linear};
-pub use linear::{LinearLayer, forward_many};
+pub use linear::{LinearLayer, forward_many, forward_many_of};
 pub use loftq::LoftQ;
 pub use merge::{delta, merge_embedding, merge_into, merge_lora, unmerge_from};
 pub use mix::{Combination, MajoritySign, MixOptions, MixPart, cut_dense, error_of_mix, mix, padded};

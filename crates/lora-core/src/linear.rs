@@ -6,7 +6,7 @@ use crate::init::{Init, init_linear};
 use crate::merge::merge_lora;
 use crate::spec::LoraSpec;
 use crate::{Adapter, Lora, ParameterCount, Vera};
-use lora_torch::{Projection, Weight, lora_linear};
+use lora_torch::{Origin, Projection, Weight, lora_linear, lora_linear_of};
 use tch::{Kind, Tensor};
 
 /// `y = x Wᵀ + bias + scale · dropout(x) Aᵀ Bᵀ` (Hu et al., 2021, equation 3); with a magnitude, DoRA.
@@ -167,6 +167,20 @@ impl LinearLayer {
 /// # Errors
 /// [`Error::Torch`] when a layer does not fit `x`.
 pub fn forward_many<const N: usize>(x: &Tensor, layers: [&LinearLayer; N], dropout: f64) -> Result<[Tensor; N]> {
+    forward_many_of(x, None, layers, dropout)
+}
+
+/// The same of an input that the backward pass makes once more, where its origin is told, instead of keeping it. DoRA and gated
+/// adapters keep it all the same.
+///
+/// # Errors
+/// As [`forward_many`].
+pub fn forward_many_of<const N: usize>(
+    x: &Tensor,
+    origin: Option<Origin<'_>>,
+    layers: [&LinearLayer; N],
+    dropout: f64,
+) -> Result<[Tensor; N]> {
     let biases: Vec<Option<Tensor>> = layers.iter().map(|l| l.whole_bias(x.kind())).collect::<Result<_>>()?;
     let made: Vec<Option<Tensor>> =
         layers.iter().map(|l| l.adapter.as_ref().map_or(Ok(None), Adapter::made)).collect::<Result<_>>()?;
@@ -183,7 +197,7 @@ pub fn forward_many<const N: usize>(x: &Tensor, layers: [&LinearLayer; N], dropo
     } else {
         let parts = layers.iter().zip(&biases).zip(&made);
         let projections: Vec<_> = parts.map(|((l, b), made)| l.projection(b.as_ref(), made.as_ref())).collect();
-        lora_linear(x, &projections, dropout)?
+        lora_linear_of(x, origin, &projections, dropout)?
     };
     let outputs = add_vera(x, &layers, outputs, dropout)?;
     outputs.try_into().map_err(|o: Vec<_>| Error::Shape {
@@ -204,7 +218,7 @@ fn add_vera(x: &Tensor, layers: &[&LinearLayer], outputs: Vec<Tensor>, dropout: 
         };
         let low = match &last {
             Some((before, low)) if dropout == 0.0 && before.reads_as(vera) => low.shallow_clone(),
-            _ if dropout > 0.0 => vera.down(&x.f_dropout(dropout, true)?)?,
+            _ if dropout > 0.0 => vera.down(&lora_torch::dropout(x, dropout)?)?,
             _ => vera.down(x)?,
         };
         sums.push(y.f_add(&vera.up(&low)?)?);

@@ -40,7 +40,7 @@ pub fn extract(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<ExtractReport> {
     let config = read_json_object(&base.join("config.json"))?;
-    let (from, to) = (Checkpoint::open(base)?, Checkpoint::open(tuned)?);
+    let (from, to) = (Checkpoint::open_unpacked(base)?, Checkpoint::open_unpacked(tuned)?);
     let orientation = Orientation::new(&from, &config);
     let names: Vec<&str> = from.names().filter(|name| to.contains(name)).collect();
     let refuse = |why: String| Error::Extract { tuned: tuned.into(), why };

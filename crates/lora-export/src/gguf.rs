@@ -78,7 +78,7 @@ pub fn export_gguf(
     let file = base.join("config.json");
     let (hf, raw) = (read_hf_config(base)?, read_json_object(&file)?);
     let arch = Arch::of(&file, &hf.model_type)?;
-    let checkpoint = Checkpoint::open(base)?;
+    let checkpoint = Checkpoint::open_unpacked(base)?;
     let plan = if adapters.is_empty() { None } else { Some(Plan::make(&checkpoint, &raw, adapters)?) };
     if names_classifier(&hf.architectures) || plan.as_ref().is_some_and(|p| p.labels.is_some()) {
         return Err(refuse(&file, "a classifier has no language head, and its own has no form in GGUF here".into()));
@@ -215,7 +215,7 @@ pub fn export_gguf_lora(base: &Path, adapter: &Path, out: &Path, kind: GgufType)
     let hf = read_hf_config(base)?;
     let arch = Arch::of(&file, &hf.model_type)?;
     let folder = plain(read_adapter(adapter)?, &|module, out| {
-        let (checkpoint, weight) = (Checkpoint::open(base)?, format!("{module}.weight"));
+        let (checkpoint, weight) = (Checkpoint::open_unpacked(base)?, format!("{module}.weight"));
         let shape = if checkpoint.contains(&weight) { &checkpoint.info(&weight)?.shape[..] } else { &[] };
         let misfit = || refuse(adapter, format!("`{module}` with {out} outputs is not in the base model"));
         input_of(shape, out).ok_or_else(misfit)

@@ -34,6 +34,8 @@ pub struct MergeReport {
     pub bytes: u64,
     /// Whether embedding and head shared a weight in the base and do not in the result.
     pub untied: bool,
+    /// How many weights were packed in the base; none is in the result.
+    pub unpacked: usize,
     /// What each adapter names as its base; a name that is not this base's deserves a look.
     pub named_bases: Vec<Option<String>>,
 }
@@ -41,7 +43,8 @@ pub struct MergeReport {
 /// Merges adapters into a base model and writes the result to the new folder `out`, laid out as the base.
 ///
 /// Each changed weight is `W + sum(scale * B A)`, added up in float32 (float64 for a float64 base) and rounded once;
-/// every other one is copied. Modules that an adapter saved in full replace the base's. A tied embedding that the
+/// every other one is copied. Weights that bitsandbytes packed are unpacked first, all of them, and the result has the dtype that
+/// they were packed from. Modules that an adapter saved in full replace the base's. A tied embedding that the
 /// adapters change in one of its roles only is split in two, and `tie_word_embeddings` set to false. `progress` hears
 /// the bytes written so far and in all. Memory holds the largest tensor, the adapters, and some blocks of rows, which
 /// are made while those before them are written.
@@ -61,7 +64,7 @@ pub fn merge(
 ) -> Result<MergeReport> {
     check_output(out)?;
     let config = read_json_object(&base.join("config.json"))?;
-    let base = Checkpoint::open(base)?;
+    let base = Checkpoint::open_unpacked(base)?;
     let plan = Plan::make(&base, &config, adapters)?;
     let mut layout: Vec<Shard<'_>> =
         base.shards().iter().map(|file| Shard::plan(file, &base, &plan, options)).collect::<Result<_>>()?;
@@ -103,6 +106,7 @@ pub fn merge(
         shards: layout.len(),
         bytes,
         untied: plan.untied.is_some(),
+        unpacked: base.unpacked(),
         named_bases: plan.named_bases,
     })
 }
@@ -176,12 +180,14 @@ impl<'a> Shard<'a> {
         let mut infos: Vec<_> = file.tensors().collect();
         infos.sort_by_key(|(_, info)| (info.bytes.start, info.bytes.end));
         let mut tensors = Vec::new();
-        for (name, info) in infos {
-            let kind = options.dtype.filter(|_| is_float(info.kind)).unwrap_or(info.kind);
+        for (name, _) in infos {
             let name = base.name_of(name);
-            if plan.drops(&name) {
+            // What unpacks a packed weight is of no use beside the unpacked one.
+            if plan.drops(&name) || !base.contains(&name) {
                 continue;
             }
+            let info = base.info(&name)?;
+            let kind = options.dtype.filter(|_| is_float(info.kind)).unwrap_or(info.kind);
             let shape = plan.changes.get(&name).map_or_else(|| Ok(info.shape.clone()), |change| change.shape(base))?;
             tensors.push(Planned { name: name.clone(), kind, shape });
             if let Some(pair) = plan.untied.filter(|pair| pair.embedding == name && !base.contains(pair.head)) {
@@ -236,7 +242,9 @@ impl<'a> Shard<'a> {
         for tensor in &self.tensors {
             let wanted = match plan.changes.get(&tensor.name) {
                 // A head that was untied without a change of its own is in `changes`, too.
-                None if base.info(&tensor.name)?.kind == tensor.kind => pieces.send(Piece::Copied(tensor)).is_ok(),
+                None if base.info(&tensor.name)?.kind == tensor.kind && !base.unpacks(&tensor.name) => {
+                    pieces.send(Piece::Copied(tensor)).is_ok()
+                }
                 _ if tensor.elements() == 0 => pieces.send(Piece::Empty(tensor)).is_ok(),
                 change => {
                     tensor.make(base, change, &mut |rows| pieces.send(Piece::Rows(tensor, rows)).is_ok())?;
@@ -278,7 +286,10 @@ fn check_space(parent: &Path, bytes: u64, companions: &[PathBuf], base: &Path) -
     if available < needed { Err(Error::NoSpace { path: parent.into(), needed, available }) } else { Ok(()) }
 }
 
-/// Copies `config.json` as it is unless tying, dtype or labels changed.
+/// What `config.json` says of packed weights.
+const PACKED_KEY: &str = "quantization_config";
+
+/// Copies `config.json` as it is unless tying, dtype or labels changed, or weights were unpacked.
 fn write_config(
     dir: &Path,
     base: &Checkpoint,
@@ -287,7 +298,8 @@ fn write_config(
     options: &MergeOptions,
 ) -> Result<()> {
     let name = "config.json";
-    if plan.untied.is_none() && options.dtype.is_none() && plan.labels.is_none() {
+    let unpacked = base.unpacked() > 0 && config.remove(PACKED_KEY).is_some();
+    if plan.untied.is_none() && options.dtype.is_none() && plan.labels.is_none() && !unpacked {
         return companions::copy(&[name.into()], base.dir(), dir);
     }
     if plan.untied.is_some() {

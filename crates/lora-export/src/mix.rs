@@ -265,7 +265,7 @@ struct Base {
 impl Base {
     fn open(dir: &Path) -> Result<Self> {
         let config = read_json_object(&dir.join("config.json"))?;
-        let checkpoint = Checkpoint::open(dir)?;
+        let checkpoint = Checkpoint::open_unpacked(dir)?;
         let orientation = Orientation::new(&checkpoint, &config);
         Ok(Self { checkpoint, orientation })
     }

@@ -97,7 +97,7 @@ struct Model {
 impl Model {
     fn open(dir: &Path) -> Result<Self> {
         let config = read_json_object(&dir.join("config.json"))?;
-        let base = Checkpoint::open(dir)?;
+        let base = Checkpoint::open_unpacked(dir)?;
         let tied = tied_pair(&base, &config).map(|pair| pair.head);
         let modules = base.names().chain(tied).filter_map(|n| n.strip_suffix(".weight")).map(String::from).collect();
         Ok(Model { base, config, modules })

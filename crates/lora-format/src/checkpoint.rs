@@ -1,5 +1,6 @@
 //! The weights of a Hugging Face model folder: one safetensors file, or shards with an index.
 
+use crate::bnb::{PackedWeight, is_packed, is_part, packed_weight, view_packed};
 use crate::error::{Error, Result, ShardFault, TensorFault};
 use crate::fields::Fields;
 use crate::header::TensorInfo;
@@ -10,7 +11,7 @@ use crate::writer::TensorWriter;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -27,6 +28,8 @@ pub struct Checkpoint {
     prefix: &'static str,
     /// The files call weight and bias of a LayerNorm as TensorFlow did.
     old_norms: bool,
+    /// What packed weights are when they are unpacked, where that is how they are to be seen.
+    unpacked: BTreeMap<String, TensorInfo>,
 }
 
 /// Weight and bias of a LayerNorm, as the first BERT checkpoints call them and as everyone does since.
@@ -64,7 +67,58 @@ impl Checkpoint {
                 }
             }
         }
-        Ok(Checkpoint { dir: dir.into(), index, shards, places, prefix, old_norms })
+        Ok(Checkpoint { dir: dir.into(), index, shards, places, prefix, old_norms, unpacked: BTreeMap::new() })
+    }
+
+    /// Opens a folder as the model that it would be without packing: a weight that bitsandbytes packed is one of the dtype that
+    /// it was packed from, and what belongs to its packed form is not there. Nothing is unpacked before it is read.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`] and [`packed_weight`].
+    pub fn open_unpacked(dir: &Path) -> Result<Self> {
+        let mut checkpoint = Self::open(dir)?;
+        let packed: Vec<String> =
+            checkpoint.places.keys().filter(|name| is_packed(&checkpoint, name)).cloned().collect();
+        let float = |info: &&TensorInfo| [Kind::BFloat16, Kind::Half, Kind::Float].contains(&info.kind);
+        let infos = checkpoint.places.keys().filter(|name| !is_part(name)).map(|name| checkpoint.stored_info(name));
+        let others = infos.collect::<Result<Vec<_>>>()?.into_iter().find(float).map_or(Kind::Float, |info| info.kind);
+        for name in packed {
+            let PackedWeight { shape, packed_from, .. } = packed_weight(&checkpoint, &name)?;
+            let bytes = checkpoint.stored_info(&name)?.bytes.clone();
+            let info = TensorInfo { kind: packed_from.unwrap_or(others), shape: shape.to_vec(), bytes };
+            checkpoint.unpacked.insert(name, info);
+        }
+        Ok(checkpoint)
+    }
+
+    /// Whether a weight is seen unpacked.
+    pub fn unpacks(&self, name: &str) -> bool {
+        self.unpacked.contains_key(name)
+    }
+
+    /// How many weights are seen unpacked.
+    pub fn unpacked(&self) -> usize {
+        self.unpacked.len()
+    }
+
+    /// Whether the files hold a tensor, however they are seen.
+    pub(crate) fn holds(&self, name: &str) -> bool {
+        self.places.contains_key(name)
+    }
+
+    /// What the file says of a tensor, however it is seen.
+    pub(crate) fn stored_info(&self, name: &str) -> Result<&TensorInfo> {
+        self.shard_of(name)?.info(&self.stored_name(name))
+    }
+
+    /// A copy of a tensor as the file has it, however it is seen.
+    pub(crate) fn stored(&self, name: &str) -> Result<Tensor> {
+        self.shard_of(name)?.read(&self.stored_name(name))
+    }
+
+    /// Whether a tensor is hidden behind the weight that it helps to unpack.
+    fn hides(&self, name: &str) -> bool {
+        !self.unpacked.is_empty() && is_part(name)
     }
 
     /// The name of a tensor that a file calls `stored`.
@@ -73,7 +127,7 @@ impl Checkpoint {
     }
 
     /// What the files call a tensor.
-    fn stored<'a>(&self, name: &'a str) -> Cow<'a, str> {
+    fn stored_name<'a>(&self, name: &'a str) -> Cow<'a, str> {
         let name = name.strip_prefix(self.prefix).unwrap_or(name);
         let as_before = |(old, new): &(&str, &str)| Some(format!("{}{old}", name.strip_suffix(new)?));
         match self.old_norms.then(|| NORM_NAMES.iter().find_map(as_before)).flatten() {
@@ -82,12 +136,12 @@ impl Checkpoint {
         }
     }
 
-    /// The bytes of a tensor as they lie in its file.
+    /// The bytes of a tensor as they lie in its file; of a packed one, its codes.
     ///
     /// # Errors
     /// [`TensorFault::Missing`].
     pub fn bytes(&self, name: &str) -> Result<&[u8]> {
-        self.shard_of(name)?.bytes(&self.stored(name))
+        self.shard_of(name)?.bytes(&self.stored_name(name))
     }
 
     /// Hands a tensor over to a file in the making, as it lies in its own.
@@ -95,17 +149,17 @@ impl Checkpoint {
     /// # Errors
     /// [`TensorFault::Missing`]; as [`TensorWriter::copy_from`].
     pub fn copy(&self, name: &str, writer: &mut TensorWriter) -> Result<()> {
-        writer.copy_from(name, self.shard_of(name)?, &self.stored(name))
+        writer.copy_from(name, self.shard_of(name)?, &self.stored_name(name))
     }
 
     /// The names of all tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.places.keys().map(String::as_str)
+        self.places.keys().map(String::as_str).filter(|name| !self.hides(name))
     }
 
     /// Whether there is a tensor of this name.
     pub fn contains(&self, name: &str) -> bool {
-        self.places.contains_key(name)
+        self.holds(name) && !self.hides(name)
     }
 
     /// The file that holds a tensor.
@@ -119,20 +173,23 @@ impl Checkpoint {
         }
     }
 
-    /// What the file says of a tensor.
+    /// What the file says of a tensor; of one that is seen unpacked, what it is then.
     ///
     /// # Errors
     /// [`TensorFault::Missing`].
     pub fn info(&self, name: &str) -> Result<&TensorInfo> {
-        self.shard_of(name)?.info(&self.stored(name))
+        self.unpacked.get(name).map_or_else(|| self.stored_info(name), Ok)
     }
 
-    /// A copy of a tensor on the CPU in its own dtype.
+    /// A copy of a tensor on the CPU in its own dtype; one that is unpacked for it is not rounded to that, but float32.
     ///
     /// # Errors
-    /// As [`TensorFile::read`].
+    /// As [`TensorFile::read`] and [`crate::read_packed`].
     pub fn read(&self, name: &str) -> Result<Tensor> {
-        self.shard_of(name)?.read(&self.stored(name))
+        match self.unpacked.get(name) {
+            Some(info) => self.read_rows(name, 0, info.shape.first().copied().unwrap_or(0)),
+            None => self.stored(name),
+        }
     }
 
     /// A tensor over its mapped file, as [`TensorFile::view`].
@@ -140,7 +197,7 @@ impl Checkpoint {
     /// # Errors
     /// As [`TensorFile::view`].
     pub fn view(&self, name: &str) -> Result<Tensor> {
-        self.shard_of(name)?.view(&self.stored(name))
+        self.shard_of(name)?.view(&self.stored_name(name))
     }
 
     /// Lets go of the pages of a tensor, as [`TensorFile::release`].
@@ -148,15 +205,24 @@ impl Checkpoint {
     /// # Errors
     /// [`TensorFault::Missing`].
     pub fn release(&self, name: &str) -> Result<()> {
-        self.shard_of(name)?.release(&self.stored(name))
+        self.shard_of(name)?.release(&self.stored_name(name))
     }
 
-    /// A copy of some rows of a tensor on the CPU in its own dtype.
+    /// A copy of some rows of a tensor on the CPU in its own dtype, or float32 as [`read`](Self::read).
     ///
     /// # Errors
-    /// As [`TensorFile::read_rows`].
+    /// As [`TensorFile::read_rows`] and [`crate::read_packed`].
     pub fn read_rows(&self, name: &str, first: i64, count: i64) -> Result<Tensor> {
-        self.shard_of(name)?.read_rows(&self.stored(name), first, count)
+        if let Some(info) = self.unpacked.get(name) {
+            let rows = info.shape.first().copied().unwrap_or(0);
+            if first < 0 || count < 0 || first.checked_add(count).is_none_or(|end| end > rows) {
+                let shape = info.shape.clone();
+                return Err(Error::tensor(&self.dir, name, TensorFault::Rows { first, count, shape }));
+            }
+            let torch = |source| Error::Torch { path: self.dir.clone(), source };
+            return view_packed(self, name)?.dense_rows(first, count).map_err(torch);
+        }
+        self.shard_of(name)?.read_rows(&self.stored_name(name), first, count)
     }
 
     /// The files, in the order of their names.

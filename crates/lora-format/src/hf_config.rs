@@ -1,6 +1,7 @@
 //! A typed view of a model's `config.json`, checked before anything is allocated from it.
 
 mod defaults;
+mod quantization;
 
 use crate::error::{Error, Result};
 use crate::fields::Fields;
@@ -114,7 +115,7 @@ impl HfConfig {
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::Json`]; [`Error::Field`] for a missing, mistyped or impossible value; [`Error::Unsupported`]
-/// for custom code and quantised weights.
+/// for custom code, and for weights that are packed in another form than bitsandbytes' nf4 and int8.
 pub fn read_hf_config(dir: &Path) -> Result<HfConfig> {
     let path = dir.join("config.json");
     let raw = read_json_object(&path)?;
@@ -225,21 +226,14 @@ fn from_json(path: &Path, raw: Map<String, Value>, generation: Fields<'_>) -> Re
 
 fn refuse_what_we_lack(f: Fields<'_>) -> Result<()> {
     let code = "the model needs Python code of its own, which is never run; use a checkpoint of a built-in family";
-    let quantised = "the weights are quantised; give the original checkpoint in bfloat16, float16 or float32";
-    let refused = [
-        ("auto_map", code),
-        ("custom_code", code),
-        ("custom_pipelines", code),
-        ("trust_remote_code", code),
-        ("quantization_config", quantised),
-    ];
+    let refused = [("auto_map", code), ("custom_code", code), ("custom_pipelines", code), ("trust_remote_code", code)];
     for (field, reason) in refused {
         if let Some(value) = f.get(field).filter(|v| v.as_bool() != Some(false)) {
             let value = shorten(&value.to_string());
             return Err(Error::Unsupported { path: f.path().into(), field: field.into(), value, reason });
         }
     }
-    Ok(())
+    quantization::check(f)
 }
 
 fn check_layer_types(f: Fields<'_>, types: Vec<String>, layers: i64) -> Result<Vec<String>> {

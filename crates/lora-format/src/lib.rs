@@ -51,7 +51,7 @@ pub use adapter::{
 pub use adapter_config::{AdaLoraConfig, AdapterConfig, InitLoraWeights, Method, TokenIndices, VeraConfig};
 pub use adapter_write::write_adapter;
 pub use atomic::{copy_atomic, create_staging_dir, sync_dir, write_atomic};
-pub use bnb::{is_packed, is_part, nf4_tensors, packed_shape, quantization_config, read_nf4};
+pub use bnb::{PackedWeight, is_packed, is_part, nf4_tensors, packed_weight, quantization_config, read_packed};
 pub use checkpoint::Checkpoint;
 pub use error::{Error, HeaderFault, Result, ShardFault, TensorFault};
 pub use gguf::{GGUF_BLOCK, GGUF_SUPER_BLOCK, GgufTensor, GgufType, GgufValue, GgufWriter};

@@ -1,7 +1,7 @@
 //! NF4 and int8 against bitsandbytes: the same codes from the same weights, the same numbers from the same codes.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a test that cannot go on has failed
 
-use lora_format::{Checkpoint, nf4_tensors, read_nf4, write_tensors};
+use lora_format::{Checkpoint, nf4_tensors, read_packed, write_tensors};
 use lora_torch::{Int8, Nf4, Scales, Weight, dynamic_table};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,6 +18,13 @@ fn reference() -> (tempfile::TempDir, Checkpoint) {
     std::fs::copy(file, dir.path().join("model.safetensors")).unwrap();
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
     (dir, checkpoint)
+}
+
+fn read_nf4(checkpoint: &Checkpoint, name: &str) -> lora_format::Result<Nf4> {
+    match read_packed(checkpoint, name)? {
+        Weight::Nf4(weight) => Ok(weight),
+        other => panic!("{name} is {other:?}"),
+    }
 }
 
 #[test]

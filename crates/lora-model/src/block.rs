@@ -4,9 +4,9 @@ use crate::cache::LayerCache;
 use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::mlp::Mlp;
-use crate::norm::NormLayer;
+use crate::norm::{NormLayer, Read};
 use crate::rope::RotaryTable;
-use lora_core::{LinearLayer, forward_many};
+use lora_core::{LinearLayer, forward_many_of};
 use lora_torch::{AttentionRule, Segments, attention, rotary};
 use tch::Tensor;
 
@@ -47,6 +47,15 @@ pub struct Block {
     pub rule: AttentionRule,
 }
 
+/// How the layers of a block are applied in one pass.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pass {
+    /// The probability with which an input of an adapter is dropped; 0 in evaluation.
+    pub dropout: f64,
+    /// What norms and gates give is made once more on the way back, and not kept for the layers that read it.
+    pub remake: bool,
+}
+
 impl Block {
     /// `[tokens, hidden]` to the same, or to `[rows, hidden]` when only `rows` are needed afterwards. Without a table
     /// nothing is rotated.
@@ -59,14 +68,14 @@ impl Block {
         x: &Tensor,
         table: Option<&RotaryTable>,
         segments: &Segments,
-        dropout: f64,
+        pass: Pass,
         rows: Option<&Tensor>,
     ) -> Result<Tensor> {
-        let (q, k, v) = self.qkv(c, x, table, dropout)?;
+        let (q, k, v) = self.qkv(c, x, table, pass)?;
         let mixed = attention(&q, &k, &v, segments, self.rule)?.f_flatten(1, 2)?;
         match rows {
-            Some(rows) => self.rest(c, &x.f_index_select(0, rows)?, &mixed.f_index_select(0, rows)?, dropout),
-            None => self.rest(c, x, &mixed, dropout),
+            Some(rows) => self.rest(c, &x.f_index_select(0, rows)?, &mixed.f_index_select(0, rows)?, pass),
+            None => self.rest(c, x, &mixed, pass),
         }
     }
 
@@ -81,9 +90,9 @@ impl Block {
         table: Option<&RotaryTable>,
         cache: &mut LayerCache,
     ) -> Result<Tensor> {
-        let (q, k, v) = self.qkv(c, x, table, 0.0)?;
+        let (q, k, v) = self.qkv(c, x, table, Pass::default())?;
         let mixed = cache.attend(&q, &k, &v, self.rule)?;
-        self.rest(c, x, &mixed, 0.0)
+        self.rest(c, x, &mixed, Pass::default())
     }
 
     /// Queries, keys and values, `[tokens, heads, head_dim]` each, normalised and rotated.
@@ -92,19 +101,21 @@ impl Block {
         c: &ModelConfig,
         x: &Tensor,
         table: Option<&RotaryTable>,
-        dropout: f64,
+        pass: Pass,
     ) -> Result<(Tensor, Tensor, Tensor)> {
-        let x = normed(self.before_attention.as_ref(), x)?;
+        let read = Read::of(self.before_attention.as_ref(), x)?;
+        let (x, origin, dropout) = (read.tensor(), read.origin(pass.remake), pass.dropout);
         let (d, heads, kv) = (c.head_dim, c.num_attention_heads, c.num_key_value_heads);
         let [q, k, v] = match &self.qkv {
-            Qkv::Separate([q, k, v]) => forward_many(&x, [q, k, v], dropout)?,
+            Qkv::Separate([q, k, v]) => forward_many_of(x, origin, [q, k, v], dropout)?,
             Qkv::Concatenated(layer) => {
-                let all = layer.forward(&x, dropout)?;
+                let [all] = forward_many_of(x, origin, [layer], dropout)?;
                 let part = |start: i64, n: i64| all.f_narrow(1, start * d, n * d);
                 [part(0, heads)?, part(heads, kv)?, part(heads + kv, kv)?]
             }
             Qkv::PerHead(layer) => {
-                let all = layer.forward(&x, dropout)?.f_view([-1, heads, 3, d])?;
+                let [all] = forward_many_of(x, origin, [layer], dropout)?;
+                let all = all.f_view([-1, heads, 3, d])?;
                 [all.f_select(2, 0)?, all.f_select(2, 1)?, all.f_select(2, 2)?]
             }
         };
@@ -123,17 +134,18 @@ impl Block {
     }
 
     /// Output projection, MLP, and the residual stream around both.
-    fn rest(&self, c: &ModelConfig, x: &Tensor, mixed: &Tensor, dropout: f64) -> Result<Tensor> {
+    fn rest(&self, c: &ModelConfig, x: &Tensor, mixed: &Tensor, pass: Pass) -> Result<Tensor> {
         if c.layout.encoder {
-            let added = x.f_add(&self.o_proj.forward(mixed, dropout)?)?;
-            let x = normed(self.after_attention.as_ref(), &added)?;
-            return normed(self.after_mlp.as_ref(), &x.f_add(&self.mlp.forward(c, &x, dropout)?)?);
+            let added = x.f_add(&self.o_proj.forward(mixed, pass.dropout)?)?;
+            let x = Read::Plain(normed(self.after_attention.as_ref(), &added)?);
+            let given = self.mlp.forward(c, &x, pass)?;
+            return normed(self.after_mlp.as_ref(), &x.tensor().f_add(&given)?);
         }
-        let attended = normed(self.after_attention.as_ref(), &self.o_proj.forward(mixed, dropout)?)?;
+        let attended = normed(self.after_attention.as_ref(), &self.o_proj.forward(mixed, pass.dropout)?)?;
         let attended = scaled(attended, c.residual_scale)?;
         let added = x.f_add(&attended)?;
-        let read = normed(self.before_mlp.as_ref(), if c.parallel { x } else { &added })?;
-        let given = normed(self.after_mlp.as_ref(), &self.mlp.forward(c, &read, dropout)?)?;
+        let read = Read::of(self.before_mlp.as_ref(), if c.parallel { x } else { &added })?;
+        let given = normed(self.after_mlp.as_ref(), &self.mlp.forward(c, &read, pass)?)?;
         Ok(added.f_add(&scaled(given, c.residual_scale)?)?)
     }
 }

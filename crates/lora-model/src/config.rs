@@ -150,6 +150,14 @@ impl ModelConfig {
         }
     }
 
+    /// Of those, what its last layer reads: what gates or the activation give.
+    pub fn mlp_given(&self, i: usize) -> i64 {
+        match &self.experts {
+            Some(e) if self.is_sparse(i) => e.per_token * e.intermediate_size,
+            _ => self.intermediate_size,
+        }
+    }
+
     /// Whether the MLP of block `i` has experts.
     pub fn is_sparse(&self, i: usize) -> bool {
         self.experts.as_ref().is_some_and(|e| e.sparse.get(i).copied().unwrap_or(false))

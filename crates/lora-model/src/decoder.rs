@@ -1,7 +1,7 @@
 //! The model: token ids in, hidden states, logits or a loss out. It is a decoder, or by its configuration an encoder.
 
 use crate::batch::TokenBatch;
-use crate::block::{Block, Qkv, normed, scaled};
+use crate::block::{Block, Pass, Qkv, normed, scaled};
 use crate::cache::KvCache;
 use crate::classify::{ClassHead, Head};
 use crate::config::ModelConfig;
@@ -65,6 +65,9 @@ pub struct Decoder {
     pub head: Head,
     /// `lora_dropout` of the adapter.
     pub lora_dropout: f64,
+    /// What norms and gates give is made once more on the way back, and not kept for the layers that read it
+    /// (`gradient_checkpointing = "selective"`).
+    pub remake: bool,
     /// Noise on what the token table gives in training, where it is asked for (`crate::noise`).
     pub neftune_noise_alpha: f64,
     /// The file behind a base that is mapped.
@@ -282,7 +285,8 @@ impl Decoder {
         };
         let rows = rows.filter(|_| i + 1 == self.blocks.len());
         let table = tables.of(self.blocks[i].rule.window);
-        let y = self.blocks[i].forward(&self.config, x, table, &batch.segments, dropout, rows)?;
+        let pass = Pass { dropout, remake: self.remake };
+        let y = self.blocks[i].forward(&self.config, x, table, &batch.segments, pass, rows)?;
         self.release_block(i)?;
         Ok(y)
     }

@@ -428,7 +428,7 @@ pub(crate) fn unpacked<'a>(path: &str, layer: &'a LinearLayer) -> Result<&'a Wei
         None => Err(Error::Module {
             module: path.into(),
             reason:
-                "is packed already, and this adapter changes the unpacked weight; load the base without quantization"
+                "is packed already, and this adapter changes the unpacked weight; load the unpacked checkpoint without quantization"
                     .into(),
         }),
     }

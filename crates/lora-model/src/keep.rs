@@ -6,9 +6,10 @@ use crate::decoder::{Decoder, ModuleMut};
 use crate::error::{Error, Result};
 use crate::names::modules;
 use crate::weights::Progress;
-use lora_format::Checkpoint;
+use lora_format::{Checkpoint, is_packed, packed_weight};
 use lora_torch::{Int8, Nf4, Weight};
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
@@ -118,7 +119,7 @@ impl MappedBase {
             let name = format!("{}.weight", module.path);
             let block = (0..blocks.len()).find(|&i| module.path.starts_with(&config.in_block(i, "")));
             let list = block.and_then(|i| blocks.get_mut(i)).unwrap_or(&mut rest);
-            if checkpoint.contains(&name) {
+            if checkpoint.contains(&name) && !is_packed(&checkpoint, &name) {
                 list.push(name);
             }
         }
@@ -202,13 +203,30 @@ pub fn packed_modules(config: &ModelConfig) -> impl Iterator<Item = (String, [i6
         .map(|m| (m.path, [m.out_features, m.in_features]))
 }
 
-/// Bytes of the matrices and vectors of a base that is kept so.
+/// Bytes of the matrices that a checkpoint has packed already, by their path. They are kept as they are, whatever is asked for.
+///
+/// # Errors
+/// What is wrong with their parts.
+pub fn packed_already(dir: &Path, config: &ModelConfig) -> Result<BTreeMap<String, i64>> {
+    let checkpoint = Checkpoint::open(dir)?;
+    let mut found = BTreeMap::new();
+    for module in modules(config) {
+        let name = format!("{}.weight", module.path);
+        if checkpoint.contains(&name) && is_packed(&checkpoint, &name) {
+            found.insert(module.path, packed_weight(&checkpoint, &name)?.bytes);
+        }
+    }
+    Ok(found)
+}
+
+/// Bytes of the matrices and vectors of a base that is kept so; `already` are those of matrices that the checkpoint has packed.
 pub fn base_bytes(
     config: &ModelConfig,
     storage: Storage,
     packing: Option<Packing>,
     compute: Kind,
     stored: Kind,
+    already: &BTreeMap<String, i64>,
 ) -> i64 {
     let width = |kind: Kind| lora_torch::kind_bytes(kind) as i64;
     let packed: BTreeMap<String, [i64; 2]> = packing.map(|_| packed_modules(config).collect()).unwrap_or_default();
@@ -220,6 +238,10 @@ pub fn base_bytes(
         for (name, shape) in m.tensors() {
             let n: i64 = shape.iter().product();
             let matrix = shape.len() == 2 && name.ends_with(".weight");
+            if let Some(bytes) = already.get(&m.path).filter(|_| matrix) {
+                sum += bytes;
+                continue;
+            }
             sum += match (packed.get(&m.path), packing, storage) {
                 (Some(size), Some(packing), _) if matrix => packing.bytes(*size),
                 (_, _, Storage::Mapped) if matrix => 0,

@@ -1,10 +1,12 @@
 //! The MLP of a block: gated, plain, or of experts.
 
+use crate::block::Pass;
 use crate::config::{Activation, ExpertsConfig, ModelConfig};
 use crate::error::Result;
+use crate::norm::Read;
 use crate::stacked::StackedAdapters;
-use lora_core::{LinearLayer, forward_many};
-use lora_torch::swiglu;
+use lora_core::{LinearLayer, forward_many_of};
+use lora_torch::{Gate, Origin, gated};
 use tch::{Kind, Tensor};
 
 /// Weights of an MLP.
@@ -53,16 +55,21 @@ impl Mlp {
     ///
     /// # Errors
     /// What an operation reports.
-    pub fn forward(&self, c: &ModelConfig, x: &Tensor, dropout: f64) -> Result<Tensor> {
+    pub(crate) fn forward(&self, c: &ModelConfig, read: &Read, pass: Pass) -> Result<Tensor> {
+        let (x, origin, dropout) = (read.tensor(), read.origin(pass.remake), pass.dropout);
         match self {
-            Mlp::Gated(gated) => gated.forward(c.activation, x, dropout),
+            Mlp::Gated(gated) => gated.forward(c.activation, read, pass),
             Mlp::GatedTogether { gate_up, down } => {
-                let parts = gate_up.forward(x, dropout)?.f_chunk(2, -1)?;
-                Ok(down.forward(&glu(c.activation, &parts[0], &parts[1])?, dropout)?)
+                let [both] = forward_many_of(x, origin, [gate_up], dropout)?;
+                let parts = both.f_chunk(2, -1)?;
+                down_of_gated(c.activation, &parts[0].f_contiguous()?, &parts[1].f_contiguous()?, down, pass)
             }
-            Mlp::Plain { up, down } => Ok(down.forward(&activate(c.activation, &up.forward(x, dropout)?)?, dropout)?),
+            Mlp::Plain { up, down } => {
+                let [up] = forward_many_of(x, origin, [up], dropout)?;
+                Ok(down.forward(&activate(c.activation, &up)?, dropout)?)
+            }
             Mlp::Experts { router, experts, stacked } => match &c.experts {
-                Some(settings) => sparse(c.activation, settings, router, (experts, stacked), x, dropout),
+                Some(settings) => sparse(c.activation, settings, router, (experts, stacked), x, pass),
                 None => Ok(x.f_zeros_like()?),
             },
         }
@@ -70,18 +77,29 @@ impl Mlp {
 }
 
 impl Gated {
-    fn forward(&self, activation: Activation, x: &Tensor, dropout: f64) -> Result<Tensor> {
-        let [gate, up] = forward_many(x, [&self.gate, &self.up], dropout)?;
-        Ok(self.down.forward(&glu(activation, &gate, &up)?, dropout)?)
+    fn forward(&self, activation: Activation, read: &Read, pass: Pass) -> Result<Tensor> {
+        let origin = read.origin(pass.remake);
+        let [gate, up] = forward_many_of(read.tensor(), origin, [&self.gate, &self.up], pass.dropout)?;
+        down_of_gated(activation, &gate, &up, &self.down, pass)
     }
 }
 
-/// `act(gate) · up` (Shazeer, "GLU Variants Improve Transformer", 2020).
-fn glu(activation: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    Ok(match activation {
-        Activation::Silu => swiglu(gate, up)?,
-        _ => activate(activation, gate)?.f_mul(up)?,
-    })
+/// `down(act(gate) · up)` (Shazeer, "GLU Variants Improve Transformer", 2020). What `down` reads is half as wide again as all that
+/// the gate keeps, and cheap to make once more.
+fn down_of_gated(activation: Activation, gate: &Tensor, up: &Tensor, down: &LinearLayer, pass: Pass) -> Result<Tensor> {
+    let act = gate_of(activation);
+    let product = gated(act, gate, up)?;
+    let origin = pass.remake.then_some(Origin::Gated { act, gate, up });
+    let [y] = forward_many_of(&product, origin, [down], pass.dropout)?;
+    Ok(y)
+}
+
+fn gate_of(activation: Activation) -> Gate {
+    match activation {
+        Activation::Silu => Gate::Silu,
+        Activation::Gelu => Gate::Gelu,
+        Activation::GeluTanh => Gate::GeluTanh,
+    }
 }
 
 fn activate(activation: Activation, x: &Tensor) -> Result<Tensor> {
@@ -100,7 +118,7 @@ fn sparse(
     router: &LinearLayer,
     (experts, stacked): (&[Gated], &StackedAdapters),
     x: &Tensor,
-    dropout: f64,
+    pass: Pass,
 ) -> Result<Tensor> {
     let wide = if x.kind() == Kind::Double { Kind::Double } else { Kind::Float };
     let scores = router.forward(x, 0.0)?.f_softmax(-1, wide)?;
@@ -121,10 +139,10 @@ fn sparse(
         let tokens: Vec<i64> = pairs.iter().map(|pair| pair / settings.per_token).collect();
         let place = |v: &[i64]| Tensor::f_from_slice(v)?.f_to_device(x.device());
         let (pairs, tokens) = (place(pairs)?, place(&tokens)?);
-        let x = x.f_index_select(0, &tokens)?;
+        let read = Read::Plain(x.f_index_select(0, &tokens)?);
         let y = match stacked.of(e, expert)? {
-            Some(adapted) => adapted.forward(activation, &x, dropout)?,
-            None => expert.forward(activation, &x, dropout)?,
+            Some(adapted) => adapted.forward(activation, &read, pass)?,
+            None => expert.forward(activation, &read, pass)?,
         };
         let y = y.f_mul(&weights.f_index_select(0, &pairs)?.f_unsqueeze(1)?)?;
         sum = sum.f_index_add(0, &tokens, &y)?;

@@ -13,7 +13,7 @@ use crate::norm::NormLayer;
 use crate::stacked::StackedAdapters;
 use crate::tokens::TokenAdapters;
 use lora_core::{EmbeddingLayer, LinearLayer};
-use lora_format::{Checkpoint, is_packed, is_part, packed_shape, read_nf4, write_tensors};
+use lora_format::{Checkpoint, is_packed, is_part, packed_weight, read_packed, write_tensors};
 use lora_torch::{AttentionRule, Weight, mix_seed};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -64,12 +64,13 @@ impl Decoder {
             if fresh.contains(name) {
                 return Ok(fresh_tensor(name, shape, std, seed)?.f_to_device(device)?.f_to_kind(kind)?.into());
             }
-            let info = checkpoint.info(name)?;
-            if is_packed(&checkpoint, name) {
-                return Ok(Weight::Nf4(read_nf4(&checkpoint, name)?).to_device(device)?);
-            }
-            done += (shape.iter().product::<i64>() as usize * lora_torch::kind_bytes(info.kind)) as u64;
+            done += checkpoint.bytes(name)?.len() as u64;
             progress(done.min(all), all);
+            if is_packed(&checkpoint, name) {
+                let packed = read_packed(&checkpoint, name)?.to_device(device)?;
+                checkpoint.release(name)?;
+                return Ok(packed);
+            }
             let matrix = shape.len() == 2;
             let tensor = match storage {
                 Storage::Mapped if matrix && (device == Device::Cpu || name.starts_with(&in_blocks)) => {
@@ -141,6 +142,7 @@ impl Decoder {
             norm,
             head,
             lora_dropout,
+            remake: false,
             neftune_noise_alpha: 0.0,
             tokens: TokenAdapters::default(),
             config,
@@ -322,9 +324,12 @@ pub fn check_weights(dir: &Path, config: &ModelConfig) -> Result<()> {
         } else {
             let info = checkpoint.info(name)?;
             if is_packed(&checkpoint, name) {
-                let shape_here = packed_shape(&checkpoint, name)?;
-                if shape_here != *shape {
-                    faults.push(format!("`{name}` is {shape_here:?} packed, the config asks for {shape:?}"));
+                match packed_weight(&checkpoint, name) {
+                    Ok(packed) if packed.shape[..] == shape[..] => {}
+                    Ok(packed) => {
+                        faults.push(format!("`{name}` is {:?} packed, the config asks for {shape:?}", packed.shape));
+                    }
+                    Err(e) => faults.push(e.to_string()),
                 }
                 continue;
             }

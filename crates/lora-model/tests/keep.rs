@@ -126,7 +126,7 @@ fn bytes_are_predicted() {
         if let Some(packing) = packing {
             model.pack(packing, &mut |_, _| {}).unwrap();
         }
-        let predicted = lora_model::base_bytes(&config, storage, packing, Kind::Float, Kind::Float);
+        let predicted = lora_model::base_bytes(&config, storage, packing, Kind::Float, Kind::Float, &BTreeMap::new());
         assert_eq!(model.base_bytes() as i64, predicted, "{storage:?} {packing:?}");
     }
 }

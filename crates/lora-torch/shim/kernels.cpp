@@ -29,6 +29,25 @@ inline __attribute__((always_inline)) float exp_fast(float x) {
 }
 inline __attribute__((always_inline)) double exp_fast(double x) { return std::exp(x); }
 
+// The share of a normal distribution below x, given e = exp(-x^2 / 2): Abramowitz & Stegun, 7.1.26, off by at most 7.5e-8, and
+// it vectorises.
+inline __attribute__((always_inline)) float normal_below(float x, float e) {
+  const float z = (x < 0 ? -x : x) * 0.70710678118654752f, t = 1.0f / (1.0f + 0.3275911f * z);
+  const float tail = 0.5f * e * t * (0.254829592f + t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f))));
+  return x < 0 ? tail : 1.0f - tail;
+}
+inline __attribute__((always_inline)) double normal_below(double x, double) { return 0.5 * std::erfc(-x * 0.70710678118654752440); }
+
+// A number of 32 bits for each place, from the key: the finaliser of MurmurHash3 over the place and one half of the key, and
+// again over the other.
+inline __attribute__((always_inline)) uint32_t mixed(uint32_t h) {
+  h ^= h >> 16;
+  h *= 0x85ebca6bu;
+  h ^= h >> 13;
+  h *= 0xc2b2ae35u;
+  return h ^ (h >> 16);
+}
+
 template <typename T>
 void rms_norm(const T* x, const T* w, T* y, T* rstd, int64_t rows, int64_t d, double eps) {
   for (int64_t i = 0; i < rows; ++i, x += d, y += d) {
@@ -87,6 +106,53 @@ void swiglu_backward(const T* g, const T* gate, const T* up, T* ggate, T* gup, i
     const T s = T(1) / (T(1) + exp_fast(-gate[j])), silu = gate[j] * s;
     gup[j] = g[j] * silu;
     ggate[j] = g[j] * up[j] * (s + silu * (T(1) - s));
+  }
+}
+
+template <typename T>
+void geglu(const T* gate, const T* up, T* y, bool tanh, int64_t n) {
+  if (tanh) {
+#pragma omp simd
+    for (int64_t j = 0; j < n; ++j) {
+      const T x = gate[j], u = T(1.5957691216057308) * (x + T(0.044715) * x * x * x);
+      y[j] = x / (T(1) + exp_fast(-u)) * up[j];
+    }
+    return;
+  }
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) {
+    const T x = gate[j];
+    y[j] = x * normal_below(x, exp_fast(T(-0.5) * x * x)) * up[j];
+  }
+}
+
+template <typename T>
+void geglu_backward(const T* g, const T* gate, const T* up, T* ggate, T* gup, bool tanh, int64_t n) {
+  if (tanh) {
+#pragma omp simd
+    for (int64_t j = 0; j < n; ++j) {
+      const T x = gate[j], u = T(1.5957691216057308) * (x + T(0.044715) * x * x * x);
+      const T s = T(1) / (T(1) + exp_fast(-u)), slope = T(1.5957691216057308) * (T(1) + T(0.134145) * x * x);
+      gup[j] = g[j] * x * s;
+      ggate[j] = g[j] * up[j] * (s + x * s * (T(1) - s) * slope);
+    }
+    return;
+  }
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) {
+    const T x = gate[j], e = exp_fast(T(-0.5) * x * x), below = normal_below(x, e);
+    gup[j] = g[j] * x * below;
+    ggate[j] = g[j] * up[j] * (below + x * e * T(0.3989422804014327));
+  }
+}
+
+template <typename T>
+void dropout(const T* x, T* y, uint64_t key, uint32_t bound, T scale, int64_t start, int64_t n) {
+  const uint32_t low = uint32_t(key), high = uint32_t(key >> 32), first = uint32_t(start);
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) {
+    const uint32_t drawn = mixed(mixed((first + uint32_t(j)) ^ low) ^ high);
+    y[j] = drawn >= bound ? x[j] * scale : T(0);
   }
 }
 
@@ -182,7 +248,8 @@ void pack_block(const float* x, const float* midpoints, uint8_t* codes, float* a
 }
 
 template <typename T>
-constexpr Rows<T> ROWS{rms_norm<T>, rms_norm_backward<T>, rotary<T>, swiglu<T>, swiglu_backward<T>, cross_entropy<T>, exp_sum<T>, softmax_slopes<T>, lion<T>};
+constexpr Rows<T> ROWS{rms_norm<T>, rms_norm_backward<T>, rotary<T>,        swiglu<T>,  swiglu_backward<T>, geglu<T>, geglu_backward<T>,
+                       dropout<T>,  cross_entropy<T>,     exp_sum<T>, softmax_slopes<T>, lion<T>};
 
 }  // namespace
 

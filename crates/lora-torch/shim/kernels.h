@@ -14,6 +14,11 @@ struct Rows {
   void (*rotary)(const T* x, const T* cos, const T* sin, T* y, int64_t rows, int64_t heads, int64_t d, int64_t half, T sign);
   void (*swiglu)(const T* gate, const T* up, T* y, int64_t n);
   void (*swiglu_backward)(const T* g, const T* gate, const T* up, T* ggate, T* gup, int64_t n);
+  // GELU of the gate, by tanh: x sigmoid(2u) with u = sqrt(2 / pi) (x + 0.044715 x^3), or by erf: x P(x).
+  void (*geglu)(const T* gate, const T* up, T* y, bool tanh, int64_t n);
+  void (*geglu_backward)(const T* g, const T* gate, const T* up, T* ggate, T* gup, bool tanh, int64_t n);
+  // y = x scale where the number of the place reaches `bound`, else 0; the places are start.. and tell 2^32 apart.
+  void (*dropout)(const T* x, T* y, uint64_t key, uint32_t bound, T scale, int64_t start, int64_t n);
   // The loss of a row of logits; turns the row into scale * (softmax - onehot(target)) where `grad`.
   double (*cross_entropy)(T* logits, int64_t target, int64_t vocab, bool grad, T scale);
   // Turns n scores into exp(scale * score - top), `top` being the largest of what is raised, and returns their sum.

@@ -1,6 +1,7 @@
-// RMSNorm, rotary embedding and SwiGLU: one pass forward, one pass back.
-#include "shim.h"
+// RMSNorm, rotary embedding, gated activations and dropout: one pass forward, one pass back.
+#include "pointwise.h"
 #include "kernels.h"
+#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Parallel.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <mutex>
@@ -24,22 +25,63 @@ void over_rows(int64_t rows, int64_t width, const Body& body) {
 
 #define DISPATCH(t, ...) AT_DISPATCH_FLOATING_TYPES(t.scalar_type(), "lora_torch", [&] { __VA_ARGS__; })
 
+}  // namespace
+
+std::tuple<at::Tensor, at::Tensor> rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
+  if (!has_kernel(x)) return at::_fused_rms_norm(x, {x.size(-1)}, weight.to(x.scalar_type()), eps);
+  const int64_t d = x.size(-1), rows = d ? x.numel() / d : 0;
+  const at::Tensor w = weight.to(x.scalar_type()).contiguous();
+  at::Tensor y = at::empty_like(x), rstd = at::empty({rows}, x.options());
+  DISPATCH(x, over_rows(rows, d, [&](int64_t i, int64_t end) {
+    kernel::rows<scalar_t>().rms_norm(x.data_ptr<scalar_t>() + i * d, w.data_ptr<scalar_t>(), y.data_ptr<scalar_t>() + i * d,
+                     rstd.data_ptr<scalar_t>() + i, end - i, d, eps);
+  }));
+  return {y, rstd};
+}
+
+at::Tensor gated(int64_t act, const at::Tensor& gate, const at::Tensor& up) {
+  if (!has_kernel(gate)) {
+    return (act == SWIGLU ? at::silu(gate) : at::gelu(gate, act == GEGLU_TANH ? "tanh" : "none")).mul_(up);
+  }
+  at::Tensor y = at::empty_like(gate);
+  DISPATCH(gate, at::parallel_for(0, gate.numel(), GRAIN, [&](int64_t i, int64_t end) {
+    const scalar_t *from = gate.data_ptr<scalar_t>() + i, *by = up.data_ptr<scalar_t>() + i;
+    scalar_t* to = y.data_ptr<scalar_t>() + i;
+    if (act == SWIGLU) kernel::rows<scalar_t>().swiglu(from, by, to, end - i);
+    else kernel::rows<scalar_t>().geglu(from, by, to, act == GEGLU_TANH, end - i);
+  }));
+  return y;
+}
+
+Dropout Dropout::draw(double p) {
+  at::Generator generator = at::detail::getDefaultCPUGenerator();
+  std::lock_guard<std::mutex> lock(generator.mutex());
+  return {p, static_cast<int64_t>(at::check_generator<at::CPUGeneratorImpl>(generator)->random64())};
+}
+
+at::Tensor Dropout::operator()(const at::Tensor& x_) const {
+  const at::Tensor x = x_.contiguous();
+  const double scale = 1.0 / (1.0 - p);
+  if (!has_kernel(x)) {
+    at::Generator own = at::globalContext().defaultGenerator(x.device()).clone();
+    own.set_current_seed(static_cast<uint64_t>(key));
+    return at::rand(x.sizes(), own, x.options()).ge_(p).mul_(x).mul_(scale);
+  }
+  at::Tensor y = at::empty_like(x);
+  const auto bound = static_cast<uint32_t>(p * 4294967296.0);
+  DISPATCH(x, at::parallel_for(0, x.numel(), GRAIN, [&](int64_t i, int64_t end) {
+    kernel::rows<scalar_t>().dropout(x.data_ptr<scalar_t>() + i, y.data_ptr<scalar_t>() + i, static_cast<uint64_t>(key), bound,
+                    scalar_t(scale), i, end - i);
+  }));
+  return y;
+}
+
+namespace {
+
 struct RmsNorm : Function<RmsNorm> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x_, const at::Tensor& weight, double eps) {
     const at::Tensor x = x_.contiguous();
-    at::Tensor y, rstd;
-    if (has_kernel(x)) {
-      const int64_t d = x.size(-1), rows = d ? x.numel() / d : 0;
-      const at::Tensor w = weight.to(x.scalar_type()).contiguous();
-      y = at::empty_like(x);
-      rstd = at::empty({rows}, x.options());
-      DISPATCH(x, over_rows(rows, d, [&](int64_t i, int64_t end) {
-        kernel::rows<scalar_t>().rms_norm(x.data_ptr<scalar_t>() + i * d, w.data_ptr<scalar_t>(), y.data_ptr<scalar_t>() + i * d,
-                         rstd.data_ptr<scalar_t>() + i, end - i, d, eps);
-      }));
-    } else {
-      std::tie(y, rstd) = at::_fused_rms_norm(x, {x.size(-1)}, weight.to(x.scalar_type()), eps);
-    }
+    const auto [y, rstd] = rms_norm(x, weight, eps);
     ctx->save_for_backward({x, weight, rstd});
     return y;
   }
@@ -98,28 +140,45 @@ struct Rotary : Function<Rotary> {
   }
 };
 
-struct SwiGlu : Function<SwiGlu> {
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& gate_, const at::Tensor& up_) {
+struct Gated : Function<Gated> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& gate_, const at::Tensor& up_, int64_t act) {
     const at::Tensor gate = gate_.contiguous(), up = up_.contiguous();
     ctx->save_for_backward({gate, up});
-    if (!has_kernel(gate)) return at::silu(gate).mul_(up);
-    at::Tensor y = at::empty_like(gate);
-    DISPATCH(gate, at::parallel_for(0, gate.numel(), GRAIN, [&](int64_t i, int64_t end) {
-      kernel::rows<scalar_t>().swiglu(gate.data_ptr<scalar_t>() + i, up.data_ptr<scalar_t>() + i, y.data_ptr<scalar_t>() + i, end - i);
-    }));
-    return y;
+    ctx->saved_data["act"] = act;
+    return gated(act, gate, up);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const variable_list saved = ctx->get_saved_variables();
+    const int64_t act = ctx->saved_data["act"].toInt();
     const at::Tensor &gate = saved[0], &up = saved[1], g = grads[0].contiguous();
-    if (!has_kernel(gate)) return {at::silu_backward(g * up, gate), at::silu(gate).mul_(g)};
+    if (!has_kernel(gate)) {
+      const at::Tensor into = g * up;
+      const char* way = act == GEGLU_TANH ? "tanh" : "none";
+      if (act == SWIGLU) return {at::silu_backward(into, gate), at::silu(gate).mul_(g), at::Tensor()};
+      return {at::gelu_backward(into, gate, way), at::gelu(gate, way).mul_(g), at::Tensor()};
+    }
     at::Tensor ggate = at::empty_like(gate), gup = at::empty_like(up);
     DISPATCH(gate, at::parallel_for(0, gate.numel(), GRAIN, [&](int64_t i, int64_t end) {
-      kernel::rows<scalar_t>().swiglu_backward(g.data_ptr<scalar_t>() + i, gate.data_ptr<scalar_t>() + i, up.data_ptr<scalar_t>() + i,
-                              ggate.data_ptr<scalar_t>() + i, gup.data_ptr<scalar_t>() + i, end - i);
+      const scalar_t *of = g.data_ptr<scalar_t>() + i, *x = gate.data_ptr<scalar_t>() + i, *by = up.data_ptr<scalar_t>() + i;
+      scalar_t *gx = ggate.data_ptr<scalar_t>() + i, *gby = gup.data_ptr<scalar_t>() + i;
+      if (act == SWIGLU) kernel::rows<scalar_t>().swiglu_backward(of, x, by, gx, gby, end - i);
+      else kernel::rows<scalar_t>().geglu_backward(of, x, by, gx, gby, act == GEGLU_TANH, end - i);
     }));
-    return {ggate, gup};
+    return {ggate, gup, at::Tensor()};
+  }
+};
+
+struct Dropped : Function<Dropped> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, double p) {
+    const Dropout dropout = Dropout::draw(p);
+    ctx->saved_data["p"] = p;
+    ctx->saved_data["key"] = dropout.key;
+    return dropout(x);
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const Dropout dropout{ctx->saved_data["p"].toDouble(), ctx->saved_data["key"].toInt()};
+    return {dropout(grads[0]), at::Tensor()};
   }
 };
 
@@ -133,6 +192,10 @@ extern "C" Message lt_rotary(CTensor x, CTensor cos, CTensor sin, CTensor* out) 
   return guarded([&] { *out = new at::Tensor(Rotary::apply(*x, *cos, *sin)); });
 }
 
-extern "C" Message lt_swiglu(CTensor gate, CTensor up, CTensor* out) {
-  return guarded([&] { *out = new at::Tensor(SwiGlu::apply(*gate, *up)); });
+extern "C" Message lt_gated(int64_t act, CTensor gate, CTensor up, CTensor* out) {
+  return guarded([&] { *out = new at::Tensor(Gated::apply(*gate, *up, act)); });
+}
+
+extern "C" Message lt_dropout(CTensor x, double p, CTensor* out) {
+  return guarded([&] { *out = new at::Tensor(Dropped::apply(*x, p)); });
 }

@@ -26,6 +26,14 @@ struct Projection {
   double scale;
 };
 
+// What an input was made of; null means absent. The layout is that of `RawOrigin` in src/ffi.rs.
+struct Origin {
+  enum Form : int32_t { KEPT = 0, RMS_NORM = 1, LAYER_NORM = 2, GATED = 3 };  // from GATED on by the kind of gate (pointwise.h)
+  CTensor first, second, third;
+  double eps;
+  int32_t form;
+};
+
 // The layout is that of `RawAdamW` in src/ffi.rs.
 struct AdamW {
   double lr, beta1, beta2, eps, weight_decay;

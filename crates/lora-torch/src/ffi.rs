@@ -69,6 +69,14 @@ pub(crate) struct RawProjection {
     pub(crate) scale: f64,
 }
 
+/// What an input was made of, as the shim sees it; null means absent.
+#[repr(C)]
+pub(crate) struct RawOrigin {
+    pub(crate) parts: [*const C_tensor; 3],
+    pub(crate) eps: f64,
+    pub(crate) form: i32,
+}
+
 #[repr(C)]
 pub(crate) struct RawAdamW {
     pub(crate) lr: f64,
@@ -107,6 +115,7 @@ unsafe extern "C" {
     fn free(p: *mut c_void);
     fn lt_lora_linear(
         x: *const C_tensor,
+        origin: *const RawOrigin,
         p: *const RawProjection,
         n: usize,
         dropout: f64,
@@ -114,7 +123,8 @@ unsafe extern "C" {
     ) -> Message;
     fn lt_rms_norm(x: *const C_tensor, w: *const C_tensor, eps: f64, out: *mut *mut C_tensor) -> Message;
     fn lt_rotary(x: *const C_tensor, cos: *const C_tensor, sin: *const C_tensor, out: *mut *mut C_tensor) -> Message;
-    fn lt_swiglu(gate: *const C_tensor, up: *const C_tensor, out: *mut *mut C_tensor) -> Message;
+    fn lt_gated(act: i64, gate: *const C_tensor, up: *const C_tensor, out: *mut *mut C_tensor) -> Message;
+    fn lt_dropout(x: *const C_tensor, p: f64, out: *mut *mut C_tensor) -> Message;
     fn lt_attention(
         q: *const C_tensor,
         k: *const C_tensor,
@@ -241,9 +251,17 @@ pub(crate) fn raw_projection(
 // SAFETY (all calls below): every pointer comes from a live `Tensor` or slice borrowed for the call, the shim keeps none
 // of them (it copies the reference-counted handles that it needs), and it catches every C++ exception.
 
-pub(crate) fn lora_linear(x: &Tensor, p: &[RawProjection], dropout: f64) -> Result<Vec<Tensor>> {
+pub(crate) fn lora_linear(
+    x: &Tensor,
+    origin: Option<&RawOrigin>,
+    p: &[RawProjection],
+    dropout: f64,
+) -> Result<Vec<Tensor>> {
     let mut out = vec![ptr::null_mut(); p.len()];
-    check("lora_linear", unsafe { lt_lora_linear(x.as_ptr(), p.as_ptr(), p.len(), dropout, out.as_mut_ptr()) })?;
+    let origin = origin.map_or(ptr::null(), ptr::from_ref);
+    check("lora_linear", unsafe {
+        lt_lora_linear(x.as_ptr(), origin, p.as_ptr(), p.len(), dropout, out.as_mut_ptr())
+    })?;
     Ok(out.into_iter().map(|t| unsafe { Tensor::from_ptr(t) }).collect())
 }
 
@@ -255,8 +273,12 @@ pub(crate) fn rotary(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     take("rotary", |out| unsafe { lt_rotary(x.as_ptr(), cos.as_ptr(), sin.as_ptr(), out) })
 }
 
-pub(crate) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    take("swiglu", |out| unsafe { lt_swiglu(gate.as_ptr(), up.as_ptr(), out) })
+pub(crate) fn gated(act: i64, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    take("gated", |out| unsafe { lt_gated(act, gate.as_ptr(), up.as_ptr(), out) })
+}
+
+pub(crate) fn dropout(x: &Tensor, p: f64) -> Result<Tensor> {
+    take("dropout", |out| unsafe { lt_dropout(x.as_ptr(), p, out) })
 }
 
 #[expect(clippy::too_many_arguments, reason = "those of the shim's function")]

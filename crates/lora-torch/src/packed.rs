@@ -71,13 +71,12 @@ impl Nf4 {
     pub fn dense_rows(&self, first: i64, count: i64) -> Result<Tensor> {
         let [_, cols] = self.shape;
         let (begin, numbers) = (first * cols, count * cols);
-        let whole_blocks = begin % self.block == 0 && begin % 2 == 0;
-        let (true, Scales::Plain(scales)) = (whole_blocks, &self.scales) else {
+        if begin % self.block != 0 || begin % 2 != 0 {
             return Ok(ffi::dense(&self.raw())?.f_narrow(0, first, count)?);
-        };
+        }
         let part = Self {
             codes: self.codes.f_narrow(0, begin / 2, (numbers + 1) / 2)?,
-            scales: Scales::Plain(scales.f_narrow(0, begin / self.block, (numbers + self.block - 1) / self.block)?),
+            scales: Scales::Plain(self.scales.some(begin / self.block, (numbers + self.block - 1) / self.block)?),
             block: self.block,
             shape: [count, cols],
         };
@@ -189,6 +188,19 @@ impl Nf4 {
 }
 
 impl Scales {
+    /// Some of the scales, in fp32, rounded as where all are unpacked.
+    fn some(&self, first: i64, count: i64) -> Result<Tensor> {
+        Ok(match self {
+            Self::Plain(all) => all.f_narrow(0, first, count)?,
+            Self::Nested { codes, absmax, table, offset, block } => {
+                let place = Tensor::f_arange_start(first, first + count, (Kind::Int64, codes.device()))?;
+                let of_block = absmax.f_index_select(0, &place.f_floor_divide_scalar(*block)?)?;
+                let known = table.f_index_select(0, &codes.f_narrow(0, first, count)?.f_to_kind(Kind::Int)?)?;
+                known.f_mul(&of_block)?.f_add_scalar(*offset)?
+            }
+        })
+    }
+
     /// Packs scales into 8 bits (QLoRA, section 3, "Double Quantization"): the mean is taken off, and each block is coded
     /// by the nearest entry of the dynamic table.
     fn nested(scales: &Tensor) -> Result<Self> {

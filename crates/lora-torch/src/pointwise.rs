@@ -1,4 +1,4 @@
-//! Normalisation, rotary embedding and the gated activation: each one pass forward and one pass back.
+//! Normalisation, rotary embedding, gated activations and dropout: each one pass forward and one pass back.
 
 use crate::error::{Error, Result};
 use crate::ffi;
@@ -42,13 +42,47 @@ pub fn rotary(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     ffi::rotary(x, cos, sin)
 }
 
-/// `silu(gate) · up` (Shazeer, "GLU Variants Improve Transformer", 2020, equation 6). Keeps its two inputs only.
+/// What a gate is passed through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// `x · sigmoid(x)` (Shazeer, "GLU Variants Improve Transformer", 2020, equation 6: SwiGLU)
+    Silu,
+    /// `x · P(X <= x)` of a normal X (Hendrycks & Gimpel, "Gaussian Error Linear Units", 2016; equation 6 there: GEGLU)
+    Gelu,
+    /// Its approximation by the hyperbolic tangent, as the same paper gives it.
+    GeluTanh,
+}
+
+impl Gate {
+    /// Its number in the shim.
+    pub(crate) fn number(self) -> i32 {
+        match self {
+            Self::Silu => 0,
+            Self::Gelu => 1,
+            Self::GeluTanh => 2,
+        }
+    }
+}
+
+/// `act(gate) · up`. Keeps its two inputs only.
 ///
 /// # Errors
 /// [`Error::Shape`] when the two shapes differ.
-pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+pub fn gated(act: Gate, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     if gate.size() != up.size() {
-        return Err(Error::shape("swiglu", "up", format!("{:?}", gate.size()), up.size()));
+        return Err(Error::shape("gated", "up", format!("{:?}", gate.size()), up.size()));
     }
-    ffi::swiglu(gate, up)
+    ffi::gated(act.number().into(), gate, up)
+}
+
+/// `x / (1 - p)`, or 0 where a value is dropped, with probability `p`. Which ones are follows from a key that is drawn from
+/// libtorch's generator of the CPU, and is found again on the way back: nothing is kept of them.
+///
+/// # Errors
+/// [`Error::Shape`] when `p` is not in [0, 1).
+pub fn dropout(x: &Tensor, p: f64) -> Result<Tensor> {
+    if !(0.0..1.0).contains(&p) {
+        return Err(Error::shape("dropout", "p", "in [0, 1)", p));
+    }
+    ffi::dropout(x, p)
 }

@@ -57,6 +57,24 @@ impl Weight {
         }
     }
 
+    /// Some of its rows, dense: of a plain weight a view, of a packed one in fp32.
+    ///
+    /// # Shapes
+    /// `[count, in_features]`
+    ///
+    /// # Errors
+    /// What libtorch reports, as for rows that it does not have.
+    pub fn dense_rows(&self, first: i64, count: i64) -> Result<Tensor> {
+        match self {
+            Self::Plain(t) => Ok(t.f_narrow(0, first, count)?),
+            Self::Nf4(w) => w.dense_rows(first, count),
+            Self::Int8(w) => {
+                let (codes, scales) = (w.codes.f_narrow(0, first, count)?, w.scales.f_narrow(0, first, count)?);
+                ffi::dense(&ffi::RawWeight::int8(&codes, &scales))
+            }
+        }
+    }
+
     /// The Euclidean norm of each row, `[out_features]`, fp32 (fp64 of an fp64 weight).
     ///
     /// # Errors

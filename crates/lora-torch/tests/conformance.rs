@@ -6,8 +6,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a test that cannot go on has failed
 
 use lora_torch::{
-    AttentionRule, CudaStatus, HeadPart, LoraPart, Projection, Segments, Weight, attention, cross_entropy, cuda_status,
-    lora_linear, rms_norm, rotary, swiglu, token_losses,
+    AttentionRule, CudaStatus, Gate, HeadPart, LoraPart, Origin, Projection, Segments, Weight, attention,
+    cross_entropy, cuda_status, dropout, gated, lora_linear, lora_linear_of, rms_norm, rotary, token_losses,
 };
 use proptest::prelude::*;
 use tch::{Device, Kind, Tensor};
@@ -132,6 +132,37 @@ fn rotary_case(tokens: i64, heads: i64, d: i64, rotated: i64) -> Case {
     }
 }
 
+/// Values beyond where the gates are flat, among others.
+fn gated_case(act: Gate, rows: i64, width: i64) -> Case {
+    let name = match act {
+        Gate::Silu => "swiglu",
+        Gate::Gelu => "geglu by erf",
+        Gate::GeluTanh => "geglu by tanh",
+    };
+    let plain = move |t: &[Tensor]| match act {
+        Gate::Silu => (&t[0] * 6.0).silu() * &t[1],
+        Gate::Gelu => (&t[0] * 6.0).gelu("none") * &t[1],
+        Gate::GeluTanh => (&t[0] * 6.0).gelu("tanh") * &t[1],
+    };
+    let inputs = vec![vec![rows, width], vec![rows, width]];
+    let fused = Box::new(move |t: &[Tensor]| gated(act, &(&t[0] * 6.0), &t[1]).unwrap());
+    Case { name, inputs, fused, plain: Box::new(plain) }
+}
+
+/// The key is that of the seed, so the same values are dropped in every call; the twin finds out which from ones.
+fn dropout_case(rows: i64, width: i64) -> Case {
+    let drawn = |x: &Tensor| {
+        let _drawing = lora_torch::manual_seed(5);
+        dropout(x, 0.3).unwrap()
+    };
+    Case {
+        name: "dropout",
+        inputs: vec![vec![rows, width]],
+        fused: Box::new(move |t| drawn(&t[0])),
+        plain: Box::new(move |t| &t[0] * drawn(&t[0].ones_like()).detach()),
+    }
+}
+
 /// Weights of every sign, and 0 among them.
 fn row_weights(rows: i64, like: &Tensor) -> Tensor {
     (Tensor::arange(rows, (like.kind(), like.device())) - 2.0) * 0.5
@@ -184,12 +215,10 @@ fn cases() -> Vec<Case> {
         },
         rotary_case(6, 3, 16, 16),
         rotary_case(5, 2, 16, 8),
-        Case {
-            name: "swiglu",
-            inputs: vec![vec![4, 33], vec![4, 33]],
-            fused: Box::new(|t| swiglu(&t[0], &t[1]).unwrap()),
-            plain: Box::new(|t| t[0].silu() * &t[1]),
-        },
+        gated_case(Gate::Silu, 4, 33),
+        gated_case(Gate::Gelu, 4, 33),
+        gated_case(Gate::GeluTanh, 4, 33),
+        dropout_case(5, 40),
         attention_case(vec![9], 2, 1, 8, None, None),
         attention_case(vec![4, 4, 7, 1], 2, 3, 8, None, None),
         attention_case(vec![11, 3], 1, 2, 16, Some(4), None),
@@ -326,8 +355,146 @@ fn dropout_scales_what_it_keeps_and_its_gradient_uses_the_same_mask() {
     assert!((a.grad().double_value(&[0, 0]) - y.sum(Kind::Double).double_value(&[])).abs() < F64_TOLERANCE * n as f64);
 }
 
+/// What each projection drops, found by projections that give back what their adapters read.
+fn masks_of(size: [i64; 2], n: usize, p: f64, seed: u64) -> Vec<Tensor> {
+    let f = (Kind::Double, Device::Cpu);
+    let (weight, eye) = (Tensor::zeros([size[1], size[1]], f).into(), Tensor::eye(size[1], f));
+    let part = LoraPart { a: &eye, b: &eye, scale: 1.0 };
+    let one = Projection { weight: &weight, bias: None, adapter: Some(part) };
+    let _drawing = lora_torch::manual_seed(seed);
+    lora_linear(&Tensor::ones(size, f), &vec![one; n], p).unwrap()
+}
+
+#[test]
+fn dropped_inputs_and_their_gradients_are_those_of_the_masks_written_out() {
+    let (p, size, outs) = (0.4, [6, 8], [5i64, 9, 4]);
+    let case = linear_case(size[0], size[1], outs.to_vec(), 2, true, true);
+    let inputs = leaves(&case, Kind::Double, Device::Cpu);
+    let masks = masks_of(size, outs.len(), p, 11);
+    let projected = move |t: &[Tensor]| {
+        let weights: Vec<Weight> = (0..3).map(|i| t[1 + 4 * i].shallow_clone().into()).collect();
+        let of = |i: usize| {
+            let adapter = Some(LoraPart { a: &t[3 + 4 * i], b: &t[4 + 4 * i], scale: 0.5 + i as f64 });
+            Projection { weight: &weights[i], bias: Some(&t[2 + 4 * i]), adapter }
+        };
+        let _drawing = lora_torch::manual_seed(11);
+        Tensor::cat(&lora_linear(&t[0], &[of(0), of(1), of(2)], p).unwrap(), -1)
+    };
+    let written_out = move |t: &[Tensor]| {
+        let of = |i: usize| {
+            let low = (&t[0] * &masks[i]).matmul(&t[3 + 4 * i].tr()).matmul(&t[4 + 4 * i].tr());
+            t[0].matmul(&t[1 + 4 * i].tr()) + &t[2 + 4 * i] + low * (0.5 + i as f64)
+        };
+        Tensor::cat(&[of(0), of(1), of(2)], -1)
+    };
+    let (y, g) = run(&(Box::new(projected) as Op), &inputs);
+    let (y2, g2) = run(&(Box::new(written_out) as Op), &leaves(&case, Kind::Double, Device::Cpu));
+    assert!(error_of(&y, &y2) < F64_TOLERANCE, "{}", error_of(&y, &y2));
+    for (a, b) in g.iter().flatten().zip(g2.iter().flatten()) {
+        assert!(error_of(a, b) < F64_TOLERANCE, "{}", error_of(a, b));
+    }
+}
+
+#[test]
+fn what_is_dropped_looks_drawn_and_differs_by_adapter_seed_and_place() {
+    // So many standard deviations of a mean of independent draws.
+    const DEVIATIONS: f64 = 5.0;
+    let (p, size) = (0.3, [256, 320]);
+    let n = (size[0] * size[1]) as f64;
+    let masks = masks_of(size, 2, p, 1);
+    assert!(masks[0].equal(&masks_of(size, 1, p, 1)[0]), "the same seed drops the same values");
+    let kept = |t: &Tensor| t.gt(0.0).to_kind(Kind::Double) - (1.0 - p);
+    let (a, b, c) = (kept(&masks[0]), kept(&masks[1]), kept(&masks_of(size, 1, p, 2)[0]));
+    let variance = p * (1.0 - p);
+    let is_chance = |what: &str, mean: f64, of: f64, variance: f64| {
+        assert!(mean.abs() < DEVIATIONS * (variance / of).sqrt(), "{what}: {mean}");
+    };
+    let mean = |t: Tensor| t.mean(Kind::Double).double_value(&[]);
+    is_chance("all", mean(a.shallow_clone()), n, variance);
+    for (what, other) in [("another adapter", &b), ("another seed", &c)] {
+        is_chance(what, mean(&a * other), n, variance * variance);
+    }
+    for step in [1, 2, 64, 320] {
+        let flat = a.view(-1);
+        let rest = n as i64 - step;
+        is_chance(
+            "neighbours",
+            mean(flat.narrow(0, 0, rest) * flat.narrow(0, step, rest)),
+            rest as f64,
+            variance * variance,
+        );
+    }
+    for dim in [0i64, 1] {
+        let of = size[dim as usize] as f64;
+        let most = a.mean_dim([dim].as_slice(), false, Kind::Double).abs().max().double_value(&[]);
+        is_chance("a row or column", most, of, variance);
+    }
+}
+
+/// An input that is made again gives the same bits as one that is kept, and no gradient goes another way.
+#[test]
+fn an_input_that_is_made_again_changes_no_bit() {
+    const EPS: f64 = 1e-5; // of the norms
+    let on = (Kind::Float, Device::Cpu);
+    let of = |size: &[i64], at: f64| {
+        let n: i64 = size.iter().product();
+        ((Tensor::arange(n, (Kind::Double, Device::Cpu)) * 0.7 + at).sin().view(size)).to_kind(Kind::Float)
+    };
+    for p in [0.0, 0.25] {
+        for form in 0..5 {
+            let results = [false, true].map(|remade| {
+                let (x, up) = (of(&[7, 24], 1.0).set_requires_grad(true), of(&[7, 24], 2.0).set_requires_grad(true));
+                let (weight, bias) = (of(&[24], 3.0), of(&[24], 4.0));
+                let (a, b) = (of(&[2, 24], 5.0).set_requires_grad(true), of(&[9, 2], 6.0).set_requires_grad(true));
+                let act = [Gate::Silu, Gate::Gelu, Gate::GeluTanh][form % 3];
+                let (input, origin) = match form {
+                    3 => (rms_norm(&x, &weight, EPS).unwrap(), Origin::RmsNorm { x: &x, weight: &weight, eps: EPS }),
+                    4 => (
+                        x.layer_norm([24i64].as_slice(), Some(&weight), Some(&bias), EPS, true),
+                        Origin::LayerNorm { x: &x, weight: &weight, bias: Some(&bias), eps: EPS },
+                    ),
+                    _ => (gated(act, &x, &up).unwrap(), Origin::Gated { act, gate: &x, up: &up }),
+                };
+                let weight = of(&[9, 24], 7.0).into();
+                let part = LoraPart { a: &a, b: &b, scale: 1.5 };
+                let projection = Projection { weight: &weight, bias: None, adapter: Some(part) };
+                let y = {
+                    let _drawing = lora_torch::manual_seed(3);
+                    lora_linear_of(&input, remade.then_some(origin), &[projection, projection], p).unwrap()
+                };
+                drop(input);
+                (&y[0] + &y[1] * Tensor::ones([1], on)).square().sum(Kind::Float).backward();
+                let up = if form < 3 { up.grad() } else { up.detach() };
+                [y[0].detach(), x.grad(), up, a.grad(), b.grad()]
+            });
+            for (kept, remade) in results[0].iter().zip(&results[1]) {
+                assert!(kept.equal(remade), "form {form}, dropout {p}");
+                assert!(kept.abs().max().double_value(&[]) > 0.0, "form {form}");
+            }
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn gated_any_shape(rows in 0i64..9, width in 1i64..70, act in prop::sample::select(vec![Gate::Silu, Gate::Gelu, Gate::GeluTanh])) {
+        for (kind, tolerance) in [(Kind::Double, F64_TOLERANCE), (Kind::Float, F32_TOLERANCE)] {
+            if rows == 0 {
+                let none = Tensor::zeros([0, width], (kind, Device::Cpu));
+                prop_assert_eq!(gated(act, &none, &none).unwrap().size(), [0, width]);
+                continue;
+            }
+            let case = gated_case(act, rows, width);
+            let (y, g) = run(&case.fused, &leaves(&case, kind, Device::Cpu));
+            let (y2, g2) = run(&case.plain, &leaves(&case, kind, Device::Cpu));
+            prop_assert!(error_of(&y, &y2) < tolerance, "{}", error_of(&y, &y2));
+            for (a, b) in g.iter().flatten().zip(g2.iter().flatten()) {
+                prop_assert!(error_of(a, b) < tolerance, "{}", error_of(a, b));
+            }
+        }
+    }
 
     #[test]
     fn linear_any_shape(rows in 1i64..9, width in 1i64..20, outs in prop::collection::vec(1i64..17, 1..4), r in 1i64..5, bias: bool) {

@@ -1,6 +1,6 @@
 //! The step on fixed shapes and random tokens, measured: what `perf/peft_step.py` measures of PEFT, by the same count.
 
-use crate::config::Optim;
+use crate::config::{Checkpointing, Optim};
 use crate::error::{Error, Result};
 use crate::params::FlatParams;
 use lora_format::{AdapterFolder, TargetModules, read_adapter};
@@ -28,8 +28,8 @@ pub struct BenchOptions {
     pub init_adapter: Option<PathBuf>,
     /// Train every weight instead of adapters.
     pub full: bool,
-    /// Keep block inputs only.
-    pub checkpointing: bool,
+    /// What is kept for the backward pass.
+    pub checkpointing: Checkpointing,
     /// Steps measured, after two that warm up.
     pub steps: usize,
     /// What the model computes in.
@@ -99,6 +99,7 @@ pub fn bench_step(o: &BenchOptions) -> Result<BenchReport> {
     if let Some(packing) = o.packing {
         model.pack(packing, &mut |_, _| {})?;
     }
+    model.remake = o.checkpointing == Checkpointing::Selective;
     let params = FlatParams::new(model.parameters(), None, Optim::AdamW)?;
     let batch = batch(&model.config, o)?;
     let trained = batch.trained() as f64;
@@ -107,7 +108,8 @@ pub fn bench_step(o: &BenchOptions) -> Result<BenchReport> {
     let mut step = || -> Result<f64> {
         number += 1;
         params.zero_grad()?;
-        let loss = model.loss_and_backward(&batch, number as u64, 1.0 / trained, o.checkpointing)?;
+        let loss =
+            model.loss_and_backward(&batch, number as u64, 1.0 / trained, o.checkpointing == Checkpointing::Full)?;
         params.clip_grad_norm(1.0)?;
         params.update(&AdamWScalars {
             lr: 2e-4,

@@ -1,6 +1,7 @@
 //! What the user asks for: one typed configuration, read from TOML or YAML, with every fault reported at once.
 
 mod check;
+mod checkpointing;
 mod data;
 mod faults;
 pub(crate) mod keys;
@@ -15,6 +16,7 @@ mod train;
 mod unknown;
 mod watch;
 
+pub use checkpointing::Checkpointing;
 pub use data::{BadRecords, Cache, DataConfig, Mixing, Preference, SourceConfig, TextBy, Truncation};
 pub use faults::{ConfigErrors, Fault, FaultKind, Place};
 pub(crate) use keys::choice;

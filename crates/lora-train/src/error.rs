@@ -23,6 +23,21 @@ pub enum Error {
         /// The device that was asked for.
         device: String,
     },
+    /// The base is packed, and its weights are to be changed.
+    #[error(
+        "{key} = {value}: this changes the base's weights, of which {matrices} are packed already; give the unpacked checkpoint, or \
+         {key} = {instead}"
+    )]
+    PackedBase {
+        /// The key.
+        key: &'static str,
+        /// What it is.
+        value: String,
+        /// How many matrices are packed.
+        matrices: usize,
+        /// What it may be.
+        instead: &'static str,
+    },
     /// Evaluations are compared by a figure that they have not.
     #[error(
         "train.metric_for_best_model = \"{metric}\": an evaluation of this run has no such figure; choose another, as \"eval_loss\""
@@ -445,6 +460,8 @@ impl Error {
             | Self::OneProcess { .. }
             | Self::TokenOutsideModel { .. }
             | Self::TooLong { .. }
+            | Self::MappedOnDevice { .. }
+            | Self::PackedBase { .. }
             | Self::BenchInput { .. } => true,
             _ => false,
         }

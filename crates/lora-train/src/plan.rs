@@ -19,7 +19,8 @@ use lora_format::{
     read_adapter,
 };
 use lora_model::{
-    InjectionPlan, ModelConfig, Packing, Storage, check_adapter, check_weights, plan_injection, saved_form,
+    InjectionPlan, ModelConfig, Packing, Storage, check_adapter, check_weights, packed_already, plan_injection,
+    saved_form,
 };
 use lora_torch::{DeviceChoice, resolve_device};
 use std::collections::BTreeMap;
@@ -83,6 +84,8 @@ pub struct RunPlan {
     pub device: Device,
     /// What it computes in.
     pub kind: Kind,
+    /// Bytes of the matrices of the base that its checkpoint has packed, by path; they are kept so.
+    pub packed: BTreeMap<String, i64>,
     /// Fingerprints of what the configuration only names: `base`, `data`, `eval data`, `tokenizer`.
     pub digests: BTreeMap<String, String>,
 }
@@ -111,6 +114,14 @@ impl RunPlan {
             return Err(Error::MappedOnDevice { device: config.model.device.clone() });
         }
         let mut trained = what_is_trained(&config, &model)?;
+        let packed = packed_already(&model_dir, &model)?;
+        check_packed(&packed, &config, &trained)?;
+        if !packed.is_empty() && config.model.quantization.packing().is_some() {
+            sink.event(Event::Note(format!(
+                "model.quantization: {} matrices of the checkpoint are packed already and stay as they are",
+                packed.len()
+            )));
+        }
         let tokenizer = data_tokenizer(&model_dir, &config.data)?;
 
         let compared = config.objective.compares();
@@ -232,6 +243,7 @@ impl RunPlan {
             schedule,
             device,
             kind,
+            packed,
             digests,
         })
     }
@@ -254,7 +266,7 @@ impl RunPlan {
     pub fn base_bytes(&self) -> i64 {
         let (storage, packing) = (self.config.model.weights.storage(), self.config.model.quantization.packing());
         let stored = self.model.dtype.as_deref().and_then(lora_torch::parse_kind).unwrap_or(self.kind);
-        lora_model::base_bytes(&self.model, storage, packing, self.kind, stored)
+        lora_model::base_bytes(&self.model, storage, packing, self.kind, stored, &self.packed)
     }
 
     /// Rows of one pass: all of them, or with the part of an old set that a pass replays.
@@ -306,6 +318,31 @@ impl RunPlan {
 pub(crate) fn keeping(c: &crate::config::ModelConfig) -> (Storage, Option<Packing>) {
     let packing = c.quantization.packing();
     (if packing.is_some() { Storage::Mapped } else { c.weights.storage() }, packing)
+}
+
+/// What changes the base's weights needs them unpacked.
+fn check_packed(packed: &BTreeMap<String, i64>, config: &RunConfig, trained: &Trained) -> Result<()> {
+    let refuse = |key, value: &str, instead| {
+        Err(Error::PackedBase { key, value: value.into(), matrices: packed.len(), instead })
+    };
+    match (trained, &config.lora.init_lora_weights) {
+        (Trained::Everything, _) if !packed.is_empty() => {
+            refuse("train.finetuning_type", FinetuningType::Full.name(), "\"lora\"")
+        }
+        (Trained::Fresh(plan), InitLoraWeights::LoftQ | InitLoraWeights::Principal(_)) => {
+            match plan.adapters.iter().any(|adapter| packed.contains_key(&adapter.module.path)) {
+                true => {
+                    let value = match &config.lora.init_lora_weights {
+                        InitLoraWeights::Principal(name) => name,
+                        _ => lora_core::LoftQ::NAME,
+                    };
+                    refuse("lora.init_lora_weights", value, "true")
+                }
+                false => Ok(()),
+            }
+        }
+        _ => Ok(()),
+    }
 }
 
 /// fp32 on the CPU, where half precision has no fast products; on a GPU what the checkpoint says, unless asked otherwise.

@@ -8,7 +8,7 @@ use crate::answers::Answers;
 use crate::checkpoint::TrainState;
 use crate::classes::class_batch;
 use crate::comparing::Comparing;
-use crate::config::Reference;
+use crate::config::{Checkpointing, Reference};
 use crate::error::{Error, Result};
 use crate::eval::on_device;
 use crate::events::{Event, EventSink};
@@ -165,6 +165,7 @@ impl Trainer {
             model.pack(packing, &mut progress)?;
         }
         model.lora_dropout = plan.config.lora.dropout();
+        model.remake = plan.config.train.gradient_checkpointing == Checkpointing::Selective;
         model.neftune_noise_alpha = plan.config.train.neftune_noise_alpha;
         let params = FlatParams::new(model.parameters(), plan.config.train.lora_plus(), plan.config.train.optim)?;
         if let Some(comparing) = asks {
@@ -286,7 +287,7 @@ impl Trainer {
         let weight = if self.team.is_alone() { 1.0 / count as f64 } else { 1.0 };
 
         self.params.zero_grad()?;
-        let checkpointing = self.plan.config.train.gradient_checkpointing;
+        let checkpointing = self.plan.config.train.gradient_checkpointing == Checkpointing::Full;
         for (laid, micro) in batches.iter().zip(&own.numbers) {
             // From the micro-batch's number in the whole step, whichever process computes it.
             let seed = mix_seed(&[self.plan.config.seed, step, *micro]);

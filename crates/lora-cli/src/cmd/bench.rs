@@ -10,6 +10,7 @@ use anyhow::Result;
 use lora_format::TensorFile;
 use lora_model::ModelConfig;
 use lora_torch::{Products, use_products};
+use lora_train::config::Checkpointing;
 use lora_train::{BenchOptions, bench_step};
 use std::path::PathBuf;
 
@@ -50,9 +51,11 @@ pub(crate) struct StepArgs {
     /// Modules that get an adapter: all-linear, or names with commas between them
     #[arg(long, default_value = "all-linear", value_delimiter = ',')]
     targets: Vec<String>,
-    /// Keep the inputs of the blocks only and compute the rest again
-    #[arg(long)]
-    checkpointing: bool,
+    /// What is kept for the backward pass: all; all but what norms and gates give; or, where no word is given, the inputs of the
+    /// blocks only
+    #[arg(long, value_name = "POLICY", value_parser = ["none", "selective", "full"], num_args = 0..=1, default_value = "none",
+          default_missing_value = "full")]
+    checkpointing: String,
     /// Steps to measure, after two that warm up
     #[arg(long, default_value_t = 5, value_name = "N")]
     steps: u16,
@@ -104,7 +107,7 @@ fn step(args: &StepArgs) -> Result<()> {
         targets: (args.targets != ["all-linear"]).then(|| args.targets.clone()),
         init_adapter: args.init_adapter.clone(),
         full: args.full,
-        checkpointing: args.checkpointing,
+        checkpointing: Checkpointing::named(&args.checkpointing).unwrap_or_default(),
         steps: args.steps.into(),
         storage: args.compute.storage(device)?,
         packing: args.compute.packing(),

@@ -70,6 +70,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if report.untied {
         out::line("embedding and head share no weight any more: the adapter changes one of them only")?;
     }
+    if report.unpacked > 0 {
+        out::line(format!(
+            "{} matrices of the base were packed by bitsandbytes; the result holds them unpacked, without quantization_config",
+            report.unpacked
+        ))?;
+    }
     for (adapter, base) in args.adapter.iter().zip(&report.named_bases) {
         let named = base.as_deref().and_then(|b| b.trim_end_matches('/').rsplit('/').next());
         let given = model_name(&args.model);

@@ -120,6 +120,33 @@ fn impossible_values_are_refused_by_name_before_anything_is_made_of_them() {
 fn custom_code_and_quantised_weights_are_refused_with_the_reason() {
     assert!(message(json!({"auto_map": {"AutoModel": "modeling.X"}})).contains("never run"));
     assert!(message(json!({"trust_remote_code": true})).contains("trust_remote_code"));
-    assert!(message(json!({"quantization_config": {"bits": 4}})).contains("quantised"));
+    let packed = |more: Value| {
+        let mut settings = json!({"quant_method": "bitsandbytes", "load_in_4bit": true, "bnb_4bit_quant_type": "nf4"});
+        settings.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        json!({"quantization_config": settings})
+    };
+    for (settings, named) in [
+        (json!({"quantization_config": {"bits": 4}}), "quantization_config.quant_method"),
+        (json!({"quantization_config": {"quant_method": "awq", "bits": 4}}), "\"awq\""),
+        (packed(json!({"quant_method": "gptq"})), "quantization_config.quant_method` = \"gptq\""),
+        (packed(json!({"bnb_4bit_quant_type": "fp4"})), "bnb_4bit_quant_type` = \"fp4\""),
+        (packed(json!({"bnb_4bit_quant_type": null})), "bnb_4bit_quant_type"),
+        (packed(json!({"load_in_4bit": false})), "load_in_4bit"),
+        (packed(json!({"load_in_8bit": true})), "load_in_4bit"),
+        (packed(json!({"load_in_4bit": "yes"})), "load_in_4bit"),
+        (json!({"quantization_config": "nf4"}), "quantization_config"),
+    ] {
+        let told = message(settings.clone());
+        assert!(told.contains(named), "{settings}: {told}");
+        assert!(told.contains("bfloat16") || told.contains("must be"), "{settings}: {told}");
+    }
+    for settings in [
+        packed(json!({})),
+        packed(json!({"load_in_4bit": false, "load_in_8bit": true, "bnb_4bit_quant_type": "fp4"})),
+        json!({"quantization_config": {"load_in_8bit": true}}),
+        json!({"quantization_config": null}),
+    ] {
+        assert!(read(&with("llama", settings.clone())).is_ok(), "{settings}");
+    }
     assert!(read(&with("llama", json!({"auto_map": null, "trust_remote_code": false}))).is_ok());
 }

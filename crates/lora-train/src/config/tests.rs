@@ -119,7 +119,7 @@ fn full() -> RunConfig {
             adam_beta1: 0.8,
             adam_beta2: 0.99,
             adam_epsilon: 1e-6,
-            gradient_checkpointing: true,
+            gradient_checkpointing: Checkpointing::Full,
             eval_steps: 10,
             predict_with_generate: false,
             generation_max_new_tokens: 32,
@@ -343,7 +343,7 @@ fn any_config() -> impl Strategy<Value = RunConfig> {
         prop_oneof![Just((None, None)), (0f64..=1.0).prop_map(|r| (None, Some(r))), Just((Some(0), None))],
         proptest::sample::select(&ScheduleKind::ALL[1..]),
         1e-12f64..1e6,
-        any::<bool>(),
+        proptest::sample::select(&Checkpointing::ALL[..]),
         0..=i64::MAX as u64,
         2u32..1_000_000,
     );

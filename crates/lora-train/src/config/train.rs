@@ -1,5 +1,6 @@
 //! `[train]`: the optimizer, its schedule, and when to evaluate and save. Names are those of `TrainingArguments`.
 
+use super::checkpointing::Checkpointing;
 use super::keys::{Kind, Range, choice, section, span};
 use crate::eval::EvalReport;
 use crate::params::LoraPlus;
@@ -162,9 +163,10 @@ section! {
         /// example's tokens times the hidden size. 0, where nothing is said, takes none.
         #[serde(skip_serializing_if = "is_zero")]
         neftune_noise_alpha: f64 = 0.0, Kind::Number(Range::NotNegative);
-        /// Keeps the inputs of the blocks only and computes the rest again in the backward pass: less memory, about a third
-        /// more time.
-        gradient_checkpointing: bool = false, Kind::Bool;
+        /// What is kept for the backward pass: everything (`false`, also `none`); everything but what norms and gates give, which
+        /// is computed again (`selective`: about a third less memory, hardly more time); or the inputs of the blocks only
+        /// (`true`, also `full`: the least memory, about a third more time).
+        gradient_checkpointing: Checkpointing = Checkpointing::None, Kind::BoolOr(Checkpointing::NAMES);
         /// Evaluates every so many optimizer steps; 0 evaluates at the start and at the end only.
         eval_steps: u64 = 0, COUNT_OR_ZERO;
         /// Answers the prompts of the evaluation, too, and compares what is written with what stands there: BLEU, chrF, ROUGE-L and

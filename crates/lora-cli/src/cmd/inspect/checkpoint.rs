@@ -3,7 +3,7 @@
 use crate::out;
 use anyhow::Result;
 use lora_data::Tokenizer;
-use lora_format::{Checkpoint, read_hf_config, read_json_object};
+use lora_format::{Checkpoint, is_packed, is_part, packed_weight, read_hf_config, read_json_object};
 use lora_model::ModelConfig;
 use lora_torch::kind_name;
 use serde::Serialize;
@@ -23,7 +23,7 @@ struct Found {
     parameters: u64,
     bytes: u64,
     shards: usize,
-    /// Elements by dtype.
+    /// Elements by dtype, or by the form in which they are packed.
     dtypes: BTreeMap<&'static str, u64>,
     /// Absent where the config is of a family that is laid out otherwise.
     #[serde(flatten)]
@@ -64,8 +64,16 @@ pub(super) fn show(path: &Path, as_json: bool) -> Result<()> {
     let weights = Checkpoint::open(path)?;
     let mut dtypes = BTreeMap::new();
     for name in weights.names() {
-        let info = weights.info(name)?;
-        *dtypes.entry(kind_name(info.kind)).or_insert(0) += info.shape.iter().product::<i64>().unsigned_abs();
+        let (form, shape) = if is_packed(&weights, name) {
+            let packed = packed_weight(&weights, name)?;
+            (packed.name(), packed.shape.to_vec())
+        } else if is_part(name) {
+            continue;
+        } else {
+            let info = weights.info(name)?;
+            (kind_name(info.kind), info.shape.clone())
+        };
+        *dtypes.entry(form).or_insert(0) += shape.iter().product::<i64>().unsigned_abs();
     }
     let tokenizer = Tokenizer::load(path);
     let config = ModelConfig::read(path);
@@ -75,7 +83,7 @@ pub(super) fn show(path: &Path, as_json: bool) -> Result<()> {
         path: path.to_path_buf(),
         model_type,
         not_trainable: config.err().map(|e| e.to_string()),
-        parameters: weights.total_elements(),
+        parameters: dtypes.values().sum(),
         bytes: weights.total_bytes(),
         shards: weights.shards().len(),
         dtypes,
