@@ -89,6 +89,36 @@ extern "C" Message lt_group_broadcast(Membership* member, CTensor tensor, int64_
   });
 }
 
+// A transfer between two members that was begun.
+struct Transfer {
+  c10::intrusive_ptr<c10d::Work> work;
+};
+
+// Begins to give a tensor to another member. It leaves when that one has begun to take it, and must stay as it is until then.
+extern "C" Message lt_group_send(Membership* member, CTensor tensor, int32_t to, Transfer** out) {
+  return guarded([&] {
+    std::vector<at::Tensor> tensors{*tensor};
+    *out = new Transfer{member->group->send(tensors, to, 0)};
+  });
+}
+
+// Begins to take what another member gives.
+extern "C" Message lt_group_receive(Membership* member, CTensor tensor, int32_t from, Transfer** out) {
+  return guarded([&] {
+    std::vector<at::Tensor> tensors{*tensor};
+    *out = new Transfer{member->group->recv(tensors, from, 0)};
+  });
+}
+
+// Waits for the end of a transfer.
+extern "C" Message lt_transfer_wait(Transfer* transfer) {
+  return guarded([&] { waited(transfer->work); });
+}
+
+extern "C" Message lt_transfer_close(Transfer* transfer) {
+  return guarded([&] { delete transfer; });
+}
+
 extern "C" Message lt_store_close(Membership* member) {
   return guarded([&] { delete member; });
 }
@@ -107,6 +137,10 @@ extern "C" Message lt_store_add(void*, const char*, int64_t, int64_t*) { return 
 extern "C" Message lt_group_open(void*, int32_t, int32_t, int64_t) { return absent(); }
 extern "C" Message lt_group_sum(void*, CTensor) { return absent(); }
 extern "C" Message lt_group_broadcast(void*, CTensor, int64_t) { return absent(); }
+extern "C" Message lt_group_send(void*, CTensor, int32_t, void**) { return absent(); }
+extern "C" Message lt_group_receive(void*, CTensor, int32_t, void**) { return absent(); }
+extern "C" Message lt_transfer_wait(void*) { return absent(); }
+extern "C" Message lt_transfer_close(void*) { return absent(); }
 extern "C" Message lt_store_close(void*) { return absent(); }
 
 #endif
