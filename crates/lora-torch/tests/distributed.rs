@@ -113,7 +113,8 @@ fn a_transfer_with_one_that_leaves_names_it() {
             return Vec::new();
         }
         let start = Instant::now();
-        let taken = member.receive(&[1 << 20], Kind::Float, 1).and_then(|transfer| member.arrive(transfer)).unwrap_err();
+        let taken =
+            member.receive(&[1 << 20], Kind::Float, 1).and_then(|transfer| member.arrive(transfer)).unwrap_err();
         // Nobody takes this, either.
         let given = member.send(&Tensor::zeros([1 << 20], (Kind::Float, Device::Cpu)), 1).map(drop).unwrap_err();
         assert!(start.elapsed() < PATIENCE / 2, "{taken}");

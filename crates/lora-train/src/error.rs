@@ -237,6 +237,37 @@ pub enum Error {
         /// Processes.
         world: u32,
     },
+    /// There are not as many processes as stages.
+    #[error(
+        "train.pipeline_stages = {stages} for {world} {}: each rank is one stage, and a divided model has no copies that would share \
+         the rows; start {stages} ranks, as by `lora launch -n {stages}`, or set pipeline_stages = {}",
+        if *world == 1 { "process" } else { "ranks" },
+        if *world == 1 { 1 } else { *world }
+    )]
+    StagesAndRanks {
+        /// `train.pipeline_stages`.
+        stages: u32,
+        /// Processes.
+        world: u32,
+    },
+    /// A model cannot be divided so, or what is trained cannot be trained in stages.
+    #[error("{field} = {value} with train.pipeline_stages = {stages}: {reason}")]
+    Stages {
+        /// The key of the configuration.
+        field: &'static str,
+        /// Its value.
+        value: String,
+        /// `train.pipeline_stages`.
+        stages: u32,
+        /// Why not, and what to do.
+        reason: String,
+    },
+    /// What other stages have of a step was not brought here before it was to be written.
+    #[error("step {step}: the parts of the other stages were not collected; every rank has to call what writes them")]
+    NotCollected {
+        /// The step.
+        step: u64,
+    },
     /// A process was to do another run than rank 0.
     #[error(
         "rank {rank} was started for another run than rank 0: {}; start every rank with the same program, configuration and data",
@@ -431,6 +462,8 @@ impl Error {
             | Self::NothingToResume { .. }
             | Self::ResumeMismatch { .. }
             | Self::TooFewMicroBatches { .. }
+            | Self::StagesAndRanks { .. }
+            | Self::Stages { .. }
             | Self::RanksDiffer { .. }
             | Self::EvalSplit { .. }
             | Self::NoRows { .. }
