@@ -229,9 +229,11 @@ pub enum Error {
     /// A step has fewer micro-batches than there are processes to share them.
     #[error(
         "train.gradient_accumulation_steps = {micro_batches} for {world} ranks: a step's micro-batches are shared among them, so set it \
-         to a multiple of {world}, or start fewer"
+         to a multiple of {world}{}, or start fewer", same_step(*micro_batches, *rows, *world)
     )]
     TooFewMicroBatches {
+        /// `per_device_train_batch_size`.
+        rows: u32,
         /// `gradient_accumulation_steps`.
         micro_batches: u32,
         /// Processes.
@@ -499,6 +501,18 @@ impl Error {
     pub(crate) fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
         let path = path.as_ref().to_path_buf();
         move |source| Self::Io { action, path, source }
+    }
+}
+
+/// The settings by which a step keeps its rows where there are more processes, if there are such.
+fn same_step(micro_batches: u32, rows: u32, world: u32) -> String {
+    let all = u64::from(micro_batches) * u64::from(rows);
+    match all.is_multiple_of(u64::from(world)) {
+        true => format!(
+            ", as {world} with per_device_train_batch_size = {}, which keeps the {all} rows of a step",
+            all / u64::from(world)
+        ),
+        false => String::new(),
     }
 }
 

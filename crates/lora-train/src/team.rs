@@ -63,7 +63,8 @@ impl Team {
             return Err(Error::OneProcess { name: config.objective.name.name() });
         }
         let (micro_batches, world) = (config.train.gradient_accumulation_steps, self.world());
-        if micro_batches < world { Err(Error::TooFewMicroBatches { micro_batches, world }) } else { Ok(()) }
+        let rows = config.train.per_device_train_batch_size;
+        if micro_batches < world { Err(Error::TooFewMicroBatches { rows, micro_batches, world }) } else { Ok(()) }
     }
 
     /// Lets everyone go on with what it has, if everyone has something. Every process calls it, the one that failed too.

@@ -136,13 +136,20 @@ fn two_processes_follow_peft_in_two_processes() {
 fn a_step_that_cannot_be_shared_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     write_rows(dir.path(), &[(2, 2); 8]);
+    // The usual step of one micro-batch, which two could share as two of half the rows.
+    let usual = ["train.gradient_accumulation_steps=1", "train.per_device_train_batch_size=8"];
+    for error in together(2, |team| Trainer::in_team(plan(dir.path(), &usual), team, &mut NoEvents).unwrap_err()) {
+        let text = error.to_string();
+        assert!(text.contains("as 2 with per_device_train_batch_size = 4, which keeps the 8 rows of a step"), "{text}");
+    }
     for error in together(3, |team| {
         Trainer::in_team(plan(dir.path(), &["train.gradient_accumulation_steps=2"]), team, &mut NoEvents).unwrap_err()
     }) {
         assert!(
-            matches!(error, Error::TooFewMicroBatches { micro_batches: 2, world: 3 }) && error.is_usage(),
+            matches!(error, Error::TooFewMicroBatches { rows: 2, micro_batches: 2, world: 3 }) && error.is_usage(),
             "{error}"
         );
+        assert!(error.to_string().contains("a multiple of 3, or start fewer"), "{error}");
     }
 }
 

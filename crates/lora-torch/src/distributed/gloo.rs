@@ -1,4 +1,4 @@
-//! Processes on CPUs, by libtorch's ProcessGroupGloo.
+//! Processes by libtorch's ProcessGroupGloo, and with the feature `nccl` by its ProcessGroupNCCL between CUDA devices.
 
 use super::heart::{Heart, silent};
 use super::{Collective, Launch, Transfer};
@@ -93,12 +93,18 @@ impl Gloo {
         if peer == rank || peer >= world { Err(Error::NoPeer { peer, rank, world }) } else { Ok(whole(peer)) }
     }
 
-    /// Runs an exchange of a tensor on the host; that of a device goes through a copy there.
+    /// Runs an exchange of a tensor on the host, or on a CUDA device where NCCL was built in; that of another device goes through a
+    /// copy on the host.
     fn exchange_tensor(&self, tensor: &mut Tensor, run: impl FnOnce(&Member, &mut Tensor) -> Result<()>) -> Result<()> {
         if !tensor.is_contiguous() {
             return Err(Error::shape("exchange", "tensor", "contiguous", tensor.size()));
         }
-        if tensor.device() == Device::Cpu {
+        let as_it_is = match tensor.device() {
+            Device::Cpu => true,
+            Device::Cuda(_) => Member::takes_cuda(),
+            _ => false,
+        };
+        if as_it_is {
             return self.exchange(|member| run(member, tensor));
         }
         let mut host = tensor.f_to_device(Device::Cpu)?;

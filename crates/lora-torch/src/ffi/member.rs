@@ -9,6 +9,7 @@ use torch_sys::C_tensor;
 
 unsafe extern "C" {
     fn lt_group_available() -> Message;
+    fn lt_group_takes_cuda() -> i32;
     fn lt_store_open(
         host: *const c_char,
         port: u16,
@@ -43,6 +44,12 @@ impl Member {
     /// Whether this libtorch has groups; an error that says so where it has not.
     pub(crate) fn available() -> Result<()> {
         check("distributed", unsafe { lt_group_available() })
+    }
+
+    /// Whether sums and broadcasts take tensors of CUDA devices as they are.
+    pub(crate) fn takes_cuda() -> bool {
+        // SAFETY: it returns a number, and touches nothing.
+        unsafe { lt_group_takes_cuda() != 0 }
     }
 
     pub(crate) fn open(host: &CStr, port: u16, hosts: bool, timeout_ms: i64, prefix: &CStr) -> Result<Self> {
