@@ -45,6 +45,7 @@ struct Cli {
 }
 
 #[derive(Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one, and no list of them")]
 enum Verb {
     /// Get libtorch 2.11.0 into .libtorch; does nothing when it is there
     Setup {

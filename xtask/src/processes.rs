@@ -39,8 +39,9 @@ impl Args {
 /// Layers, hidden, key and value width, feed-forward of models whose adapters are exchanged; r = 16 on every linear layer.
 const SHAPES: [(&str, u64, [u64; 4]); 3] =
     [("1B", 16, [16, 2048, 512, 8192]), ("8B", 16, [32, 4096, 1024, 14336]), ("70B", 16, [80, 8192, 1024, 28672])];
-/// Tokens of a row of the run that is timed; a step has `ROWS` of them in `MICRO` micro-batches.
-const TOKENS: usize = 256;
+/// Words of a row of the run that is timed, and more than its tokens; a step has `ROWS` of them in `MICRO` micro-batches.
+const WORDS: usize = 90;
+const LONGEST: usize = 512;
 const ROWS: u64 = 8;
 const MICRO: u64 = 4;
 
@@ -49,8 +50,9 @@ fn adapter_numbers(r: u64, [layers, h, kv, ffn]: [u64; 4]) -> u64 {
     layers * r * (2 * (h + h) + 2 * (h + kv) + 3 * (h + ffn))
 }
 
-/// A run's tokens a second, the median of its steps, and the seconds of a step.
+/// The median step of a run: its tokens a second, its tokens and its seconds.
 struct Speed {
+    rate: f64,
     tokens: f64,
     step: f64,
 }
@@ -69,13 +71,13 @@ pub fn run(ws: &Workspace, args: &Args) -> Result<()> {
     let one = bench.alone(1)?;
     let two = bench.together(None)?;
     let threads = bench.alone(2)?;
-    let mut text = opening(&bench)?;
+    let mut text = opening(&bench, &one)?;
     writeln!(text, "| | tokens a second | to one rank | efficiency |\n| --- | ---: | ---: | ---: |")?;
     for (name, speed, cores) in
         [("1 rank of 1 thread", &one, 1.0), ("2 ranks of 1 thread", &two, 2.0), ("1 rank of 2 threads", &threads, 2.0)]
     {
-        let gain = speed.tokens / one.tokens;
-        writeln!(text, "| {name} | {:.0} | {gain:.2} | {:.0} % |", speed.tokens, 100.0 * gain / cores)?;
+        let gain = speed.rate / one.rate;
+        writeln!(text, "| {name} | {:.0} | {gain:.2} | {:.0} % |", speed.rate, 100.0 * gain / cores)?;
     }
     exchanges(&bench, &mut text)?;
     links(&bench, &args.link_rates, &one, &mut text)?;
@@ -102,7 +104,7 @@ fn prepare(ws: &Workspace, lora: &Path, work: &Path) -> Result<()> {
         ("num_attention_heads", json!(8)),
         ("num_key_value_heads", json!(8)),
         ("head_dim", json!(64)),
-        ("max_position_embeddings", json!(2 * TOKENS)),
+        ("max_position_embeddings", json!(LONGEST)),
     ] {
         config[key] = value;
     }
@@ -112,7 +114,7 @@ fn prepare(ws: &Workspace, lora: &Path, work: &Path) -> Result<()> {
     capture(&mut init)?;
     let words = ["the", "weight", "of", "a", "matrix", "is", "what", "it", "learns"];
     let row = |i: usize| {
-        let text: Vec<&str> = (0..TOKENS).map(|k| words[(i * 7 + k * 3 + k / 5) % words.len()]).collect();
+        let text: Vec<&str> = (0..WORDS).map(|k| words[(i * 7 + k * 3 + k / 5) % words.len()]).collect();
         format!("{}\n", json!({ "text": text.join(" ") }))
     };
     fs::write(work.join("rows.jsonl"), (0..64).map(row).collect::<String>())?;
@@ -141,9 +143,8 @@ impl Bench {
             ("train.sample_count", "0".into()),
             ("train.save_steps", "0".into()),
             ("lora.r", "16".into()),
-            ("data.max_length", TOKENS.to_string()),
+            ("data.max_length", LONGEST.to_string()),
             ("data.cache", "never".into()),
-            ("data.max_affected_share", "1".into()),
         ] {
             args.extend(["--set".into(), format!("{key}={value}")]);
         }
@@ -210,14 +211,15 @@ impl Bench {
 fn speed(out: &Path) -> Result<Speed> {
     let text = fs::read_to_string(out.join("metrics.jsonl"))?;
     let lines = text.lines().map(serde_json::from_str).collect::<serde_json::Result<Vec<Value>>>()?;
-    let mut tokens: Vec<f64> = lines.iter().filter_map(|line| line["tokens_per_second"].as_f64()).skip(1).collect();
-    ensure!(!tokens.is_empty(), "{} has no steps", out.display());
-    tokens.sort_by(f64::total_cmp);
-    let median = tokens[tokens.len() / 2];
-    Ok(Speed { tokens: median, step: ROWS as f64 * TOKENS as f64 / median })
+    let step = |line: &Value| Some((line["tokens_per_second"].as_f64()?, line["tokens"].as_f64()?));
+    let mut steps: Vec<(f64, f64)> = lines.iter().filter_map(step).skip(1).collect();
+    ensure!(!steps.is_empty(), "{} has no steps", out.display());
+    steps.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let (rate, tokens) = steps[steps.len() / 2];
+    Ok(Speed { rate, tokens, step: tokens / rate })
 }
 
-fn opening(bench: &Bench) -> Result<String> {
+fn opening(bench: &Bench, one: &Speed) -> Result<String> {
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let load = load.split(' ').next().unwrap_or("unknown").to_owned();
     let cores = std::thread::available_parallelism()?.get();
@@ -225,10 +227,11 @@ fn opening(bench: &Bench) -> Result<String> {
         "# Several processes\n\nMade by `cargo xtask bench --processes`; {}, {cores} cores, libtorch {}. The load of the machine at the end of the first table was {load}: above \
          the number of cores it had other work, and the figures are worse than they would be without.\n\n\
          ## What a second process gains\n\nA llama of 8 blocks, hidden 512, feed-forward 1408, random weights; r = 16 on every linear layer ({} numbers); a step is {ROWS} \
-         rows of {TOKENS} tokens in {MICRO} micro-batches. Medians of {} steps.\n\n",
+         rows, about {:.0} tokens, in {MICRO} micro-batches. Medians of {} steps.\n\n",
         doctor::cpu_model(),
         setup::VERSION,
         own_numbers(),
+        one.tokens,
         bench.steps - 1,
     ))
 }
@@ -283,8 +286,8 @@ fn links(bench: &Bench, rates: &[u32], one: &Speed, text: &mut String) -> Result
         4.0 * own_numbers() as f64 / 1e6
     )?;
     for (rate, sum, speed) in &rows {
-        let gain = speed.tokens / one.tokens;
-        writeln!(text, "| {rate} | {sum:.3} s | {:.0} | {gain:.2} |", speed.tokens)?;
+        let gain = speed.rate / one.rate;
+        writeln!(text, "| {rate} | {sum:.3} s | {:.0} | {gain:.2} |", speed.rate)?;
     }
     // Two ranks pass 2 (N - 1) / N = 1 times the buffer, each, one way.
     let bits = 8.0 * 4.0 * own_numbers() as f64;
@@ -364,10 +367,10 @@ mod tests {
     #[test]
     fn the_median_step_leaves_the_first_out() {
         let dir = tempfile::tempdir().unwrap();
-        let line = |tokens: f64| format!("{{\"tokens_per_second\": {tokens}}}\n");
+        let line = |rate: f64| format!("{{\"tokens_per_second\": {rate}, \"tokens\": 2048}}\n");
         let text = [1.0, 512.0, 1024.0, 2048.0].map(line).concat() + "{\"eval_loss\": 1}\n";
         fs::write(dir.path().join("metrics.jsonl"), text).unwrap();
         let speed = speed(dir.path()).unwrap();
-        assert_eq!((speed.tokens, speed.step), (1024.0, 2.0));
+        assert_eq!((speed.rate, speed.tokens, speed.step), (1024.0, 2048.0, 2.0));
     }
 }

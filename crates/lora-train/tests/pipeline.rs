@@ -66,7 +66,7 @@ fn same_as_one(dir: &Path, number: u32, more: &[&str], clipped: bool) {
                 true => {
                     let off = (found - wanted).abs().max().double_value(&[]);
                     let size = wanted.abs().max().double_value(&[]);
-                    assert!(off <= SAME_PARAMETERS * size.max(1e-30), "step {at}: {name}: {off} of {size}");
+                    assert!(off <= SAME_PARAMETERS * size.max(f64::MIN_POSITIVE), "step {at}: {name}: {off} of {size}");
                 }
             }
         }

@@ -32,10 +32,11 @@ impl Trainer {
             |dir| {
                 self.write_result(dir)?;
                 let file = dir.join(STATE_FILE);
-                Ok(match &self.pipeline {
-                    Some(_) => write_tensors(&file, &self.collected()?.state, &BTreeMap::new())?,
-                    None => write_tensors(&file, &self.tensors()?, &BTreeMap::new())?,
-                })
+                let written = match self.is_staged() {
+                    true => write_tensors(&file, &self.collected()?.state, &BTreeMap::new()),
+                    false => write_tensors(&file, &self.tensors()?, &BTreeMap::new()),
+                };
+                Ok(written?)
             },
         )
     }
