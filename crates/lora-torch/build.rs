@@ -81,7 +81,39 @@ fn distributed(root: &Path) -> cc::Build {
         build.define("LORA_GLOO", None).flag("-idirafter").flag("shim/stub");
     }
     build.file("shim/distributed.cpp");
+    if env::var_os("CARGO_FEATURE_NCCL").is_some() {
+        nccl(root, &mut build);
+    }
     build
+}
+
+/// Exchanges between CUDA devices, where the feature asks for them: libtorch's process group of NCCL. Its header needs those of CUDA
+/// and of NCCL, which libtorch does not bring; `LORA_CUDA_INCLUDE` says in which folders they are.
+fn nccl(root: &Path, build: &mut cc::Build) {
+    const FOLDERS: &str = "LORA_CUDA_INCLUDE";
+    println!("cargo:rerun-if-env-changed={FOLDERS}");
+    let folders: Vec<PathBuf> = env::var_os(FOLDERS).map(|list| env::split_paths(&list).collect()).unwrap_or_default();
+    for header in ["nccl.h", "cuda_runtime_api.h", "crt/host_config.h", "nv/target"] {
+        assert!(
+            folders.iter().any(|folder| folder.join(header).is_file()),
+            "the feature `nccl` needs {header} in a folder of {FOLDERS}: a CUDA toolkit and NCCL have it, and the packages nvidia-nccl-cu13, \
+             nvidia-cuda-runtime, nvidia-cuda-crt and nvidia-cuda-cccl"
+        );
+    }
+    let libraries = root.join("lib");
+    let cuda = libraries.join("libtorch_cuda.so");
+    assert!(cuda.is_file(), "the feature `nccl` needs {}: `cargo xtask setup --cuda` fetches it", cuda.display());
+    build.define("LORA_NCCL", None).file("shim/nccl.cpp").includes(&folders);
+    for library in ["torch_cuda", "c10_cuda"] {
+        println!("cargo:rustc-link-lib={library}");
+    }
+    // What the headers call of the runtime; it lies beside its headers, or beside libtorch.
+    let runtime =
+        folders.iter().filter_map(|folder| folder.parent()).map(|parent| parent.join("lib")).chain([libraries]);
+    if let Some(folder) = runtime.into_iter().find(|folder| folder.join("libcudart.so.13").is_file()) {
+        println!("cargo:rustc-link-search=native={}", folder.display());
+        println!("cargo:rustc-link-lib=dylib:+verbatim=libcudart.so.13");
+    }
 }
 
 /// Whether a library has a symbol of C++ (`_Z` and more) that goes on so behind its `Z`. Parts that end with that byte are few, and

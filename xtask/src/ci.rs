@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use crate::cargo::{self, Workspace};
-use crate::{setup, tidy};
+use crate::{layout, setup, tidy};
 
 /// Runs the steps in order and stops at the first that fails. The tests come last, so that cargo's own summary ends
 /// the output; everything is built in the release profile, so that it is built once.
@@ -13,6 +13,7 @@ pub fn run(ws: &Workspace, test: bool) -> Result<()> {
     step("setup", || setup::ensure(ws))?;
     step("fmt", || cargo::run(ws.cargo().args(["fmt", "--all", "--check"])))?;
     step("tidy", || tidy::run(ws))?;
+    step("layout", || layout::run(ws))?;
     let clippy = ["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"];
     step("clippy", || cargo::run(ws.cargo().args(clippy)))?;
     let doc = ["doc", "--release", "--workspace", "--no-deps"];

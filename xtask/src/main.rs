@@ -19,6 +19,8 @@ mod fuzz;
 mod gpu_check;
 mod hash;
 mod interop;
+mod layout;
+mod processes;
 mod progress;
 mod python;
 mod setup;
@@ -44,6 +46,7 @@ struct Cli {
 }
 
 #[derive(Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one, and no list of them")]
 enum Verb {
     /// Get libtorch 2.11.0 into .libtorch; does nothing when it is there
     Setup {
@@ -100,6 +103,8 @@ enum Verb {
         full: against_full::Args,
         #[command(flatten)]
         peft: against_peft::Args,
+        #[command(flatten)]
+        processes: processes::Args,
     },
     /// Check the golden fixtures against their manifest
     Fixtures {
@@ -139,6 +144,8 @@ enum Verb {
     Faults(faults::Args),
     /// Check the rules that the compiler does not: dependencies, file lengths, printing, links
     Tidy,
+    /// Compare the size of libtorch's ProcessGroupGloo, as the shim is compiled, with what libtorch's own code takes for one
+    Layout,
     /// Make target/gpu-check: a folder to carry to a machine with a GPU and Python torch
     GpuCheck {
         /// Crates whose tests go along
@@ -204,6 +211,7 @@ fn run(cli: Cli) -> Result<()> {
         Verb::Ci { no_test } => ci::run(&ws, !no_test),
         Verb::Bench { compare: Some(pair), .. } => compare::run(&pair[0], &pair[1]),
         Verb::Bench { against, peft, .. } if peft.wanted() => against_peft::run(&ws, &peft, &against),
+        Verb::Bench { processes, .. } if processes.wanted() => processes::run(&ws, &processes),
         Verb::Bench { against, full, report, filter, .. } => match (against.wanted(), full.wanted()) {
             (_, Some((data, base))) => against_full::run(&ws, &full, data, base),
             (Some((data, model)), None) => against::run(&ws, &against, data, model),
@@ -221,6 +229,7 @@ fn run(cli: Cli) -> Result<()> {
         Verb::Fuzz(args) => fuzz::run(&ws, &args),
         Verb::Faults(args) => faults::run(&ws, &args),
         Verb::Tidy => tidy::run(&ws),
+        Verb::Layout => layout::run(&ws),
         Verb::GpuCheck { package } => gpu_check::run(&ws, &package),
         Verb::DemoBase { data_only } => demo::run(&ws, data_only),
         Verb::Dist => dist::run(&ws),

@@ -91,7 +91,7 @@ impl Verb {
             Self::Extract(args) => (vec![&mut args.model, &mut args.tuned], Vec::new()),
             Self::Repair(args) => (args.model.iter_mut().collect(), vec![&mut args.adapter]),
             Self::Export(verb) => verb.of_hub(),
-            Self::Bench(verb) => (vec![verb.model()], Vec::new()),
+            Self::Bench(verb) => (verb.model().into_iter().collect(), Vec::new()),
             Self::Train(_) | Self::Launch(_) | Self::Data(_) | Self::Plan(_) | Self::Fetch(_) => {
                 (Vec::new(), Vec::new())
             }
@@ -141,6 +141,7 @@ mod tests {
             "data preview c.toml --n 2",
             "data stats f.jsonl --model m",
             "plan c.toml --json",
+            "bench exchange --numbers 1000,2000 --repeats 3 --json",
             "bench step --model m --batch 4 --seq 512 --r 16 --targets all-linear --checkpointing --steps 3 --json",
             "init-model --config c.json --output o --seed 1",
             "demo",

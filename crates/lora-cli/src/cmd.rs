@@ -2,6 +2,7 @@
 
 pub(crate) mod bench;
 pub(crate) mod bench_data;
+pub(crate) mod bench_exchange;
 pub(crate) mod chat;
 pub(crate) mod classify;
 pub(crate) mod data;

@@ -22,7 +22,7 @@ pub(crate) fn launched() -> Result<Option<Launch>> {
 /// Meets the others. Of several devices of a machine each process takes its own.
 ///
 /// # Errors
-/// Others that do not come, or a run that cannot be shared.
+/// Others that do not come.
 pub(crate) fn meet(launch: Option<&Launch>, config: &mut RunConfig) -> Result<Team> {
     let Some(launch) = launch else { return Ok(Team::default()) };
     if ["auto", "cuda"].contains(&config.model.device.as_str())
@@ -30,7 +30,5 @@ pub(crate) fn meet(launch: Option<&Launch>, config: &mut RunConfig) -> Result<Te
     {
         config.model.device = format!("cuda:{}", launch.local_rank);
     }
-    let team = Team::of(Gloo::connect(launch, Duration::from_secs(config.train.ddp_timeout))?);
-    team.check(config)?;
-    Ok(team)
+    Ok(Team::of(Gloo::connect(launch, Duration::from_secs(config.train.ddp_timeout))?))
 }

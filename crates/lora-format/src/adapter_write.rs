@@ -24,9 +24,20 @@ use tch::{Kind, Tensor};
 /// [`Error::Field`] for an impossible configuration; [`Error::Tensor`] for a shape that disagrees with it or a value
 /// that is not finite: such an adapter is never saved. [`Error::Io`].
 pub fn write_adapter(dir: &Path, config: &AdapterConfig, modules: &BTreeMap<String, AdapterModule>) -> Result<()> {
-    let config_path = dir.join(ADAPTER_CONFIG);
+    write_adapter_tensors(dir, config, &adapter_tensors(dir, config, modules)?)
+}
+
+/// The tensors that [`write_adapter`] would write into `dir`, under their names there.
+///
+/// # Errors
+/// [`Error::Field`] for an impossible configuration, [`Error::Tensor`] for a shape that disagrees with it.
+pub fn adapter_tensors(
+    dir: &Path,
+    config: &AdapterConfig,
+    modules: &BTreeMap<String, AdapterModule>,
+) -> Result<Vec<(String, Tensor)>> {
     let path = dir.join(ADAPTER_WEIGHTS);
-    config.check(&config_path)?;
+    config.check(&dir.join(ADAPTER_CONFIG))?;
     let mut tensors = Vec::new();
     for (module, content) in modules {
         check_module(&path, config, module, content)?;
@@ -75,8 +86,17 @@ pub fn write_adapter(dir: &Path, config: &AdapterConfig, modules: &BTreeMap<Stri
         let tensor = tensor.f_detach().and_then(|t| t.f_to_kind(Kind::Float)).map_err(|e| Error::tch(&path, e))?;
         tensors.push((name.to_string(), tensor));
     }
+    Ok(tensors)
+}
+
+/// Writes an adapter's folder from tensors that [`adapter_tensors`] gave, all of an adapter's or those of its parts together.
+///
+/// # Errors
+/// As [`write_adapter`].
+pub fn write_adapter_tensors(dir: &Path, config: &AdapterConfig, tensors: &[(String, Tensor)]) -> Result<()> {
+    let config_path = dir.join(ADAPTER_CONFIG);
     if tensors.is_empty() {
-        return Err(Error::EmptyAdapter { path });
+        return Err(Error::EmptyAdapter { path: dir.join(ADAPTER_WEIGHTS) });
     }
     let text = serde_json::to_string_pretty(&Value::Object(config.to_json())).map_err(|source| Error::Json {
         path: config_path.clone(),
@@ -85,7 +105,7 @@ pub fn write_adapter(dir: &Path, config: &AdapterConfig, modules: &BTreeMap<Stri
     })?;
     let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
     let write = |dir: &Path| {
-        write_tensors(&dir.join(ADAPTER_WEIGHTS), &tensors, &metadata)?;
+        write_tensors(&dir.join(ADAPTER_WEIGHTS), tensors, &metadata)?;
         write_atomic(&dir.join(ADAPTER_CONFIG), text.as_bytes())
     };
     if dir.exists() {

@@ -49,7 +49,7 @@ pub use adapter::{
     read_adapter,
 };
 pub use adapter_config::{AdaLoraConfig, AdapterConfig, InitLoraWeights, Method, TokenIndices, VeraConfig};
-pub use adapter_write::write_adapter;
+pub use adapter_write::{adapter_tensors, write_adapter, write_adapter_tensors};
 pub use atomic::{copy_atomic, create_staging_dir, sync_dir, write_atomic};
 pub use bnb::{PackedWeight, is_packed, is_part, nf4_tensors, packed_weight, quantization_config, read_packed};
 pub use checkpoint::Checkpoint;

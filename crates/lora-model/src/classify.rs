@@ -16,6 +16,8 @@ pub enum Head {
     Language(LinearLayer),
     /// Scores labels.
     Classes(ClassHead),
+    /// Another stage has it.
+    Elsewhere,
 }
 
 /// Weights of a classification head: `out(tanh(dense(x)))`, or `out(x)`.

@@ -11,6 +11,7 @@ use crate::layout::{MlpLayout, QkvLayout};
 use crate::mlp::{Gated, Mlp};
 use crate::norm::NormLayer;
 use crate::rope::RotaryTables;
+use crate::stage::Stage;
 use crate::tokens::TokenAdapters;
 use lora_core::{EmbeddingLayer, LinearLayer, TokenRows};
 use lora_torch::{HeadPart, cross_entropy, manual_seed, mix_seed, token_losses};
@@ -44,12 +45,14 @@ pub enum Mode {
     },
 }
 
-/// A decoder, or an encoder ([`crate::Layout::encoder`]), with its weights on one device.
+/// A decoder, or an encoder ([`crate::Layout::encoder`]), with its weights on one device: all of it, or a [`Stage`].
 #[derive(Debug)]
 pub struct Decoder {
     /// What it computes.
     pub config: ModelConfig,
-    /// The token table.
+    /// Which part of the model is here.
+    pub(crate) stage: Stage,
+    /// The token table; without rows in a stage behind the first.
     pub embed_tokens: EmbeddingLayer,
     /// Learned positions, in families that have them.
     pub embed_positions: Option<EmbeddingLayer>,
@@ -57,7 +60,7 @@ pub struct Decoder {
     pub embed_types: Option<EmbeddingLayer>,
     /// The norm of the embeddings, in families that have it.
     pub embed_norm: Option<NormLayer>,
-    /// The blocks.
+    /// The blocks that are here.
     pub blocks: Vec<Block>,
     /// The last norm, in families that have it.
     pub norm: Option<NormLayer>,
@@ -102,7 +105,10 @@ pub enum ModuleMut<'a> {
 macro_rules! list_modules {
     ($decoder:expr, $Kind:ident, $iter:ident $(, $m:tt)?) => {{
         let (c, layout) = (& $decoder.config, $decoder.config.layout);
-        let mut list = vec![(layout.embed_tokens.to_string(), $Kind::Embedding(& $($m)? $decoder.embed_tokens))];
+        let mut list = Vec::new();
+        if $decoder.stage.is_first() {
+            list.push((layout.embed_tokens.to_string(), $Kind::Embedding(& $($m)? $decoder.embed_tokens)));
+        }
         if let (Some(path), Some(table)) = (layout.embed_positions, & $($m)? $decoder.embed_positions) {
             list.push((path.to_string(), $Kind::Embedding(table)));
         }
@@ -112,7 +118,7 @@ macro_rules! list_modules {
         if let (Some(path), Some(norm)) = (layout.embed_norm, & $($m)? $decoder.embed_norm) {
             list.push((path.to_string(), $Kind::Norm(norm)));
         }
-        for (i, b) in $decoder.blocks.$iter().enumerate() {
+        for (i, b) in $decoder.stage.blocks().zip($decoder.blocks.$iter()) {
             let mut add = |name: &str, module| list.push((c.in_block(i, name), module));
             if let (Some(name), Some(norm)) = (layout.before_attention, & $($m)? b.before_attention) {
                 add(name, $Kind::Norm(norm));
@@ -186,18 +192,32 @@ macro_rules! list_modules {
                 }
                 list.push((layout.classifier.out.to_string(), $Kind::Linear(out)));
             }
+            Head::Elsewhere => {}
         }
         list
     }};
 }
 
 impl Decoder {
-    /// Every module with its path.
+    /// Which part of the model is here.
+    pub fn stage(&self) -> &Stage {
+        &self.stage
+    }
+
+    /// Refuses a part of a model where the whole is needed.
+    fn check_whole(&self, purpose: &'static str) -> Result<()> {
+        match self.stage.is_whole() {
+            true => Ok(()),
+            false => Err(Error::PartOfModel { blocks: self.stage.blocks(), purpose }),
+        }
+    }
+
+    /// Every module that is here with its path.
     pub fn modules(&self) -> Vec<(String, ModuleRef<'_>)> {
         list_modules!(self, ModuleRef, iter)
     }
 
-    /// Every module with its path, to be changed.
+    /// Every module that is here with its path, to be changed.
     pub fn modules_mut(&mut self) -> Vec<(String, ModuleMut<'_>)> {
         list_modules!(self, ModuleMut, iter_mut, mut)
     }
@@ -220,16 +240,31 @@ impl Decoder {
     /// # Errors
     /// What an operation reports.
     pub fn hidden(&self, batch: &TokenBatch, mode: Mode, rows: Option<&Tensor>) -> Result<Tensor> {
+        self.check_whole("computing hidden states")?;
+        self.final_norm(&self.through_blocks(self.embed_batch(batch, mode)?, batch, mode, rows)?)
+    }
+
+    /// What the last of the blocks that are here makes of what the first of them reads, `[tokens, hidden]`; the last of the
+    /// model gives `rows` only.
+    pub(crate) fn through_blocks(
+        &self,
+        mut x: Tensor,
+        batch: &TokenBatch,
+        mode: Mode,
+        rows: Option<&Tensor>,
+    ) -> Result<Tensor> {
         let tables = RotaryTables::new(&self.config, &batch.position_ids, batch.longest(), self.kind())?;
-        let mut x = self.embed_batch(batch, mode)?;
-        for i in 0..self.blocks.len() {
+        for i in self.stage.blocks() {
             x = self.block(i, &x, batch, &tables, mode, rows)?;
         }
-        self.final_norm(&x)
+        Ok(x)
     }
 
     /// What the first block reads: `[tokens, hidden]`.
     pub(crate) fn embed_batch(&self, batch: &TokenBatch, mode: Mode) -> Result<Tensor> {
+        if !self.stage.is_first() {
+            return Err(Error::PartOfModel { blocks: self.stage.blocks(), purpose: "reading token ids" });
+        }
         let noise = self.embedding_noise(&batch.segments, mode)?;
         let x = self.embed(&batch.input_ids, &batch.position_ids, batch.longest(), noise.as_ref())?;
         let x = match (&self.embed_types, &batch.token_types) {
@@ -266,7 +301,7 @@ impl Decoder {
         Ok(x.f_add(&table.forward(&rows)?)?)
     }
 
-    /// Block `i`; the last one computes `rows` only.
+    /// Block `i` of the model, which is here; the last one of the model computes `rows` only.
     pub(crate) fn block(
         &self,
         i: usize,
@@ -283,10 +318,11 @@ impl Decoder {
             }
             _ => (0.0, None),
         };
-        let rows = rows.filter(|_| i + 1 == self.blocks.len());
-        let table = tables.of(self.blocks[i].rule.window);
+        let rows = rows.filter(|_| i + 1 == self.config.windows.len());
+        let block = &self.blocks[i - self.stage.blocks().start];
+        let table = tables.of(block.rule.window);
         let pass = Pass { dropout, remake: self.remake };
-        let y = self.blocks[i].forward(&self.config, x, table, &batch.segments, pass, rows)?;
+        let y = block.forward(&self.config, x, table, &batch.segments, pass, rows)?;
         self.release_block(i)?;
         Ok(y)
     }
@@ -320,6 +356,7 @@ impl Decoder {
     pub(crate) fn language_head(&self) -> Result<&LinearLayer> {
         match &self.head {
             Head::Language(layer) => Ok(layer),
+            Head::Elsewhere => Err(Error::PartOfModel { blocks: self.stage.blocks(), purpose: "giving logits" }),
             Head::Classes(_) => Err(self
                 .config
                 .check_language("give logits of tokens")
@@ -402,6 +439,7 @@ impl Decoder {
     /// # Errors
     /// What an operation reports, or when the cache is full.
     pub fn next_logits(&self, ids: &[i64], cache: &mut KvCache) -> Result<Tensor> {
+        self.check_whole("writing text")?;
         let (start, texts) = (cache.len(), cache.texts());
         let new = ids.len() as i64 / texts;
         let positions = Tensor::f_arange_start(start, start + new, (Kind::Int64, self.device()))?.f_repeat([texts])?;

@@ -101,6 +101,14 @@ pub enum Error {
         /// What to do.
         remedy: &'static str,
     },
+    /// A part of a model was to do what only the whole can.
+    #[error("only blocks {} to {} of this model are here, and {purpose} takes the whole of it", .blocks.start, .blocks.end.saturating_sub(1))]
+    PartOfModel {
+        /// The blocks that are here.
+        blocks: std::ops::Range<usize>,
+        /// What was asked for.
+        purpose: &'static str,
+    },
     /// A prompt or a batch is out of bounds.
     #[error("{what} must be {expected}, got {got}")]
     Input {

@@ -93,7 +93,7 @@ impl Decoder {
         self.train_biases(&config.bias)
     }
 
-    /// Puts an existing adapter beside the weights; its tensors become the trained leaves.
+    /// Puts an existing adapter beside the weights that are here; its tensors become the trained leaves.
     ///
     /// An adapter of PEFT's that began as a part of the base (PiSSA, OLoRA) and was not converted takes that part out of
     /// the base again, and one that began by LoftQ packs the base again, as PEFT does when it loads one.
@@ -105,7 +105,8 @@ impl Decoder {
         let start = Start::of(config).unwrap_or(Start::Beside(Init::Kaiming));
         let projection = file_projection(folder, self)?;
         self.tokens = self.tokens_of(folder, |t| leaf(t, device))?;
-        for (path, content) in &folder.modules {
+        let (stage, model) = (self.stage.clone(), self.config.clone());
+        for (path, content) in folder.modules.iter().filter(|(path, _)| stage.holds(&model, path)) {
             let fault = |reason: String| Error::Module { module: path.clone(), reason };
             let mut modules = self.modules_mut().into_iter();
             if let Some((_, ModuleMut::Linear(l))) = modules.find(|(p, _)| p == path)
@@ -291,7 +292,7 @@ impl Decoder {
             Head::Language(head) => {
                 self.config.tie_word_embeddings && head.weight.plain().is_some_and(|head| head.data_ptr() == table)
             }
-            Head::Classes(_) => false,
+            Head::Classes(_) | Head::Elsewhere => false,
         };
         let mut list = Vec::new();
         for (path, module) in self.modules() {

@@ -142,7 +142,8 @@ impl Decoder {
     pub fn pack(&mut self, packing: Packing, progress: Progress<'_>) -> Result<()> {
         let device = self.device();
         let packed: BTreeMap<String, _> = packed_modules(&self.config).collect();
-        let all: i64 = packed.values().map(|[rows, cols]| rows * cols).sum();
+        let here = packed.iter().filter(|(path, _)| self.stage.holds(&self.config, path));
+        let all: i64 = here.map(|(_, [rows, cols])| rows * cols).sum();
         let mapped = self.mapped.clone();
         let mut done = 0;
         for (path, module) in self.modules_mut() {
@@ -181,7 +182,8 @@ impl Decoder {
     pub fn base_bytes(&self) -> usize {
         let of = |t: &Tensor| t.numel() * lora_torch::kind_bytes(t.kind());
         let matrix = |t: &Tensor| if self.mapped.is_some() { 0 } else { of(t) };
-        let tied = self.config.tie_word_embeddings;
+        // Where the table is here, too, a tied head takes nothing.
+        let tied = self.config.tie_word_embeddings && self.stage.is_first();
         self.modules()
             .iter()
             .map(|(path, module)| match module {

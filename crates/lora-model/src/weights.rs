@@ -11,6 +11,7 @@ use crate::mlp::{Gated, Mlp};
 use crate::names::{ModuleKind, ModuleSpec, checkpoint_tensors, head_modules, modules};
 use crate::norm::NormLayer;
 use crate::stacked::StackedAdapters;
+use crate::stage::Stage;
 use crate::tokens::TokenAdapters;
 use lora_core::{EmbeddingLayer, LinearLayer};
 use lora_format::{Checkpoint, is_packed, is_part, packed_weight, read_packed, write_tensors};
@@ -50,6 +51,22 @@ impl Decoder {
         dir: &Path,
         config: ModelConfig,
         seed: u64,
+        keeping: Keeping,
+        progress: Progress<'_>,
+    ) -> Result<Self> {
+        let stage = Stage::whole(&config);
+        Self::load_stage(dir, config, stage, seed, keeping, progress)
+    }
+
+    /// The same of a part of the model: of the others no weight is read, but that of a tied table at both ends.
+    ///
+    /// # Errors
+    /// As [`Decoder::load`].
+    pub fn load_stage(
+        dir: &Path,
+        config: ModelConfig,
+        stage: Stage,
+        seed: u64,
         Keeping { kind, device, storage }: Keeping,
         progress: Progress<'_>,
     ) -> Result<Self> {
@@ -59,8 +76,11 @@ impl Decoder {
         let checkpoint = Arc::new(Checkpoint::open(dir)?);
         let mapped = (storage == Storage::Mapped).then(|| Arc::new(MappedBase::new(checkpoint.clone(), &config)));
         let (in_blocks, std) = (format!("{}.", config.layout.layers), config.initializer_range);
-        let (mut done, all) = (0, checkpoint.total_bytes());
-        let model = Self::assemble(config, kind, |name, shape| {
+        let (mut done, mut all) = (0, checkpoint.total_bytes());
+        if !stage.is_whole() {
+            all = stage_bytes(&checkpoint, &config, &stage);
+        }
+        let model = Self::assemble(config, stage, (kind, device), |name, shape| {
             if fresh.contains(name) {
                 return Ok(fresh_tensor(name, shape, std, seed)?.f_to_device(device)?.f_to_kind(kind)?.into());
             }
@@ -101,7 +121,8 @@ impl Decoder {
             .filter(|m| m.kind == ModuleKind::Norm)
             .map(|m| format!("{}.weight", m.path))
             .collect();
-        Self::assemble(config, Kind::Float, |name, shape| {
+        let stage = Stage::whole(&config);
+        Self::assemble(config, stage, (Kind::Float, device), |name, shape| {
             let on = (Kind::Float, Device::Cpu);
             let t = if norms.contains(name) {
                 if plus_one { Tensor::f_zeros(shape, on)? } else { Tensor::f_ones(shape, on)? }
@@ -112,28 +133,46 @@ impl Decoder {
         })
     }
 
-    fn assemble(config: ModelConfig, kind: Kind, mut get: impl FnMut(&str, &[i64]) -> Result<Weight>) -> Result<Self> {
+    fn assemble(
+        config: ModelConfig,
+        stage: Stage,
+        (kind, device): (Kind, Device),
+        mut get: impl FnMut(&str, &[i64]) -> Result<Weight>,
+    ) -> Result<Self> {
         let specs: BTreeMap<String, ModuleSpec> = modules(&config).into_iter().map(|m| (m.path.clone(), m)).collect();
         let mut parts = Parts { specs: &specs, config: &config, get: &mut get };
         let layout = config.layout;
+        let (first, last) = (stage.is_first(), stage.is_last());
         let mut table = |path: &str| Ok::<_, Error>(EmbeddingLayer { weight: parts.weight(path)?, kind, lora: None });
-        let embed_tokens = table(layout.embed_tokens)?;
-        let embed_positions = layout.embed_positions.map(&mut table).transpose()?;
-        let embed_types = layout.embed_types.map(&mut table).transpose()?;
-        let embed_norm = layout.embed_norm.map(|path| parts.norm(path)).transpose()?;
-        let blocks = (0..config.windows.len()).map(|i| parts.block(i)).collect::<Result<_>>()?;
-        let norm = layout.final_norm.map(|path| parts.norm(path)).transpose()?;
-        let head = if config.labels.is_some() {
+        let embed_tokens = match first {
+            true => table(layout.embed_tokens)?,
+            false => {
+                let weight = Tensor::f_zeros([0, config.hidden_size], (kind, device))?;
+                EmbeddingLayer { weight, kind, lora: None }
+            }
+        };
+        let embed_positions = layout.embed_positions.filter(|_| first).map(&mut table).transpose()?;
+        let embed_types = layout.embed_types.filter(|_| first).map(&mut table).transpose()?;
+        let embed_norm = layout.embed_norm.filter(|_| first).map(|path| parts.norm(path)).transpose()?;
+        let blocks = stage.blocks().map(|i| parts.block(i)).collect::<Result<_>>()?;
+        let norm = layout.final_norm.filter(|_| last).map(|path| parts.norm(path)).transpose()?;
+        let head = if !last {
+            Head::Elsewhere
+        } else if config.labels.is_some() {
             let names = layout.classifier;
             let dense = names.dense.map(|path| parts.linear(path)).transpose()?;
             Head::Classes(ClassHead { dense, out: parts.linear(names.out)? })
-        } else if config.tie_word_embeddings {
+        } else if config.tie_word_embeddings && first {
             Head::Language(LinearLayer::frozen(embed_tokens.weight.shallow_clone(), None)?)
+        } else if config.tie_word_embeddings {
+            // The table is held at both ends: here for the logits alone.
+            Head::Language(LinearLayer::frozen(parts.matrix(layout.embed_tokens)?, None)?)
         } else {
             Head::Language(LinearLayer::frozen(parts.matrix(layout.lm_head)?, None)?)
         };
         let (lora_dropout, mapped) = (0.0, None);
         Ok(Self {
+            stage,
             embed_tokens,
             embed_positions,
             embed_types,
@@ -176,6 +215,19 @@ impl Decoder {
         }
         Ok(write_tensors(&dir.join("model.safetensors"), &tensors, &BTreeMap::from([("format".into(), "pt".into())]))?)
     }
+}
+
+/// Bytes of the weights of a part of a model, as the checkpoint has them.
+fn stage_bytes(checkpoint: &Checkpoint, config: &ModelConfig, stage: &Stage) -> u64 {
+    let bytes = |name: &str| {
+        let info = checkpoint.info(name).ok()?;
+        Some(info.shape.iter().product::<i64>() as usize * lora_torch::kind_bytes(info.kind))
+    };
+    let held = modules(config).into_iter().filter(|m| stage.holds(config, &m.path));
+    let own: usize = held.flat_map(|m| m.tensors()).filter_map(|(name, _)| bytes(&name)).sum();
+    let tied = config.tie_word_embeddings && stage.is_last() && !stage.is_first();
+    let table = if tied { bytes(&format!("{}.weight", config.layout.embed_tokens)) } else { None };
+    (own + table.unwrap_or(0)) as u64
 }
 
 /// Makes layers from tensors that `get` gives by name and shape.

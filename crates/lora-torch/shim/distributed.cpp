@@ -6,7 +6,7 @@
 
 #ifdef LORA_GLOO
 #define USE_C10D_GLOO
-#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
+#include "member.h"
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
@@ -16,16 +16,32 @@ static_assert(sizeof(c10d::ProcessGroupGloo) == 488, "another libtorch: look at 
 
 using Milliseconds = std::chrono::milliseconds;
 
-struct Membership {
-  c10::intrusive_ptr<c10d::Store> store;
-  c10::intrusive_ptr<c10d::Backend> group;
-};
-
 // Whether there are groups at all.
 extern "C" Message lt_group_available() { return nullptr; }
 
-static void waited(const c10::intrusive_ptr<c10d::Work>& work) {
-  if (!work->wait()) throw std::runtime_error("the exchange was not completed");
+// Whether exchanges take tensors of CUDA devices as they are; otherwise they go through the host.
+extern "C" int32_t lt_group_takes_cuda() {
+#ifdef LORA_NCCL
+  return 1;
+#else
+  return 0;
+#endif
+}
+
+// The group that exchanges such a tensor.
+static c10d::Backend& group_for(Membership* member, const at::Tensor& tensor) {
+#ifdef LORA_NCCL
+  if (tensor.is_cuda()) {
+    if (!member->on_device) member->on_device = nccl_group(*member);
+    return *member->on_device;
+  }
+#endif
+  return *member->group;
+}
+
+// NCCL's work is only put in order with the device's own unless a time is given; then the host waits, and hears of errors.
+static void waited(const c10::intrusive_ptr<c10d::Work>& work, Milliseconds timeout = kNoTimeout) {
+  if (!work->wait(timeout)) throw std::runtime_error("the exchange was not completed");
 }
 
 // Opens the store, as its host or as a client of it.
@@ -39,7 +55,7 @@ extern "C" Message lt_store_open(
     options.waitWorkers = false;
     options.timeout = Milliseconds(timeout_ms);
     auto store = c10::make_intrusive<c10d::TCPStore>(std::string(host), options);
-    *out = new Membership{c10::make_intrusive<c10d::PrefixStore>(std::string(prefix), std::move(store)), nullptr};
+    *out = new Membership{c10::make_intrusive<c10d::PrefixStore>(std::string(prefix), std::move(store)), {}, {}};
   });
 }
 
@@ -70,13 +86,16 @@ extern "C" Message lt_group_open(Membership* member, int32_t rank, int32_t world
     auto options = c10d::ProcessGroupGloo::Options::create_default(Milliseconds(timeout_ms));
     auto store = c10::make_intrusive<c10d::PrefixStore>(std::string("gloo"), member->store);
     member->group = c10::make_intrusive<c10d::ProcessGroupGloo>(store, rank, world, std::move(options));
+    member->rank = rank;
+    member->world = world;
+    member->timeout = Milliseconds(timeout_ms);
   });
 }
 
 extern "C" Message lt_group_sum(Membership* member, CTensor tensor) {
   return guarded([&] {
     std::vector<at::Tensor> tensors{*tensor};
-    waited(member->group->allreduce(tensors));
+    waited(group_for(member, *tensor).allreduce(tensors), tensor->is_cuda() ? member->timeout : kNoTimeout);
   });
 }
 
@@ -85,8 +104,38 @@ extern "C" Message lt_group_broadcast(Membership* member, CTensor tensor, int64_
     std::vector<at::Tensor> tensors{*tensor};
     c10d::BroadcastOptions options;
     options.rootRank = root;
-    waited(member->group->broadcast(tensors, options));
+    waited(group_for(member, *tensor).broadcast(tensors, options), tensor->is_cuda() ? member->timeout : kNoTimeout);
   });
+}
+
+// A transfer between two members that was begun.
+struct Transfer {
+  c10::intrusive_ptr<c10d::Work> work;
+};
+
+// Begins to give a tensor to another member. It leaves when that one has begun to take it, and must stay as it is until then.
+extern "C" Message lt_group_send(Membership* member, CTensor tensor, int32_t to, Transfer** out) {
+  return guarded([&] {
+    std::vector<at::Tensor> tensors{*tensor};
+    *out = new Transfer{member->group->send(tensors, to, 0)};
+  });
+}
+
+// Begins to take what another member gives.
+extern "C" Message lt_group_receive(Membership* member, CTensor tensor, int32_t from, Transfer** out) {
+  return guarded([&] {
+    std::vector<at::Tensor> tensors{*tensor};
+    *out = new Transfer{member->group->recv(tensors, from, 0)};
+  });
+}
+
+// Waits for the end of a transfer.
+extern "C" Message lt_transfer_wait(Transfer* transfer) {
+  return guarded([&] { waited(transfer->work); });
+}
+
+extern "C" Message lt_transfer_close(Transfer* transfer) {
+  return guarded([&] { delete transfer; });
 }
 
 extern "C" Message lt_store_close(Membership* member) {
@@ -100,6 +149,7 @@ static Message absent() {
 }
 
 extern "C" Message lt_group_available() { return absent(); }
+extern "C" int32_t lt_group_takes_cuda() { return 0; }
 extern "C" Message lt_store_open(const char*, uint16_t, int32_t, int64_t, const char*, void**) { return absent(); }
 extern "C" Message lt_store_set(void*, const char*, const uint8_t*, size_t) { return absent(); }
 extern "C" Message lt_store_get(void*, const char*, uint8_t**, size_t*) { return absent(); }
@@ -107,6 +157,10 @@ extern "C" Message lt_store_add(void*, const char*, int64_t, int64_t*) { return 
 extern "C" Message lt_group_open(void*, int32_t, int32_t, int64_t) { return absent(); }
 extern "C" Message lt_group_sum(void*, CTensor) { return absent(); }
 extern "C" Message lt_group_broadcast(void*, CTensor, int64_t) { return absent(); }
+extern "C" Message lt_group_send(void*, CTensor, int32_t, void**) { return absent(); }
+extern "C" Message lt_group_receive(void*, CTensor, int32_t, void**) { return absent(); }
+extern "C" Message lt_transfer_wait(void*) { return absent(); }
+extern "C" Message lt_transfer_close(void*) { return absent(); }
 extern "C" Message lt_store_close(void*) { return absent(); }
 
 #endif

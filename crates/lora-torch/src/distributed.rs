@@ -10,9 +10,10 @@ mod launch;
 pub use gloo::Gloo;
 pub use launch::Launch;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::ffi::Work;
 use std::fmt::Debug;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// What processes do together. Every one of them makes the same calls in the same order.
 pub trait Collective: Debug + Send + Sync {
@@ -39,6 +40,32 @@ pub trait Collective: Debug + Send + Sync {
     /// # Errors
     /// As [`Collective::all_reduce_sum`].
     fn gather(&self, own: &[u8]) -> Result<Vec<Vec<u8>>>;
+
+    /// Begins to give a contiguous tensor on the host to another process, which takes what it is given in the order of these
+    /// calls. Nothing leaves before that process has begun to take it, and until then the numbers must stay as they are.
+    ///
+    /// # Errors
+    /// [`Error::NoPeer`] for a process that is not another of them, or as [`Collective::all_reduce_sum`].
+    fn send(&self, tensor: &Tensor, to: u32) -> Result<Transfer>;
+
+    /// Begins to take what another process gives: a tensor on the host of this shape and dtype.
+    ///
+    /// # Errors
+    /// As [`Collective::send`].
+    fn receive(&self, shape: &[i64], kind: Kind, from: u32) -> Result<Transfer>;
+
+    /// Waits until a transfer has ended, and returns what was given or taken.
+    ///
+    /// # Errors
+    /// As [`Collective::all_reduce_sum`].
+    fn arrive(&self, transfer: Transfer) -> Result<Tensor>;
+}
+
+/// A tensor on its way to or from another process.
+#[derive(Debug)]
+pub struct Transfer {
+    work: Work,
+    tensor: Tensor,
 }
 
 /// A process alone.
@@ -64,5 +91,18 @@ impl Collective for Single {
 
     fn gather(&self, own: &[u8]) -> Result<Vec<Vec<u8>>> {
         Ok(vec![own.to_vec()])
+    }
+
+    fn send(&self, _tensor: &Tensor, to: u32) -> Result<Transfer> {
+        Err(Error::NoPeer { peer: to, rank: 0, world: 1 })
+    }
+
+    fn receive(&self, _shape: &[i64], _kind: Kind, from: u32) -> Result<Transfer> {
+        Err(Error::NoPeer { peer: from, rank: 0, world: 1 })
+    }
+
+    fn arrive(&self, transfer: Transfer) -> Result<Tensor> {
+        transfer.work.wait()?;
+        Ok(transfer.tensor)
     }
 }

@@ -21,6 +21,11 @@ pub fn parse_kind(name: &str) -> Option<Kind> {
     NAMES[..4].iter().find(|(_, n, _)| *n == name).map(|(kind, _, _)| *kind)
 }
 
+/// The dtype of a name that [`kind_name`] gives.
+pub fn named_kind(name: &str) -> Option<Kind> {
+    NAMES.iter().find(|(_, n, _)| *n == name).map(|(kind, _, _)| *kind)
+}
+
 /// The name of a dtype.
 pub fn kind_name(kind: Kind) -> &'static str {
     NAMES.iter().find(|(k, _, _)| *k == kind).map_or("unsupported", |(_, name, _)| name)

@@ -108,6 +108,16 @@ pub enum Error {
         /// Those that are missing.
         missing: Vec<u32>,
     },
+    /// A process was to exchange something with one that is not another of them.
+    #[error("rank {rank} of {world} has no other rank {peer} to exchange anything with")]
+    NoPeer {
+        /// The process that is not there.
+        peer: u32,
+        /// This process.
+        rank: u32,
+        /// Processes in all.
+        world: u32,
+    },
     /// An exchange between processes was broken off.
     #[error("rank {rank} of {world}: {}: {message}; start all ranks again", broken_by(lost, address))]
     Lost {

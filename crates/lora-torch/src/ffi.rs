@@ -2,6 +2,10 @@
 //!
 //! Every shim function returns null, or the text of the C++ exception that it caught, allocated with `malloc`.
 
+mod member;
+
+pub(crate) use member::{Member, Work};
+
 use crate::error::{Error, Result};
 use crate::weight::Weight;
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -185,22 +189,6 @@ unsafe extern "C" {
     ) -> Message;
     fn lt_norm(g: *const C_tensor, out: *mut f64) -> Message;
     fn lt_uniform(seed: u64, shapes: *const i64, bounds: *const f64, n: usize, out: *mut *mut C_tensor) -> Message;
-    fn lt_group_available() -> Message;
-    fn lt_store_open(
-        host: *const c_char,
-        port: u16,
-        hosts: i32,
-        timeout_ms: i64,
-        prefix: *const c_char,
-        out: *mut *mut c_void,
-    ) -> Message;
-    fn lt_store_set(member: *mut c_void, key: *const c_char, bytes: *const u8, n: usize) -> Message;
-    fn lt_store_get(member: *mut c_void, key: *const c_char, out: *mut *mut u8, n: *mut usize) -> Message;
-    fn lt_store_add(member: *mut c_void, key: *const c_char, amount: i64, out: *mut i64) -> Message;
-    fn lt_group_open(member: *mut c_void, rank: i32, world: i32, timeout_ms: i64) -> Message;
-    fn lt_group_sum(member: *mut c_void, tensor: *const C_tensor) -> Message;
-    fn lt_group_broadcast(member: *mut c_void, tensor: *const C_tensor, root: i64) -> Message;
-    fn lt_store_close(member: *mut c_void) -> Message;
     fn lt_device_memory(index: i64, out: *mut i64) -> Message;
     fn lt_cuda_in_build(out: *mut i32) -> Message;
     fn lt_synchronize() -> Message;
@@ -430,69 +418,6 @@ pub(crate) fn widest_products() -> Result<u8> {
     let mut out = 0;
     check("widest_products", unsafe { lt_widest_products(&mut out) })?;
     Ok(out)
-}
-
-/// A process's membership of a group of processes (shim/distributed.cpp): its connection to their store, and to them.
-#[derive(Debug)]
-pub(crate) struct Member(*mut c_void);
-
-// SAFETY: libtorch's store guards itself by a lock, so any thread may use it; the group is used by one thread at a time,
-// which `distributed::Gloo` sees to.
-unsafe impl Send for Member {}
-unsafe impl Sync for Member {}
-
-impl Member {
-    /// Whether this libtorch has groups; an error that says so where it has not.
-    pub(crate) fn available() -> Result<()> {
-        check("distributed", unsafe { lt_group_available() })
-    }
-
-    pub(crate) fn open(host: &CStr, port: u16, hosts: bool, timeout_ms: i64, prefix: &CStr) -> Result<Self> {
-        let mut out = ptr::null_mut();
-        let (host, prefix) = (host.as_ptr(), prefix.as_ptr());
-        check("store", unsafe { lt_store_open(host, port, i32::from(hosts), timeout_ms, prefix, &mut out) })?;
-        Ok(Self(out))
-    }
-
-    pub(crate) fn set(&self, key: &CStr, bytes: &[u8]) -> Result<()> {
-        check("store", unsafe { lt_store_set(self.0, key.as_ptr(), bytes.as_ptr(), bytes.len()) })
-    }
-
-    /// Waits until the key is set.
-    pub(crate) fn get(&self, key: &CStr) -> Result<Vec<u8>> {
-        let (mut out, mut n) = (ptr::null_mut(), 0);
-        check("store", unsafe { lt_store_get(self.0, key.as_ptr(), &mut out, &mut n) })?;
-        // SAFETY: the shim reported success, so `out` are `n` bytes that it allocated with malloc and gave to us.
-        Ok(unsafe {
-            let bytes = std::slice::from_raw_parts(out, n).to_vec();
-            free(out.cast());
-            bytes
-        })
-    }
-
-    pub(crate) fn add(&self, key: &CStr, amount: i64) -> Result<i64> {
-        let mut out = 0;
-        check("store", unsafe { lt_store_add(self.0, key.as_ptr(), amount, &mut out) })?;
-        Ok(out)
-    }
-
-    pub(crate) fn open_group(&self, rank: i32, world: i32, timeout_ms: i64) -> Result<()> {
-        check("group", unsafe { lt_group_open(self.0, rank, world, timeout_ms) })
-    }
-
-    pub(crate) fn sum(&self, tensor: &mut Tensor) -> Result<()> {
-        check("all_reduce_sum", unsafe { lt_group_sum(self.0, tensor.as_mut_ptr()) })
-    }
-
-    pub(crate) fn broadcast(&self, tensor: &mut Tensor, root: i64) -> Result<()> {
-        check("broadcast", unsafe { lt_group_broadcast(self.0, tensor.as_mut_ptr(), root) })
-    }
-
-    /// Leaves the group. Threads of it may wait here for processes that are gone, so a broken group is not closed.
-    pub(crate) fn close(self) {
-        // An error changes nothing: the system closes what the shim has not.
-        let _ = check("store", unsafe { lt_store_close(self.0) });
-    }
 }
 
 /// Loads a shared library for the rest of the process, so that its static registrations take effect.

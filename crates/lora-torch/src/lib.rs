@@ -47,7 +47,7 @@ pub use device::{
     CudaStatus, DeviceChoice, cuda_status, device_name, libtorch_version, num_threads, resolve_device, set_num_threads,
     synchronize,
 };
-pub use dtype::{kind_bytes, kind_name, parse_kind};
+pub use dtype::{kind_bytes, kind_name, named_kind, parse_kind};
 pub use error::{Error, Result};
 pub use grad::{backward, set_grad};
 pub use linear::{LoraPart, Origin, Projection, lora_linear, lora_linear_of};

@@ -75,6 +75,57 @@ fn a_broadcast_and_a_gather_reach_everybody() {
 }
 
 #[test]
+fn what_one_gives_another_takes_in_its_order() {
+    let (kind, device) = (Kind::Float, Device::Cpu);
+    let found = together(3, |member| {
+        let rank = member.rank();
+        let (before, after) = ((rank + 2) % 3, (rank + 1) % 3);
+        // All give before any takes: a transfer that was begun keeps nobody waiting.
+        let given: Vec<_> = (0..5)
+            .map(|i| member.send(&noise(rank, 1000 + i).to_kind(if i == 2 { Kind::BFloat16 } else { kind }), after))
+            .map(Result::unwrap)
+            .collect();
+        for i in 0..5 {
+            let as_sent = if i == 2 { Kind::BFloat16 } else { kind };
+            let transfer = member.receive(&[1000 + i], as_sent, before).unwrap();
+            assert!(member.arrive(transfer).unwrap().equal(&noise(before, 1000 + i).to_kind(as_sent)), "{rank}, {i}");
+        }
+        for (i, transfer) in (0..).zip(given) {
+            assert_eq!(member.arrive(transfer).unwrap().size(), [1000 + i]);
+        }
+        let refused = member.send(&Tensor::zeros([2, 3], (kind, device)).transpose(0, 1), after).unwrap_err();
+        assert!(matches!(refused, Error::Shape { .. }), "{refused}");
+        for peer in [rank, 3] {
+            let refused = member.receive(&[1], kind, peer).unwrap_err();
+            assert!(matches!(refused, Error::NoPeer { world: 3, .. }), "{refused}");
+        }
+        // Neither was an exchange that broke.
+        member.gather(b"on").unwrap().len()
+    });
+    assert_eq!(found, [3; 3]);
+    assert!(matches!(Single.send(&Tensor::zeros([1], (kind, device)), 0), Err(Error::NoPeer { .. })));
+}
+
+#[test]
+fn a_transfer_with_one_that_leaves_names_it() {
+    let errors = together(2, |member| {
+        if member.rank() == 1 {
+            return Vec::new();
+        }
+        let start = Instant::now();
+        let taken =
+            member.receive(&[1 << 20], Kind::Float, 1).and_then(|transfer| member.arrive(transfer)).unwrap_err();
+        // Nobody takes this, either.
+        let given = member.send(&Tensor::zeros([1 << 20], (Kind::Float, Device::Cpu)), 1).map(drop).unwrap_err();
+        assert!(start.elapsed() < PATIENCE / 2, "{taken}");
+        vec![taken, given]
+    });
+    for error in &errors[0] {
+        assert!(matches!(error, Error::Lost { lost, rank: 0, .. } if *lost == [1]), "{error}");
+    }
+}
+
+#[test]
 fn a_process_alone_has_everything_already() {
     let mut t = Tensor::from_slice(&[3.0f32, 4.0]);
     Single.all_reduce_sum(&mut t).unwrap();

@@ -23,7 +23,7 @@ pub(crate) use keys::choice;
 pub use lora::{Bias, InitLoraWeights, LoraConfig, Modules, PeftType, TaskType, Tokens};
 pub use model::{DType, ModelConfig, Quantization, Weights};
 pub use objective::{ObjectiveConfig, ObjectiveName, Reference, RewardName};
-pub use train::{BestMetric, FinetuningType, Length, Optim, TrainConfig};
+pub use train::{BestMetric, FinetuningType, Length, Optim, PipelineDType, TrainConfig};
 pub use watch::WatchConfig;
 
 use crate::overrides::Override;

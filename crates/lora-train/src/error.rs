@@ -244,13 +244,46 @@ pub enum Error {
     /// A step has fewer micro-batches than there are processes to share them.
     #[error(
         "train.gradient_accumulation_steps = {micro_batches} for {world} ranks: a step's micro-batches are shared among them, so set it \
-         to a multiple of {world}, or start fewer"
+         to a multiple of {world}{}, or start fewer", same_step(*micro_batches, *rows, *world)
     )]
     TooFewMicroBatches {
+        /// `per_device_train_batch_size`.
+        rows: u32,
         /// `gradient_accumulation_steps`.
         micro_batches: u32,
         /// Processes.
         world: u32,
+    },
+    /// There are not as many processes as stages.
+    #[error(
+        "train.pipeline_stages = {stages} for {world} {}: each rank is one stage, and a divided model has no copies that would share \
+         the rows; start {stages} ranks, as by `lora launch -n {stages}`, or set pipeline_stages = {}",
+        if *world == 1 { "process" } else { "ranks" },
+        if *world == 1 { 1 } else { *world }
+    )]
+    StagesAndRanks {
+        /// `train.pipeline_stages`.
+        stages: u32,
+        /// Processes.
+        world: u32,
+    },
+    /// A model cannot be divided so, or what is trained cannot be trained in stages.
+    #[error("{field} = {value} with train.pipeline_stages = {stages}: {reason}")]
+    Stages {
+        /// The key of the configuration.
+        field: &'static str,
+        /// Its value.
+        value: String,
+        /// `train.pipeline_stages`.
+        stages: u32,
+        /// Why not, and what to do.
+        reason: String,
+    },
+    /// What other stages have of a step was not brought here before it was to be written.
+    #[error("step {step}: the parts of the other stages were not collected; every rank has to call what writes them")]
+    NotCollected {
+        /// The step.
+        step: u64,
     },
     /// A process was to do another run than rank 0.
     #[error(
@@ -446,6 +479,8 @@ impl Error {
             | Self::NothingToResume { .. }
             | Self::ResumeMismatch { .. }
             | Self::TooFewMicroBatches { .. }
+            | Self::StagesAndRanks { .. }
+            | Self::Stages { .. }
             | Self::RanksDiffer { .. }
             | Self::EvalSplit { .. }
             | Self::NoRows { .. }
@@ -483,6 +518,18 @@ impl Error {
     pub(crate) fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
         let path = path.as_ref().to_path_buf();
         move |source| Self::Io { action, path, source }
+    }
+}
+
+/// The settings by which a step keeps its rows where there are more processes, if there are such.
+fn same_step(micro_batches: u32, rows: u32, world: u32) -> String {
+    let all = u64::from(micro_batches) * u64::from(rows);
+    match all.is_multiple_of(u64::from(world)) {
+        true => format!(
+            ", as {world} with per_device_train_batch_size = {}, which keeps the {all} rows of a step",
+            all / u64::from(world)
+        ),
+        false => String::new(),
     }
 }
 

@@ -39,29 +39,48 @@ pub struct EvalReport {
 /// # Errors
 /// What the model reports.
 pub fn evaluate(model: &Decoder, examples: &Rows, rows: usize, sink: &mut dyn EventSink) -> Result<EvalReport> {
-    let (mut loss, mut right, mut tokens, mut done) = (0.0, 0, 0, 0);
+    let (mut sums, mut done) = (Sums::default(), 0);
     while done < examples.len() {
         let part = done..examples.len().min(done + rows.max(1));
         let batch = examples.batch(part.clone())?;
         let batch = on_device(&model.config, &batch, model.device())?;
-        let (sum, first) = model.evaluate(&batch)?;
-        loss += sum;
-        right += first;
-        tokens += batch.trained();
+        let (loss, right) = model.evaluate(&batch)?;
+        sums.add(&Sums { loss, right, tokens: batch.trained() });
         done = part.end;
         sink.event(Event::Evaluating { done, of: examples.len() });
     }
-    let mean = loss / tokens.max(1) as f64;
-    Ok(EvalReport {
-        loss: mean,
-        perplexity: mean.exp(),
-        accuracy: right as f64 / tokens.max(1) as f64,
-        tokens: tokens.unsigned_abs(),
-        examples: examples.len(),
-        classes: None,
-        rewards: None,
-        generated: None,
-    })
+    Ok(sums.report(examples.len()))
+}
+
+/// What an evaluation sums up.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Sums {
+    pub(crate) loss: f64,
+    /// Trained tokens that the model ranks first.
+    pub(crate) right: i64,
+    /// Trained tokens.
+    pub(crate) tokens: i64,
+}
+
+impl Sums {
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.loss += other.loss;
+        self.right += other.right;
+        self.tokens += other.tokens;
+    }
+
+    pub(crate) fn report(&self, examples: usize) -> EvalReport {
+        let tokens = self.tokens.max(1) as f64;
+        let mean = self.loss / tokens;
+        EvalReport {
+            loss: mean,
+            perplexity: mean.exp(),
+            accuracy: self.right as f64 / tokens,
+            tokens: self.tokens.unsigned_abs(),
+            examples,
+            ..EvalReport::default()
+        }
+    }
 }
 
 /// Moves a batch of the data pipeline to the model's device.

@@ -4,6 +4,7 @@ use crate::comparing::Tally;
 use crate::error::{Error, Result};
 use crate::params::FlatParams;
 use crate::team::Team;
+use tch::Tensor;
 
 /// What ends a run from outside.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,6 +30,8 @@ pub(crate) struct Part {
     pub(crate) loss: f64,
     pub(crate) tally: Tally,
     pub(crate) asks: Asks,
+    /// The squared norm of the gradients, where each process has those of other parameters.
+    pub(crate) squares: Option<f64>,
 }
 
 /// A count is told in two numbers, so that its sum is exact in fp32 as well.
@@ -54,6 +57,7 @@ impl Part {
             loss: at(6),
             asks: Asks { stop: at(7) > 0.0, out_of_time: at(8) > 0.0, enough: at(9) > 0.0 },
             tally: Tally::of_numbers(numbers.get(10..).unwrap_or_default()),
+            squares: None,
         }
     }
 }
@@ -72,6 +76,26 @@ pub(crate) fn exchange<T>(team: &Team, params: &FlatParams, own: Result<(T, Part
     let whole = Part::of_numbers(sums.get(1..).unwrap_or_default());
     params.scale_grad(1.0 / whole.count as f64)?;
     Ok((own, whole))
+}
+
+/// Sums parts over the stages of a divided model, each of which has the gradients of its own parameters: what goes along are
+/// their squared norms. What all stages know, the last alone tells.
+pub(crate) fn join<T>(team: &Team, params: &FlatParams, own: Result<(T, Part)>) -> Result<(T, Part)> {
+    let own = own.and_then(|(own, part)| Ok((own, part, params.grad_norm()?.powi(2))));
+    let (failed, squares, part) =
+        own.as_ref().map_or((1.0, 0.0, Part::default()), |(_, part, squares)| (0.0, *squares, *part));
+    let told = match team.rank() + 1 == team.world() {
+        true => part,
+        false => Part { asks: part.asks, ..Part::default() },
+    };
+    let mut slots = Tensor::f_from_slice(&[&[failed, squares], told.numbers().as_slice()].concat())?;
+    let (own, _, _) = team.settle(own, |team| {
+        team.all_reduce_sum(&mut slots)?;
+        Ok::<_, Error>(slots.f_double_value(&[0])? > 0.0)
+    })?;
+    let sums = Vec::<f64>::try_from(&slots)?;
+    let whole = Part::of_numbers(sums.get(2..).unwrap_or_default());
+    Ok((own, Part { squares: sums.get(1).copied(), ..whole }))
 }
 
 #[cfg(test)]

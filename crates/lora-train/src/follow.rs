@@ -10,6 +10,8 @@ use crate::trainer::{StepOutcome, Trainer};
 pub(crate) fn steps_behind(trainer: &mut Trainer, until: &Until<'_>, sink: &mut dyn EventSink) -> Result<EndedBy> {
     let (team, total, config) =
         (trainer.team().clone(), trainer.plan().total_steps, trainer.plan().config.train.clone());
+    // The step of the last evaluation.
+    let mut evaluated = 0;
     if trainer.state().step == 0 {
         trainer.evaluate(sink)?;
     }
@@ -24,12 +26,19 @@ pub(crate) fn steps_behind(trainer: &mut Trainer, until: &Until<'_>, sink: &mut 
         let due = |every: u64| every > 0 && step.is_multiple_of(every);
         if due(config.eval_steps) || step == total {
             trainer.evaluate(sink)?;
+            evaluated = step;
         }
         if due(config.save_steps) {
+            trainer.collect()?;
             team.agree(Ok(()))?;
         }
     };
     trainer.check_parameters()?;
+    if trainer.is_staged() && matches!(ended_by, EndedBy::MaxTime | EndedBy::Hook) && evaluated != trainer.state().step
+    {
+        trainer.measure(sink)?;
+    }
+    trainer.collect()?;
     // Rank 0 saves and writes the result.
     team.agree(Ok(()))?;
     Ok(ended_by)

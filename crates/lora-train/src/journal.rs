@@ -54,7 +54,7 @@ impl Journal {
             sink.event(Event::Speed { matrix_rate, operations_per_token });
         }
         let about = About {
-            trained_parameters: trainer.params().len().unsigned_abs(),
+            trained_parameters: trainer.trained_parameters().unsigned_abs(),
             base_parameters: plan.base_parameters().unsigned_abs(),
             family: plan.model.family.clone(),
             device: device_name(plan.device),

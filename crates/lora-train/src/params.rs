@@ -174,17 +174,34 @@ impl FlatParams {
         self.exchanged.shallow_clone()
     }
 
-    /// The 2-norm of all gradients together, before they are scaled down to `max_norm` (0 leaves them as they are), by
-    /// PyTorch's rule: `max_norm / (norm + 1e-6)` where that is below 1.
+    /// The 2-norm of all gradients together.
+    ///
+    /// # Errors
+    /// What libtorch reports.
+    pub fn grad_norm(&self) -> Result<f64> {
+        Ok(grad_norm(&self.grad)?)
+    }
+
+    /// Scales gradients of this 2-norm down to `max_norm` (0 leaves them as they are), by PyTorch's rule:
+    /// `max_norm / (norm + 1e-6)` where that is below 1.
+    ///
+    /// # Errors
+    /// What libtorch reports.
+    pub fn clip_grad(&self, norm: f64, max_norm: f64) -> Result<()> {
+        let scale = max_norm / (norm + 1e-6);
+        if max_norm > 0.0 && scale < 1.0 {
+            self.scale_grad(scale)?;
+        }
+        Ok(())
+    }
+
+    /// Both: the norm before gradients are scaled down.
     ///
     /// # Errors
     /// What libtorch reports.
     pub fn clip_grad_norm(&self, max_norm: f64) -> Result<f64> {
-        let norm = grad_norm(&self.grad)?;
-        let scale = max_norm / (norm + 1e-6);
-        if max_norm > 0.0 && scale < 1.0 {
-            let _grad = self.grad.shallow_clone().f_mul_scalar_(scale)?;
-        }
+        let norm = self.grad_norm()?;
+        self.clip_grad(norm, max_norm)?;
         Ok(norm)
     }
 

@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::events::{Event, EventSink};
 use crate::policy::check_policy;
 use crate::schedule::Schedule;
+use crate::stages::stages_of;
 use lora_data::{DataReport, Replay, RowPlan, Rows, Tokenizer};
 use lora_format::{
     AdapterConfig, AdapterFolder, AdapterModule, InitLoraWeights as PeftInit, Method, TargetModules, TokenIndices,
@@ -122,6 +123,7 @@ impl RunPlan {
                 packed.len()
             )));
         }
+        stages_of(&config, &model, &trained)?;
         let tokenizer = data_tokenizer(&model_dir, &config.data)?;
 
         let compared = config.objective.compares();

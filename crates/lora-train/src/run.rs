@@ -199,7 +199,7 @@ fn run(
         loss: progress.loss,
         eval_before: progress.eval_before,
         eval_after: progress.eval_after,
-        trained_parameters: trainer.params().len(),
+        trained_parameters: trainer.trained_parameters(),
         base_parameters: trainer.plan().base_parameters(),
     };
     Ok((report, trainer))
@@ -338,6 +338,7 @@ fn steps(
             journal.page(trainer, Status::Running, sink);
         }
         if due(config.save_steps) {
+            trainer.collect()?;
             let saved = save(trainer, journal, progress, sink);
             trainer.team().agree(saved)?;
         }
@@ -363,6 +364,7 @@ fn finish(
         let report = trainer.measure(sink)?;
         progress.eval_after = tell(report, trainer, journal, progress, sink)?;
     }
+    trainer.collect()?;
     if progress.saved != step {
         save(trainer, journal, progress, sink)?;
     }
@@ -394,7 +396,7 @@ fn stopped(
     sink: &mut dyn EventSink,
 ) -> Error {
     let step = trainer.state().step;
-    if error.is_out_of_memory() && trainer.is_whole() && progress.saved != step {
+    if error.is_out_of_memory() && trainer.is_whole() && !trainer.is_staged() && progress.saved != step {
         // What cannot be saved, either, leaves the older checkpoint; the first error is the one to tell.
         let _ = save(trainer, journal, progress, sink);
     }

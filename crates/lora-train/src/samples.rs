@@ -46,14 +46,16 @@ pub(crate) struct Samples {
 }
 
 impl Samples {
-    /// The questions of a run: those of the configuration, or of the first examples. A classifier answers none.
+    /// The questions of a run: those of the configuration, or of the first examples. A classifier answers none, and neither do
+    /// the stages of a divided model.
     ///
     /// # Errors
     /// What the tokenizer or the chat template says of a prompt of the configuration.
     pub(crate) fn of(plan: &RunPlan) -> Result<Self> {
         let config = &plan.config.train;
         let max_new_tokens = config.sample_max_new_tokens as usize;
-        let questions = match (config.sample_count as usize, plan.model.labels.is_some()) {
+        let questions = match (config.sample_count as usize, plan.model.labels.is_some() || config.pipeline_stages > 1)
+        {
             (0, _) | (_, true) => Vec::new(),
             _ if !config.sample_prompts.is_empty() => {
                 config.sample_prompts.iter().map(|text| asked(plan, text)).collect::<Result<_>>()?

@@ -45,16 +45,26 @@ impl Team {
         self.world() < 2
     }
 
+    /// What they exchange by.
+    pub(crate) fn collective(&self) -> &dyn Collective {
+        &*self.0
+    }
+
     /// Refuses a run whose steps cannot be shared. To be called before anything that takes time.
     ///
     /// # Errors
-    /// [`Error::TooFewMicroBatches`], or [`Error::OneProcess`] where the model answers prompts itself.
+    /// [`Error::TooFewMicroBatches`], [`Error::StagesAndRanks`], or [`Error::OneProcess`] where the model answers prompts itself.
     pub fn check(&self, config: &RunConfig) -> Result<()> {
+        let (stages, world) = (config.train.pipeline_stages, self.world());
+        if stages > 1 {
+            return if stages == world { Ok(()) } else { Err(Error::StagesAndRanks { stages, world }) };
+        }
         if !self.is_alone() && config.objective.samples() {
             return Err(Error::OneProcess { name: config.objective.name.name() });
         }
         let (micro_batches, world) = (config.train.gradient_accumulation_steps, self.world());
-        if micro_batches < world { Err(Error::TooFewMicroBatches { micro_batches, world }) } else { Ok(()) }
+        let rows = config.train.per_device_train_batch_size;
+        if micro_batches < world { Err(Error::TooFewMicroBatches { rows, micro_batches, world }) } else { Ok(()) }
     }
 
     /// Lets everyone go on with what it has, if everyone has something. Every process calls it, the one that failed too.
@@ -121,7 +131,13 @@ impl Team {
             all.iter().map(|text| serde_json::from_slice(text)).collect::<serde_json::Result<_>>().map_err(json)?;
         let Some(lead) = all.first() else { return Ok(()) };
         for (rank, other) in (0..).zip(&all) {
-            if let Err(Error::ResumeMismatch { differences }) = compare_for_resume(lead, other, &[]) {
+            // What may differ at a resume may not differ here.
+            let differences = match compare_for_resume(lead, other, &[]) {
+                Ok(taken) => taken,
+                Err(Error::ResumeMismatch { differences }) => differences,
+                Err(other) => return Err(other),
+            };
+            if !differences.is_empty() {
                 return Err(Error::RanksDiffer { rank, differences });
             }
         }

@@ -2,6 +2,7 @@
 
 mod evaluating;
 mod keeping;
+mod staged;
 
 use crate::allocation::Budgeting;
 use crate::answers::Answers;
@@ -12,11 +13,12 @@ use crate::config::{Checkpointing, Reference};
 use crate::error::{Error, Result};
 use crate::eval::on_device;
 use crate::events::{Event, EventSink};
-use crate::exchange::{Asks, Part, exchange};
+use crate::exchange::{Asks, Part, exchange, join};
 use crate::loader::{Laid, Loader, Step, sampler_of};
 use crate::metrics::StepRecord;
 use crate::objective::Objective;
 use crate::params::FlatParams;
+use crate::pipeline::{Micro, Pipeline};
 use crate::plan::{RunPlan, Trained};
 use crate::policy::Policy;
 use crate::reward::{Reward, reward_of};
@@ -24,8 +26,9 @@ use crate::share::Share;
 use crate::team::Team;
 use lora_core::RankAllocator;
 use lora_data::{Cursor, Origin};
-use lora_model::{Decoder, Keeping, TokenBatch};
+use lora_model::{Decoder, Keeping, Stage, TokenBatch};
 use lora_torch::{AdamWScalars, device_memory, mix_seed, peak_rss_bytes};
+use staged::Collected;
 use std::time::Instant;
 
 /// Where the result of the best evaluation is kept, in the run's folder.
@@ -47,6 +50,10 @@ pub struct Trainer {
     comparing: Option<Comparing>,
     /// Where the model answers prompts itself and is rewarded.
     policy: Option<Policy>,
+    /// Where each process has some of the blocks.
+    pipeline: Option<Pipeline>,
+    /// What the stages brought to rank 0 last.
+    collected: Option<Collected>,
     loader: Loader,
     state: TrainState,
     /// Whether parameters and state are those of the same step.
@@ -137,8 +144,10 @@ impl Trainer {
         let mut progress = |done, of| sink.event(Event::Loading { done, of });
         let (storage, mut packing) = plan.keeping();
         let keeping = Keeping { kind: plan.kind, device: plan.device, storage };
-        let mut model =
-            Decoder::load_as(&plan.model_dir, plan.model.clone(), plan.config.seed, keeping, &mut progress)?;
+        let pipeline = Pipeline::of(&plan, &team)?;
+        let stage = pipeline.as_ref().map_or_else(|| Stage::whole(&plan.model), |pipeline| pipeline.stage().clone());
+        let (seed, whole) = (plan.config.seed, plan.model.clone());
+        let mut model = Decoder::load_stage(&plan.model_dir, whole, stage, seed, keeping, &mut progress)?;
         let mut comparing = objective.map(|objective| {
             let alone = || [&plan.train, &plan.eval].map(|rows| Answers::alone(rows.clone()));
             let [train, eval] = plan.answers.clone().unwrap_or_else(alone);
@@ -176,7 +185,9 @@ impl Trainer {
         let sampler = sampler_of(&plan);
         let (batch, micro) =
             (plan.config.train.per_device_train_batch_size, plan.config.train.gradient_accumulation_steps);
-        let share = Share::of(team.rank(), team.world(), || plan.row_lengths());
+        // Every stage takes every micro-batch.
+        let sharing = if pipeline.is_some() { 1 } else { team.world() };
+        let share = Share::of(team.rank(), sharing, || plan.row_lengths());
         let loader = Loader::new((plan.train.clone(), plan.rows.clone()), sampler, batch as usize, micro, share);
         Ok(Self {
             plan,
@@ -185,6 +196,8 @@ impl Trainer {
             budgeting,
             comparing,
             policy,
+            pipeline,
+            collected: None,
             loader,
             state: TrainState::default(),
             whole: true,
@@ -206,13 +219,17 @@ impl Trainer {
     pub(crate) fn step_asking(&mut self, asks: &dyn Fn(&Self) -> Asks) -> Result<StepOutcome> {
         let start = Instant::now();
         let own = self.own_part().map(|(own, part)| (own, Part { asks: asks(self), ..part }));
-        let (Step { batches, next: mut cursor, .. }, whole) =
-            if self.team.is_alone() { own? } else { exchange(&self.team, &self.params, own)? };
+        let (Step { batches, next: mut cursor, .. }, whole) = match &self.pipeline {
+            Some(_) => join(&self.team, &self.params, own)?,
+            None if self.team.is_alone() => own?,
+            None => exchange(&self.team, &self.params, own)?,
+        };
         let (config, step) = (&self.plan.config.train, self.state.step);
         let Part { trained, tokens, tally, .. } = whole;
         let regulariser = self.budgeting.as_ref().map_or(Ok(0.0), |b| b.regularise(&self.model))?;
         let loss = (whole.loss + tally.loss) / whole.count as f64 + regulariser;
-        let grad_norm = self.params.clip_grad_norm(config.max_grad_norm)?;
+        let grad_norm = whole.squares.map_or_else(|| self.params.grad_norm(), |squares| Ok(squares.sqrt()))?;
+        self.params.clip_grad(grad_norm, config.max_grad_norm)?;
         let learning_rate = self.plan.schedule.lr_at(step);
         let finite = loss.is_finite() && grad_norm.is_finite();
         if finite {
@@ -274,7 +291,9 @@ impl Trainer {
     /// The gradients of this process's micro-batches, and what there is to tell of them.
     fn own_part(&mut self) -> Result<(Step, Part)> {
         let start = Instant::now();
-        let own = self.loader.step_at(self.cursor())?;
+        let own = self.loader.step_at(self.cursor());
+        // A stage without its batches could not even fail in step with the others.
+        let own = if self.pipeline.is_some() { self.team.agree(own)? } else { own? };
         self.data_seconds = start.elapsed().as_secs_f64();
         let (step, batches) = (self.state.step, &own.batches);
         if let Some(policy) = &mut self.policy {
@@ -284,10 +303,20 @@ impl Trainer {
         let count = self.count(batches, trained);
         let mut part = Part { trained, tokens, count, ..Part::default() };
         // The count of all is known when all have told theirs, and gradients are divided then.
-        let weight = if self.team.is_alone() { 1.0 / count as f64 } else { 1.0 };
+        let known = self.team.is_alone() || self.pipeline.is_some();
+        let weight = if known { 1.0 / count as f64 } else { 1.0 };
 
         self.params.zero_grad()?;
         let checkpointing = self.plan.config.train.gradient_checkpointing == Checkpointing::Full;
+        if let Some(pipeline) = &self.pipeline {
+            let micro = |(laid, number): (&Laid, &u64)| {
+                let seed = mix_seed(&[self.plan.config.seed, step, *number]);
+                Ok(Micro { batch: self.token_batch(laid)?, seed })
+            };
+            let micros = batches.iter().zip(&own.numbers).map(micro).collect::<Result<Vec<_>>>();
+            part.loss = pipeline.step(&self.model, &self.team.agree(micros)?, weight, checkpointing)?;
+            return Ok((own, part));
+        }
         for (laid, micro) in batches.iter().zip(&own.numbers) {
             // From the micro-batch's number in the whole step, whichever process computes it.
             let seed = mix_seed(&[self.plan.config.seed, step, *micro]);
@@ -360,6 +389,9 @@ impl Trainer {
     /// # Errors
     /// [`Error::RanksApart`].
     pub(crate) fn check_parameters(&self) -> Result<()> {
+        if self.pipeline.is_some() {
+            return Ok(());
+        }
         self.team.same_parameters(self.state.step, || self.params.digest())
     }
 
@@ -397,7 +429,7 @@ impl Trainer {
         &self.plan
     }
 
-    /// The model.
+    /// The model; where it is divided, this process's part of it.
     pub fn model(&self) -> &Decoder {
         &self.model
     }
@@ -407,7 +439,12 @@ impl Trainer {
         self.budgeting.as_ref().and_then(Budgeting::allocator)
     }
 
-    /// The trained parameters.
+    /// How many numbers are trained, those of other stages with them.
+    pub(crate) fn trained_parameters(&self) -> i64 {
+        if self.is_staged() { self.plan.trained_parameters() } else { self.params.len() }
+    }
+
+    /// The trained parameters; of a divided model those of this process's blocks.
     pub fn params(&self) -> &FlatParams {
         &self.params
     }

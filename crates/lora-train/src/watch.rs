@@ -190,6 +190,9 @@ fn check(config: &RunConfig) -> Result<()> {
     if config.train.finetuning_type == FinetuningType::Full {
         return fault("train.finetuning_type", "versions are adapters, and full training makes none; set \"lora\"");
     }
+    if config.train.pipeline_stages > 1 {
+        return fault("train.pipeline_stages", "a watch trains in one process; remove it");
+    }
     if config.data.train.len() != 1 {
         return fault("data.train", "give one entry: its format and columns count for each file that arrives");
     }

@@ -1,16 +1,13 @@
 //! Several processes that train together: here each is a thread with a membership of its own.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a test that cannot go on has failed
 
-use lora_torch::distributed::{Gloo, Launch};
-use lora_train::{
-    Error, Event, NoEvents, Override, RunConfig, RunPlan, StepOutcome, Team, TrainOptions, Trainer, train,
-};
+mod several;
+
+use lora_train::{Error, Event, NoEvents, RunPlan, StepOutcome, Team, TrainOptions, Trainer, train};
 use proptest::prelude::*;
-use std::net::TcpListener;
+use several::{plan, together, write_rows};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
-use std::time::Duration;
 use tch::{Kind, Tensor};
 
 /// Of two sums of the same fp32 gradients in another order, relative to their norm.
@@ -19,55 +16,6 @@ const SAME_GRADIENTS: f64 = 1e-6;
 const SAME_LOSSES: f64 = 1e-5;
 /// The reach that the fixtures' README names for losses and norms of some steps in fp32.
 const TRAINING_TOLERANCE: f64 = 1e-4;
-
-fn together<T: Send>(world: u32, body: impl Fn(Team) -> T + Sync) -> Vec<T> {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let body = &body;
-    let member = move |rank| {
-        let launch =
-            Launch { rank, world, local_rank: rank, address: "127.0.0.1".into(), port, hosts: true, attempt: 0 };
-        let team = Team::of(Gloo::connect(&launch, Duration::from_secs(120)).unwrap());
-        let result = body(team.clone());
-        // Rank 0 has the store: all leave together, whatever each came to.
-        let _ = team.agree(Ok(()));
-        result
-    };
-    thread::scope(|scope| {
-        let running: Vec<_> = (0..world).map(|rank| scope.spawn(move || member(rank))).collect();
-        running.into_iter().map(|one| one.join().unwrap()).collect()
-    })
-}
-
-/// Rows of so many words, each with an answer of some.
-fn write_rows(dir: &Path, lengths: &[(usize, usize)]) {
-    let words =
-        |n: usize, i: usize| (0..n).map(|k| ["the", "weight", "is", "a"][(i + k) % 4]).collect::<Vec<_>>().join(" ");
-    let row = |(i, (prompt, answer)): (usize, &(usize, usize))| {
-        format!("{{\"prompt\": \"{}: \", \"completion\": \"{}\"}}\n", words(*prompt, i), words(*answer, i + 1))
-    };
-    std::fs::write(dir.join("train.jsonl"), lengths.iter().enumerate().map(row).collect::<String>()).unwrap();
-}
-
-fn plan(dir: &Path, more: &[&str]) -> RunPlan {
-    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/llama");
-    let mut set = vec![
-        format!("output_dir={}", dir.join("run").display()),
-        format!("model.path={}", base.display()),
-        "model.device=cpu".into(),
-        "model.threads=1".into(),
-        format!("data.train={}", dir.join("train.jsonl").display()),
-        "data.cache=never".into(),
-        "train.max_steps=6".into(),
-        "train.per_device_train_batch_size=2".into(),
-        "train.gradient_accumulation_steps=4".into(),
-        "train.learning_rate=1e-3".into(),
-        "train.max_grad_norm=0".into(),
-        "train.sample_count=0".into(),
-    ];
-    set.extend(more.iter().map(|s| (*s).to_string()));
-    let overrides: Vec<Override> = set.iter().map(|s| s.parse().unwrap()).collect();
-    RunPlan::resolve(RunConfig::load(None, &overrides).unwrap(), &mut NoEvents).unwrap()
-}
 
 /// What a step came to.
 #[derive(Debug)]
@@ -188,13 +136,20 @@ fn two_processes_follow_peft_in_two_processes() {
 fn a_step_that_cannot_be_shared_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     write_rows(dir.path(), &[(2, 2); 8]);
+    // The usual step of one micro-batch, which two could share as two of half the rows.
+    let usual = ["train.gradient_accumulation_steps=1", "train.per_device_train_batch_size=8"];
+    for error in together(2, |team| Trainer::in_team(plan(dir.path(), &usual), team, &mut NoEvents).unwrap_err()) {
+        let text = error.to_string();
+        assert!(text.contains("as 2 with per_device_train_batch_size = 4, which keeps the 8 rows of a step"), "{text}");
+    }
     for error in together(3, |team| {
         Trainer::in_team(plan(dir.path(), &["train.gradient_accumulation_steps=2"]), team, &mut NoEvents).unwrap_err()
     }) {
         assert!(
-            matches!(error, Error::TooFewMicroBatches { micro_batches: 2, world: 3 }) && error.is_usage(),
+            matches!(error, Error::TooFewMicroBatches { rows: 2, micro_batches: 2, world: 3 }) && error.is_usage(),
             "{error}"
         );
+        assert!(error.to_string().contains("a multiple of 3, or start fewer"), "{error}");
     }
 }
 

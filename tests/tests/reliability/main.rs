@@ -19,3 +19,4 @@ mod ranks;
 mod report;
 mod resume;
 mod signals;
+mod stages;

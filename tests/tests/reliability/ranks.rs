@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 /// AdamW's steps of them, over fifteen steps.
 const SAME_LOSSES: f64 = 1e-4;
 /// What a rank that was left alone may take to find out and to leave.
-const LEAVES: Duration = Duration::from_secs(5);
+pub const LEAVES: Duration = Duration::from_secs(5);
 
 fn lab() -> Lab {
     let train = "gradient_accumulation_steps = 4\nlearning_rate = 2e-2\nwarmup_steps = 3\nmax_steps = 15\nsave_steps = 5\n\
@@ -38,17 +38,17 @@ fn rank(lab: &Lab, output: &str, (rank, world): (u32, u32), port: u16, more: &[&
     command.spawn().unwrap()
 }
 
-fn ranks(lab: &Lab, output: &str, world: u32, more: &[&str]) -> Vec<Child> {
+pub fn ranks(lab: &Lab, output: &str, world: u32, more: &[&str]) -> Vec<Child> {
     let port = free_port();
     (0..world).map(|number| rank(lab, output, (number, world), port, more)).collect()
 }
 
-fn done(child: Child) -> Done {
+pub fn done(child: Child) -> Done {
     Done::of(child.wait_with_output().unwrap())
 }
 
 /// `lora launch` with so many ranks.
-fn launch(lab: &Lab, output: &str, world: u32, more: &[&str]) -> Command {
+pub fn launch(lab: &Lab, output: &str, world: u32, more: &[&str]) -> Command {
     let mut command = Command::new(LORA);
     let args = lab.args(output, more);
     command.args(["launch", "-n", &world.to_string()]).args(&args[1..]);

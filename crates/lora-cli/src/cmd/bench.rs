@@ -1,6 +1,7 @@
 //! `lora bench`: speed and memory, measured.
 
 use crate::cmd::bench_data::{self, DataArgs};
+use crate::cmd::bench_exchange::{self, ExchangeArgs};
 use crate::cmd::logits::matrix;
 use crate::compute::Compute;
 use crate::failure::usage;
@@ -21,14 +22,17 @@ pub(crate) enum Verb {
     Step(StepArgs),
     /// From a data file to the first packed batch: fresh, and with tokens that were kept
     Data(DataArgs),
+    /// Exchanges between the processes of a launcher
+    Exchange(ExchangeArgs),
 }
 
 impl Verb {
     /// The model, which may lie on the hub.
-    pub(crate) fn model(&mut self) -> &mut PathBuf {
+    pub(crate) fn model(&mut self) -> Option<&mut PathBuf> {
         match self {
-            Self::Step(args) => &mut args.model,
-            Self::Data(args) => &mut args.model,
+            Self::Step(args) => Some(&mut args.model),
+            Self::Data(args) => Some(&mut args.model),
+            Self::Exchange(_) => None,
         }
     }
 }
@@ -86,6 +90,7 @@ pub(crate) struct StepArgs {
 pub(crate) fn run(verb: &Verb) -> Result<()> {
     match verb {
         Verb::Step(args) => step(args),
+        Verb::Exchange(args) => bench_exchange::run(args),
         Verb::Data(args) => bench_data::run(args),
     }
 }

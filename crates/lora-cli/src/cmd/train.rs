@@ -98,7 +98,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return watch::run(config, &options, view, args.json);
     }
     let launch = if args.dry_run { None } else { team::launched()? };
-    let team = team::meet(launch.as_ref(), &mut config);
+    let team = team::meet(launch.as_ref(), &mut config).and_then(|team| match args.dry_run {
+        true => Ok(team),
+        false => Ok(team.check(&config).map(|()| team)?),
+    });
     match team.and_then(|team| go(args, config, &overrides, team)) {
         Err(error) if launch.is_some() => leave(&error),
         done => done,

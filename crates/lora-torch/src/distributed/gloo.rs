@@ -1,7 +1,7 @@
-//! Processes on CPUs, by libtorch's ProcessGroupGloo.
+//! Processes by libtorch's ProcessGroupGloo, and with the feature `nccl` by its ProcessGroupNCCL between CUDA devices.
 
 use super::heart::{Heart, silent};
-use super::{Collective, Launch};
+use super::{Collective, Launch, Transfer};
 use crate::error::{Error, Result};
 use crate::ffi::Member;
 use std::ffi::CString;
@@ -87,12 +87,24 @@ impl Gloo {
         Error::Lost { rank, world, address: self.launch.place(), lost, message: message.into() }
     }
 
-    /// Runs an exchange of a tensor on the host; that of a device goes through a copy there.
+    /// The number of another process.
+    fn peer(&self, peer: u32) -> Result<i32> {
+        let Launch { rank, world, .. } = self.launch;
+        if peer == rank || peer >= world { Err(Error::NoPeer { peer, rank, world }) } else { Ok(whole(peer)) }
+    }
+
+    /// Runs an exchange of a tensor on the host, or on a CUDA device where NCCL was built in; that of another device goes through a
+    /// copy on the host.
     fn exchange_tensor(&self, tensor: &mut Tensor, run: impl FnOnce(&Member, &mut Tensor) -> Result<()>) -> Result<()> {
         if !tensor.is_contiguous() {
             return Err(Error::shape("exchange", "tensor", "contiguous", tensor.size()));
         }
-        if tensor.device() == Device::Cpu {
+        let as_it_is = match tensor.device() {
+            Device::Cpu => true,
+            Device::Cuda(_) => Member::takes_cuda(),
+            _ => false,
+        };
+        if as_it_is {
             return self.exchange(|member| run(member, tensor));
         }
         let mut host = tensor.f_to_device(Device::Cpu)?;
@@ -129,6 +141,29 @@ impl Collective for Gloo {
             let _ = member.sum(&mut Tensor::f_zeros([1], (Kind::Float, Device::Cpu))?);
             Ok(all)
         })
+    }
+
+    fn send(&self, tensor: &Tensor, to: u32) -> Result<Transfer> {
+        let to = self.peer(to)?;
+        if !tensor.is_contiguous() || tensor.device() != Device::Cpu {
+            let got = (tensor.size(), tensor.device());
+            return Err(Error::shape("send", "tensor", "contiguous and on the host", got));
+        }
+        let work = self.exchange(|member| member.send(tensor, to))?;
+        Ok(Transfer { work, tensor: tensor.shallow_clone() })
+    }
+
+    fn receive(&self, shape: &[i64], kind: Kind, from: u32) -> Result<Transfer> {
+        let from = self.peer(from)?;
+        let mut tensor = Tensor::f_empty(shape, (kind, Device::Cpu))?;
+        let work = self.exchange(|member| member.receive(&mut tensor, from))?;
+        Ok(Transfer { work, tensor })
+    }
+
+    fn arrive(&self, transfer: Transfer) -> Result<Tensor> {
+        let Transfer { work, tensor } = transfer;
+        self.exchange(|_| work.wait())?;
+        Ok(tensor)
     }
 }
 

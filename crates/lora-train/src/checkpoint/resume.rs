@@ -39,8 +39,10 @@ const TELLING: &[&str] = &[
 /// Keys that say the same as a field of [`RunIdentity`], as they were asked for and not as they came out.
 const RESOLVED: &[&str] = &["model.device", "model.threads"];
 
-/// Fields that may differ where a run goes on with another number of processes: its result is then the same within rounding.
-const FOLLOWS_WORLD: &[&str] = &["world_size", "threads"];
+/// Fields that may differ where a run goes on with another number of processes, or with a model that is divided otherwise: its
+/// result is then the same within rounding.
+const FOLLOWS_WORLD: &[&str] = &["world_size", "threads", STAGES];
+const STAGES: &str = "train.pipeline_stages";
 
 /// One field that differs between the checkpoint and the run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,7 +80,7 @@ pub fn compare_for_resume(old: &RunIdentity, new: &RunIdentity, allowed: &[Strin
     compare(&fields(old), &fields(new), no_prefix, &mut differences);
 
     // Any number of processes takes the same rows in the same order, and they share the machine's threads.
-    let resized = old.world_size != new.world_size;
+    let resized = old.world_size != new.world_size || old.config.get(STAGES) != new.config.get(STAGES);
     let is_allowed = |d: &Difference| {
         (resized && FOLLOWS_WORLD.contains(&d.field.as_str()))
             || d.harmless && allowed.iter().any(|key| *key == d.field || replaces(key, &d.field))

@@ -36,6 +36,7 @@ pub(crate) fn check(config: &RunConfig, tree: &Table, places: &Places, faults: &
     targets(config, &mut rules);
     methods(config, &mut rules);
     objective(config, &mut rules);
+    pipeline(config, &mut rules);
     if config.data.eval_split > 0.0 {
         rules.exclude("data.eval_split", "data.eval", "keep the one that says where evaluation data comes from");
     }
@@ -321,6 +322,51 @@ fn objective(config: &RunConfig, rules: &mut Rules<'_>) {
         let remedy = "this objective learns from the worse answers, too; remove it";
         rules.contradiction("data.preference", with(), remedy);
     }
+}
+
+/// What a model that is divided among processes cannot do.
+fn pipeline(config: &RunConfig, rules: &mut Rules<'_>) {
+    let (train, lora) = (&config.train, &config.lora);
+    if train.pipeline_stages == 1 {
+        let remedy = "nothing goes from stage to stage; set pipeline_stages, or remove it";
+        let apart = train.pipeline_dtype != super::PipelineDType::Float32;
+        rules.contradiction_if(apart, "train.pipeline_dtype", "train.pipeline_stages = 1".into(), remedy);
+        return;
+    }
+    let with = || format!("train.pipeline_stages = {}", train.pipeline_stages);
+    let other_method = lora.init_adapter.is_none() && lora.peft_type != PeftType::Lora;
+    for (is, key, remedy) in [
+        (
+            train.finetuning_type == FinetuningType::Full,
+            "train.finetuning_type",
+            "only adapters are trained in stages; use \"lora\"",
+        ),
+        (
+            config.objective.name != ObjectiveName::Sft,
+            "objective.name",
+            "only supervised fine-tuning goes in stages; use \"sft\"",
+        ),
+        (lora.task_type == TaskType::SeqCls, "lora.task_type", "classifiers are not divided; remove it"),
+        (other_method, "lora.peft_type", "only LoRA is trained in stages; use \"LORA\""),
+        (!lora.modules_to_save.is_empty(), "lora.modules_to_save", "modules are not trained in full there; remove it"),
+        (
+            lora.trainable_token_indices.is_some(),
+            "lora.trainable_token_indices",
+            "rows of tokens are not trained there; remove it",
+        ),
+        (
+            !lora.target_parameters.is_empty(),
+            "lora.target_parameters",
+            "stacked experts are not trained there; remove it",
+        ),
+        (train.predict_with_generate, "train.predict_with_generate", "no stage can write an answer alone; remove it"),
+        (!train.sample_prompts.is_empty(), "train.sample_prompts", "no stage can write an answer alone; remove it"),
+    ] {
+        rules.contradiction_if(is, key, with(), remedy);
+    }
+    // A resolved configuration has the usual number, and none are asked.
+    let asked = train.sample_count > 0 && train.sample_count != super::TrainConfig::default().sample_count;
+    rules.contradiction_if(asked, "train.sample_count", with(), "no stage can write an answer alone; remove it");
 }
 
 /// Keys that only GRPO has.

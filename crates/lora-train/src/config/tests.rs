@@ -128,6 +128,9 @@ fn full() -> RunConfig {
             save_total_limit: 3,
             ddp_timeout: 60,
             ddp_check_steps: 7,
+            // Others go with nothing that is sampled, which this has.
+            pipeline_stages: 1,
+            pipeline_dtype: PipelineDType::Float32,
             logging_steps: 5,
             lr_scheduler_kwargs: toml::Table::new(),
             sample_prompts: vec!["say it".into()],

@@ -86,6 +86,16 @@ const OTHER_OPTIMS: &[(&str, &str)] = &[
     ("lion_32bit", "lion"),
 ];
 
+choice! {
+    /// What numbers go from one stage of a divided model to the next as.
+    PipelineDType {
+        /// As they are computed on a CPU.
+        Float32 = "float32",
+        /// Rounded to 8 significant bits.
+        BFloat16 = "bfloat16",
+    }
+}
+
 const COUNT: Kind = Kind::Integer { min: 1, max: i64::MAX };
 const COUNT_OR_ZERO: Kind = Kind::Integer { min: 0, max: i64::MAX };
 const ROWS: Kind = Kind::Integer { min: 1, max: 1_048_576 };
@@ -189,6 +199,14 @@ section! {
         /// Compares the parameters of processes that train together every so many optimizer steps, and at the end.
         #[serde(skip_serializing_if = "is_usual_check")]
         ddp_check_steps: u64 = USUAL_CHECK, COUNT;
+        /// Processes among which the blocks of a frozen base are divided, each with the weights and adapters of its own alone: for
+        /// a base that is larger than one machine's memory. There must be as many processes.
+        #[serde(skip_serializing_if = "is_one")]
+        pipeline_stages: u32 = 1, ROWS;
+        /// What hidden states and their gradients go from one such process to the next as: `float32`, or `bfloat16`, which halves the
+        /// bytes and rounds them.
+        #[serde(skip_serializing_if = "is_float32")]
+        pipeline_dtype: PipelineDType = PipelineDType::Float32, Kind::Choice(PipelineDType::NAMES);
         /// Writes every so many-th optimizer step, and the last, to `metrics.jsonl`.
         logging_steps: u64 = 1, COUNT;
         /// Prompts that the model answers before the first step and after the last, for `samples.jsonl` and `report.html`: each
@@ -230,6 +248,14 @@ fn is_usual_wait(seconds: &u64) -> bool {
 
 fn is_usual_check(steps: &u64) -> bool {
     *steps == USUAL_CHECK
+}
+
+fn is_one(stages: &u32) -> bool {
+    *stages == 1
+}
+
+fn is_float32(dtype: &PipelineDType) -> bool {
+    *dtype == PipelineDType::Float32
 }
 
 /// Tokens of an answer.

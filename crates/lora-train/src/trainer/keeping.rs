@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::events::EventSink;
 use crate::policy::Policy;
 use crate::resume_point::{find_resume_point, identity};
-use lora_format::{TensorFile, write_adapter, write_tensors};
+use lora_format::{TensorFile, write_adapter, write_adapter_tensors, write_tensors};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tch::Tensor;
@@ -31,7 +31,12 @@ impl Trainer {
             keep,
             |dir| {
                 self.write_result(dir)?;
-                Ok(write_tensors(&dir.join(STATE_FILE), &self.tensors()?, &BTreeMap::new())?)
+                let file = dir.join(STATE_FILE);
+                let written = match self.is_staged() {
+                    true => write_tensors(&file, &self.collected()?.state, &BTreeMap::new()),
+                    false => write_tensors(&file, &self.tensors()?, &BTreeMap::new()),
+                };
+                Ok(written?)
             },
         )
     }
@@ -57,6 +62,7 @@ impl Trainer {
             labels.write(dir)?;
         }
         match self.plan.adapter_config() {
+            Some(config) if self.is_staged() => Ok(write_adapter_tensors(dir, &config, &self.collected()?.adapter)?),
             Some(mut config) => {
                 let mut modules = self.model.adapter_modules()?;
                 if let Some(budgeting) = &self.budgeting {
@@ -82,6 +88,9 @@ impl Trainer {
 
     /// Takes what rank 0 has found. Others need not see its disk.
     pub(crate) fn go_on(&mut self, found: Result<Option<Found>>) -> Result<()> {
+        if self.is_staged() {
+            return self.go_on_in_stages(found);
+        }
         let team = self.team.clone();
         let taken = found.and_then(|found| found.map_or(Ok(()), |found| self.go_on_from(found)));
         team.agree(taken)?;
@@ -97,11 +106,16 @@ impl Trainer {
         Ok(())
     }
 
-    /// Takes the parameters, moments and place of a checkpoint.
-    fn go_on_from(&mut self, found: Found) -> Result<()> {
+    /// The tensors of a checkpoint.
+    pub(super) fn read_state(found: &Found) -> Result<BTreeMap<String, Tensor>> {
         let file = TensorFile::open(&found.dir.join(STATE_FILE))?;
         let names: Vec<String> = file.names().map(String::from).collect();
-        let mut state = names.into_iter().map(|n| Ok((n.clone(), file.read(&n)?))).collect::<Result<_>>()?;
+        names.into_iter().map(|n| Ok((n.clone(), file.read(&n)?))).collect()
+    }
+
+    /// Takes the parameters, moments and place of a checkpoint.
+    fn go_on_from(&mut self, found: Found) -> Result<()> {
+        let mut state = Self::read_state(&found)?;
         if let Some(budgeting) = &mut self.budgeting {
             budgeting.take_state(&mut state)?;
         }
