@@ -174,7 +174,7 @@ section! {
         #[serde(skip_serializing_if = "is_zero")]
         neftune_noise_alpha: f64 = 0.0, Kind::Number(Range::NotNegative);
         /// What is kept for the backward pass: everything (`false`, also `none`); everything but what norms and gates give, which
-        /// is computed again (`selective`: about a third less memory, hardly more time); or the inputs of the blocks only
+        /// is computed again (`selective`: a third less of that, hardly more time); or the inputs of the blocks only
         /// (`true`, also `full`: the least memory, about a third more time).
         gradient_checkpointing: Checkpointing = Checkpointing::None, Kind::BoolOr(Checkpointing::NAMES);
         /// Evaluates every so many optimizer steps; 0 evaluates at the start and at the end only.
