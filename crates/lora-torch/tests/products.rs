@@ -130,11 +130,14 @@ fn attention_in_float64(qkv: &[Tensor; 3], lens: &[i64], scale: f64, window: Opt
     Tensor::cat(&outs, 0)
 }
 
+/// Lengths of the segments, heads of keys, queries to each, width of a head, window, whether causal.
+type AttentionCase<'a> = (&'a [i64], i64, i64, i64, Option<i64>, bool);
+
 #[test]
 fn attention_is_that_in_float64_whoever_computes_it() {
     let _choice = CHOICE.lock();
     // Edges of blocks and tiles, groups of queries, heads of odd widths, windows within and across blocks, both directions.
-    let cases: [(&[i64], i64, i64, i64, Option<i64>, bool); 8] = [
+    let cases: [AttentionCase; 8] = [
         (&[1, 2], 1, 1, 8, None, true),
         (&[47, 48, 49, 1, 97], 2, 3, 16, None, true),
         (&[200, 3], 1, 2, 64, None, true),
