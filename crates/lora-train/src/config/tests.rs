@@ -277,6 +277,7 @@ fn with_every_type() -> RunConfig {
     (lora.beta1, lora.beta2, lora.orth_reg_weight) = (Some(0.8), Some(0.9), Some(0.3));
     lora.loftq_iter = Some(2);
     config.train.predict_with_generate = true;
+    (config.train.pipeline_stages, config.train.pipeline_dtype) = (2, PipelineDType::BFloat16);
     config.train.lr_scheduler_kwargs = "num_cycles = 2".parse().unwrap();
     config.objective = ObjectiveConfig {
         name: ObjectiveName::Dpo,
