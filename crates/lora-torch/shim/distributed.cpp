@@ -2,6 +2,7 @@
 //
 // A handle is one process's membership. Nothing of c10d crosses the border: Rust holds a pointer, and gives it back.
 #include "shim.h"
+#include <mutex>
 #include <string>
 
 #ifdef LORA_GLOO
@@ -37,6 +38,16 @@ static c10d::Backend& group_for(Membership* member, const at::Tensor& tensor) {
   }
 #endif
   return *member->group;
+}
+
+// Begins an exchange on the host. libtorch keeps one record of exchanges for the process (c10d's flight recorder) and puts a new
+// group into it without a lock: members that are threads of one process must not do so at once. Nothing waits under this lock.
+template <typename Begin>
+static c10::intrusive_ptr<c10d::Work> begun(const at::Tensor& tensor, const Begin& begin) {
+  static std::mutex recording;
+  std::unique_lock<std::mutex> lock(recording, std::defer_lock);
+  if (!tensor.is_cuda()) lock.lock();
+  return begin();
 }
 
 // NCCL's work is only put in order with the device's own unless a time is given; then the host waits, and hears of errors.
@@ -95,7 +106,8 @@ extern "C" Message lt_group_open(Membership* member, int32_t rank, int32_t world
 extern "C" Message lt_group_sum(Membership* member, CTensor tensor) {
   return guarded([&] {
     std::vector<at::Tensor> tensors{*tensor};
-    waited(group_for(member, *tensor).allreduce(tensors), tensor->is_cuda() ? member->timeout : kNoTimeout);
+    auto work = begun(*tensor, [&] { return group_for(member, *tensor).allreduce(tensors); });
+    waited(work, tensor->is_cuda() ? member->timeout : kNoTimeout);
   });
 }
 
@@ -104,7 +116,8 @@ extern "C" Message lt_group_broadcast(Membership* member, CTensor tensor, int64_
     std::vector<at::Tensor> tensors{*tensor};
     c10d::BroadcastOptions options;
     options.rootRank = root;
-    waited(group_for(member, *tensor).broadcast(tensors, options), tensor->is_cuda() ? member->timeout : kNoTimeout);
+    auto work = begun(*tensor, [&] { return group_for(member, *tensor).broadcast(tensors, options); });
+    waited(work, tensor->is_cuda() ? member->timeout : kNoTimeout);
   });
 }
 
@@ -117,7 +130,7 @@ struct Transfer {
 extern "C" Message lt_group_send(Membership* member, CTensor tensor, int32_t to, Transfer** out) {
   return guarded([&] {
     std::vector<at::Tensor> tensors{*tensor};
-    *out = new Transfer{member->group->send(tensors, to, 0)};
+    *out = new Transfer{begun(*tensor, [&] { return member->group->send(tensors, to, 0); })};
   });
 }
 
@@ -125,7 +138,7 @@ extern "C" Message lt_group_send(Membership* member, CTensor tensor, int32_t to,
 extern "C" Message lt_group_receive(Membership* member, CTensor tensor, int32_t from, Transfer** out) {
   return guarded([&] {
     std::vector<at::Tensor> tensors{*tensor};
-    *out = new Transfer{member->group->recv(tensors, from, 0)};
+    *out = new Transfer{begun(*tensor, [&] { return member->group->recv(tensors, from, 0); })};
   });
 }
 
