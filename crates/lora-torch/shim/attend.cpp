@@ -1,6 +1,7 @@
 // FlashAttention's arithmetic (Dao, 2023, algorithms 1 and 2) with whole rows of scores: a block of queries and all keys that
 // it sees fit the caches at the lengths that are trained on a CPU, so that no row is rescaled.
 #include "attend.h"
+#include "buffer.h"
 #include "kernels.h"
 #include <ATen/Parallel.h>
 #include <atomic>
@@ -18,25 +19,26 @@ int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 // A matrix as the right operand of products: column tiles, one after the other, each [depth, kernel.cols].
 struct Panels {
-  std::vector<float> data;
+  Buffer buffer;
+  float* data = nullptr;
   int64_t depth = 0;
 
   void straight(const sgemm::Kernel& k, const float* w, int64_t stride, int64_t rows, int64_t cols) {
     room(k, rows, cols);
     for (int64_t j = 0; j < cols; j += k.cols)
-      sgemm::pack_straight(w + j, stride, std::min(k.cols, cols - j), rows, k.cols, data.data() + j * rows);
+      sgemm::pack_straight(w + j, stride, std::min(k.cols, cols - j), rows, k.cols, data + j * rows);
   }
   // Of the transpose: `rows` of w become columns.
   void turned(const sgemm::Kernel& k, const float* w, int64_t stride, int64_t rows, int64_t cols) {
     room(k, cols, rows);
     for (int64_t i = 0; i < rows; i += k.cols)
-      sgemm::pack_transposed(w + i * stride, stride, std::min(k.cols, rows - i), cols, k.cols, data.data() + i * cols);
+      sgemm::pack_transposed(w + i * stride, stride, std::min(k.cols, rows - i), cols, k.cols, data + i * cols);
   }
 
  private:
   void room(const sgemm::Kernel& k, int64_t depth_, int64_t cols) {
     depth = depth_;
-    if (const size_t wanted = depth * up(cols, k.cols); data.size() < wanted) data.resize(wanted);
+    data = buffer.of(depth * up(cols, k.cols));
   }
 };
 
@@ -46,7 +48,7 @@ void multiply(const sgemm::Kernel& k, const float* rows, int64_t stride, int64_t
               int64_t col, int64_t n, float* c, int64_t c_stride, sgemm::Start start) {
   static const float none[sgemm::MOST_COLS] = {};
   for (int64_t j = 0; j < n; j += k.cols) {
-    sgemm::Span span{rows, stride, depth, panels.data.data() + (col + j) * panels.depth + row * k.cols};
+    sgemm::Span span{rows, stride, depth, panels.data + (col + j) * panels.depth + row * k.cols};
     for (int64_t i = 0; i < m; i += k.rows) {
       span.rows = rows + i * stride;
       k.tile(&span, 1, std::min(k.rows, m - i), c + i * c_stride + j, c_stride, std::min(k.cols, n - j), start, none);
@@ -56,7 +58,7 @@ void multiply(const sgemm::Kernel& k, const float* rows, int64_t stride, int64_t
 
 struct Scratch {
   Panels keys_turned, keys, values_turned, values, queries, grads;
-  std::vector<float> query, grad, scores, slopes, turned;
+  Buffer query, grad, scores, slopes, turned;
 };
 
 // One segment and one head of keys, with the queries that read it.
@@ -104,14 +106,9 @@ int64_t score_stride(const Part& p) {
   return stride % 1024 ? stride : stride + 16;
 }
 
-float* room(std::vector<float>& buffer, size_t wanted) {
-  if (buffer.size() < wanted) buffer.resize(wanted);
-  return buffer.data();
-}
-
 // Rows of one head, one behind the other.
-const float* gathered(std::vector<float>& buffer, const float* rows, int64_t stride, int64_t m, int64_t d) {
-  float* to = room(buffer, m * d);
+const float* gathered(Buffer& buffer, const float* rows, int64_t stride, int64_t m, int64_t d) {
+  float* to = buffer.of(m * d);
   for (int64_t i = 0; i < m; ++i) std::memcpy(to + i * d, rows + i * stride, d * sizeof(float));
   return to;
 }
@@ -127,7 +124,7 @@ void forward(const sgemm::Kernel& kernel, const at::Tensor& q_, const at::Tensor
     const int64_t d = p.d, key_stride = p.kv * d, query_stride = p.heads * d, stride = score_stride(p);
     s.keys_turned.turned(kernel, k + p.of_key(0), key_stride, p.len, d);
     s.values.straight(kernel, v + p.of_key(0), key_stride, p.len, d);
-    float* scores = room(s.scores, BLOCK * stride);
+    float* scores = s.scores.of(BLOCK * stride);
     for (int64_t group = 0; group < p.groups; ++group) {
       for (int64_t i0 = 0; i0 < p.len; i0 += BLOCK) {
         const int64_t m = std::min(BLOCK, p.len - i0), from = p.first(i0), to = p.last(i0 + m);
@@ -163,7 +160,7 @@ void backward(const sgemm::Kernel& kernel, const at::Tensor& g_, const at::Tenso
     s.keys_turned.turned(kernel, k + p.of_key(0), key_stride, p.len, d);
     s.keys.straight(kernel, k + p.of_key(0), key_stride, p.len, d);
     s.values_turned.turned(kernel, v + p.of_key(0), key_stride, p.len, d);
-    float *scores = room(s.scores, BLOCK * stride), *slopes = room(s.slopes, BLOCK * stride), *turned = room(s.turned, BLOCK * stride);
+    float *scores = s.scores.of(BLOCK * stride), *slopes = s.slopes.of(BLOCK * stride), *turned = s.turned.of(BLOCK * stride);
     for (int64_t group = 0; group < p.groups; ++group) {
       for (int64_t i0 = 0; i0 < p.len; i0 += BLOCK) {
         const int64_t m = std::min(BLOCK, p.len - i0), from = p.first(i0), to = p.last(i0 + m), width = to - from;

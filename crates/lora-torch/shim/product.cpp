@@ -1,10 +1,8 @@
 #include "product.h"
+#include "buffer.h"
 #include "right.h"
 #include <ATen/Parallel.h>
 #include <atomic>
-#include <cstdlib>
-#include <memory>
-#include <new>
 
 namespace {
 
@@ -59,17 +57,6 @@ void by_libtorch(at::Tensor& out, bool add, const at::Tensor& bias, const std::v
 
 #if defined(LORA_SGEMM)
 
-struct Buffer {
-  std::unique_ptr<float, void (*)(void*)> data{nullptr, std::free};
-  size_t size = 0;
-  float* of(size_t wanted) {
-    if (size >= wanted) return data.get();
-    data.reset(static_cast<float*>(std::aligned_alloc(64, (wanted * sizeof(float) + 63) / 64 * 64)));
-    if (!data) throw std::bad_alloc();
-    size = wanted;
-    return data.get();
-  }
-};
 thread_local Buffer PANELS, LEFT, WIDE;
 
 struct Operand {

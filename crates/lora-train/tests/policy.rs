@@ -87,13 +87,13 @@ fn what_is_rewarded_becomes_more_likely() {
             reward
         };
         let before = reward(&mut trainer);
-        let records: Vec<StepRecord> = (0..30).map(|_| step(&mut trainer)).collect();
+        let records: Vec<StepRecord> = (0..60).map(|_| step(&mut trainer)).collect();
         let after = reward(&mut trainer);
         assert!(after > before + RISE, "{before} -> {after}");
         let sampled = |range: std::ops::Range<usize>| {
             records[range].iter().map(|r| r.rewards.and_then(|rewards| rewards.mean).unwrap()).sum::<f64>() / 5.0
         };
-        let (first, last) = (sampled(0..5), sampled(25..30));
+        let (first, last) = (sampled(0..5), sampled(55..60));
         assert!(last > first + RISE, "{first} -> {last}");
         // Every token that the model wrote is trained, and no other.
         let first = &records[0];

@@ -127,6 +127,14 @@ impl Lab {
         }
     }
 
+    /// The adapter is that of the run that nothing happened to.
+    #[track_caller]
+    pub fn has_the_adapter(&self, output: &str, what: &str) {
+        const NAME: &str = "adapter_model.safetensors";
+        let bytes = std::fs::read(self.path(output).join(NAME)).unwrap();
+        assert!(self.whole.files.get(NAME) == Some(&bytes), "{what}: {NAME} differs");
+    }
+
     pub fn outcome(&self, output: &str) -> Outcome {
         let run = self.path(output);
         let last = format!("checkpoints/step-{}", self.checkpoints(output).last().unwrap());
