@@ -26,7 +26,7 @@ pub trait Collective: Debug + Send + Sync {
     /// Replaces the entries by their sums over all processes, which have the same bits everywhere.
     ///
     /// # Errors
-    /// [`Error::Lost`](crate::Error::Lost) where a process is gone or does not answer in time, and from then on always.
+    /// [`Error::Lost`] where a process is gone or does not answer in time, and from then on always.
     fn all_reduce_sum(&self, tensor: &mut Tensor) -> Result<()>;
 
     /// Replaces the entries by those of the process `root`.
