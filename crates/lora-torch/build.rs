@@ -55,7 +55,7 @@ fn main() {
     };
     build.objects(loops("kernels.cpp", &[], Some("BASE")));
     if env::var("CARGO_CFG_TARGET_ARCH").as_deref() == Ok("x86_64") && !build.get_compiler().is_like_msvc() {
-        build.define("LORA_SGEMM", None).file("shim/attend.cpp");
+        build.define("LORA_SGEMM", None).files(["shim/attend.cpp", "shim/sgemm.cpp"]);
         let avx2 = ["-mavx2", "-mfma", "-mf16c"];
         let avx512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"];
         for (flags, set, product) in [(&avx2[..], "AVX2", "sgemm_avx2.cpp"), (&avx512, "AVX512", "sgemm_avx512.cpp")] {

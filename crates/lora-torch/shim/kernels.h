@@ -1,5 +1,6 @@
 // CPU kernels over rows, for float and double (kernels.cpp), in loops for the widest instructions that the CPU has.
 #pragma once
+#include "cpu.h"
 #include <cstdint>
 
 namespace kernel {
@@ -48,15 +49,13 @@ extern const Set BASE, AVX2, AVX512;
 
 inline const Set& widest() {
 #if defined(LORA_SGEMM)
-  static const Set& set = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")
-                              ? AVX512
-                          : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? AVX2
-                                                                                            : BASE;
-  return set;
-#else
-  return BASE;
+  switch (cpu()) {
+    case Cpu::AVX512: return AVX512;
+    case Cpu::AVX2: return AVX2;
+    case Cpu::BASE: break;
+  }
 #endif
+  return BASE;
 }
 
 template <typename T>

@@ -96,7 +96,7 @@ extern "C" Message lt_lion(CTensor param, CTensor grad, CTensor exp_avg, const L
       const scalar_t* g = grad->data_ptr<scalar_t>();
       at::parallel_for(0, p.numel(), GRAIN, [&](int64_t i, int64_t end) {
         kernel::rows<scalar_t>().lion(x + i, g + i, m + i, scalar_t(h->lr), scalar_t(h->beta1), scalar_t(h->beta2),
-                     scalar_t(1.0 - h->lr * h->weight_decay), end - i);
+                                      scalar_t(1.0 - h->lr * h->weight_decay), end - i);
       });
     });
   });

@@ -34,7 +34,7 @@ std::tuple<at::Tensor, at::Tensor> rms_norm(const at::Tensor& x, const at::Tenso
   at::Tensor y = at::empty_like(x), rstd = at::empty({rows}, x.options());
   DISPATCH(x, over_rows(rows, d, [&](int64_t i, int64_t end) {
     kernel::rows<scalar_t>().rms_norm(x.data_ptr<scalar_t>() + i * d, w.data_ptr<scalar_t>(), y.data_ptr<scalar_t>() + i * d,
-                     rstd.data_ptr<scalar_t>() + i, end - i, d, eps);
+                                      rstd.data_ptr<scalar_t>() + i, end - i, d, eps);
   }));
   return {y, rstd};
 }
@@ -71,7 +71,7 @@ at::Tensor Dropout::operator()(const at::Tensor& x_) const {
   const auto bound = static_cast<uint32_t>(p * 4294967296.0);
   DISPATCH(x, at::parallel_for(0, x.numel(), GRAIN, [&](int64_t i, int64_t end) {
     kernel::rows<scalar_t>().dropout(x.data_ptr<scalar_t>() + i, y.data_ptr<scalar_t>() + i, static_cast<uint64_t>(key), bound,
-                    scalar_t(scale), i, end - i);
+                                     scalar_t(scale), i, end - i);
   }));
   return y;
 }
@@ -98,9 +98,9 @@ struct RmsNorm : Function<RmsNorm> {
       if (want_weight) gw = at::zeros({d}, x.options());
       const auto part = [&](int64_t i, int64_t end) {
         DISPATCH(x, kernel::rows<scalar_t>().rms_norm_backward(g.data_ptr<scalar_t>() + i * d, x.data_ptr<scalar_t>() + i * d,
-                                              w.data_ptr<scalar_t>(), rstd.data_ptr<scalar_t>() + i,
-                                              gx.data_ptr<scalar_t>() + i * d,
-                                              want_weight ? gw.data_ptr<scalar_t>() : nullptr, end - i, d));
+                                                               w.data_ptr<scalar_t>(), rstd.data_ptr<scalar_t>() + i,
+                                                               gx.data_ptr<scalar_t>() + i * d,
+                                                               want_weight ? gw.data_ptr<scalar_t>() : nullptr, end - i, d));
       };
       if (want_weight) part(0, rows);  // one sum in one order: the same bits whatever the number of threads
       else over_rows(rows, d, part);
@@ -118,8 +118,8 @@ at::Tensor rotate(const at::Tensor& x_, const at::Tensor& cos_, const at::Tensor
     at::Tensor y = at::empty_like(x);
     DISPATCH(x, over_rows(rows, heads * d, [&](int64_t i, int64_t end) {
       kernel::rows<scalar_t>().rotary(x.data_ptr<scalar_t>() + i * heads * d, cos.data_ptr<scalar_t>() + i * half,
-                     sin.data_ptr<scalar_t>() + i * half, y.data_ptr<scalar_t>() + i * heads * d, end - i, heads, d, half,
-                     scalar_t(sign));
+                                      sin.data_ptr<scalar_t>() + i * half, y.data_ptr<scalar_t>() + i * heads * d, end - i, heads, d, half,
+                                      scalar_t(sign));
     }));
     return y;
   }

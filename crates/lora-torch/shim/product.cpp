@@ -1,31 +1,24 @@
 #include "product.h"
 #include "buffer.h"
+#include "cpu.h"
 #include "right.h"
 #include <ATen/Parallel.h>
 #include <atomic>
 
 namespace {
 
-// Sizes by the caches of today's cores, with room for a second thread on the same one: a panel and six rows stay in the
-// first level, ROWS x DEPTH of the left operand and the panels of COLS in the second.
+// Sizes by the caches of today's cores: the rows of a tile stay in the first level, with its panel where that is one of 16 columns;
+// ROWS x DEPTH of the left operand and the panels of COLS stay in the second.
 constexpr int64_t DEPTH = 288, ROWS = 96, COLS = 96, WIDE_COLS = 192;  // wide where rows are copied
 constexpr int64_t SHORT = 64;             // a reduction this short joins the block before it
 constexpr int64_t FEW_ROWS = 16;          // for fewer rows, packing a panel costs more than it saves
 constexpr int64_t FEW_STEPS = 1 << 20;    // multiply-adds below which a thread is not worth its start
 constexpr int MOST_SPANS = 8;
 
-// As `Products` in products.rs.
+// As `Products` in products.rs, and as the sets of instructions that they take.
 enum Products : uint8_t { LIBTORCH, BY_AVX2, BY_AVX512 };
 
-Products widest() {
-#if defined(LORA_SGEMM)
-  static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  static const bool avx512 = __builtin_cpu_supports("avx512f");
-  return !avx2 ? LIBTORCH : avx512 ? BY_AVX512 : BY_AVX2;
-#else
-  return LIBTORCH;
-#endif
-}
+Products widest() { return static_cast<Products>(cpu()); }
 
 std::atomic<Products>& chosen() {
   static std::atomic<Products> products{widest()};
@@ -133,7 +126,7 @@ struct Block {
 };
 
 void multiply(const sgemm::Kernel& kernel, const std::vector<Run>& runs, const Block& block, float* out, int64_t stride, bool add, const float* bias) {
-  const auto [tile_rows, tile_cols, tile] = kernel;
+  const int64_t tile_rows = kernel.rows, tile_cols = kernel.cols;
   const int64_t panel_count = (block.width + tile_cols - 1) / tile_cols;
   bool begun = add;
   for (const Run& run : runs) {
@@ -166,7 +159,7 @@ void multiply(const sgemm::Kernel& kernel, const std::vector<Run>& runs, const B
           spans[k].panel = panels + j * run.depth + run.parts[k].offset * tile_cols;
         for (int64_t i = i0; i < i1; i += tile_rows) {
           for (size_t k = 0; k < run.parts.size(); ++k) spans[k].rows = rows[k] + (i - i0) * spans[k].stride;
-          tile(spans, int(run.parts.size()), std::min(tile_rows, i1 - i), out + i * stride + block.j0 + j, stride,
+          kernel.tile(spans, int(run.parts.size()), std::min(tile_rows, i1 - i), out + i * stride + block.j0 + j, stride,
                       cols, start, few);
         }
       }

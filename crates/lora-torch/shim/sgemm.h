@@ -6,7 +6,7 @@
 
 namespace sgemm {
 
-constexpr int64_t MOST_COLS = 32;  // of a tile of any kernel
+constexpr int64_t MOST_ROWS = 12, MOST_COLS = 32;  // of a tile of any kernel
 
 // Rows of the left operand and, in `panel`, the columns of a tile of the right one: panel[p * cols + j], zeros beyond its width.
 struct Span {
@@ -18,12 +18,15 @@ struct Span {
 // What the sums are added to.
 enum class Start { Zero, Bias, Sum };
 
-// A tile of the result, as large as the registers hold, and how it is computed. Every number is summed in one order, whatever
-// tile and kernel it falls to: the bits are the same on every CPU.
+// A tile of the result, as large as the registers hold. Every number is summed in one order, whatever tile and kernel it falls
+// to: the bits are the same on every CPU.
 struct Kernel {
   int64_t rows, cols;
-  // c[rows, cols] = start + sum over spans of rows * panel, with fewer rows and columns at the edges. `bias` has MOST_COLS numbers.
-  void (*tile)(const Span* spans, int count, int64_t rows, float* c, int64_t stride, int64_t cols, Start start, const float* bias);
+  // A tile of the full width, of at most so many rows. `bias` has MOST_COLS numbers.
+  void (*full)(const Span* spans, int count, int64_t rows, float* c, int64_t stride, Start start, const float* bias);
+
+  // c[rows, cols] = start + sum over spans of rows * panel, with fewer rows and columns at the edges.
+  void tile(const Span* spans, int count, int64_t rows, float* c, int64_t stride, int64_t cols, Start start, const float* bias) const;
 };
 extern const Kernel AVX2, AVX512;
 

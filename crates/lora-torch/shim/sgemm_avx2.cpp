@@ -58,7 +58,7 @@ void tile_of(const Span* spans, int count, float* c, int64_t stride, Start start
   }
 }
 
-void tile_rows(const Span* spans, int count, int64_t rows, float* c, int64_t stride, Start start, const float* bias) {
+void full(const Span* spans, int count, int64_t rows, float* c, int64_t stride, Start start, const float* bias) {
   switch (rows) {
     case 6: return tile_of<6>(spans, count, c, stride, start, bias);
     case 5: return tile_of<5>(spans, count, c, stride, start, bias);
@@ -67,20 +67,6 @@ void tile_rows(const Span* spans, int count, int64_t rows, float* c, int64_t str
     case 2: return tile_of<2>(spans, count, c, stride, start, bias);
     default: return tile_of<1>(spans, count, c, stride, start, bias);
   }
-}
-
-void tile(const Span* spans, int count, int64_t rows, float* c, int64_t stride, int64_t cols, Start start, const float* bias) {
-  if (cols == TILE_COLS) {
-    for (int64_t i = 0; i < rows; ++i) _mm_prefetch(reinterpret_cast<const char*>(c + i * stride), _MM_HINT_T0);
-    return tile_rows(spans, count, rows, c, stride, start, bias);
-  }
-  float edge[TILE_ROWS * TILE_COLS] = {};
-  if (start == Start::Sum)
-    for (int64_t i = 0; i < rows; ++i)
-      for (int64_t j = 0; j < cols; ++j) edge[i * TILE_COLS + j] = c[i * stride + j];
-  tile_rows(spans, count, rows, edge, TILE_COLS, start, bias);
-  for (int64_t i = 0; i < rows; ++i)
-    for (int64_t j = 0; j < cols; ++j) c[i * stride + j] = edge[i * TILE_COLS + j];
 }
 
 // Eight rows of eight numbers become eight rows of a panel.
@@ -105,7 +91,7 @@ inline void transpose8(const float* w, int64_t stride, float* panel, int64_t til
 
 }  // namespace
 
-const Kernel AVX2{TILE_ROWS, TILE_COLS, tile};
+const Kernel AVX2{TILE_ROWS, TILE_COLS, full};
 
 void pack_transposed(const float* w, int64_t stride, int64_t cols, int64_t depth, int64_t tile_cols, float* panel) {
   int64_t whole = 0;

@@ -53,25 +53,12 @@ using Tile = void (*)(const Span*, int, float*, int64_t, Start, const float*);
 constexpr Tile OF_ROWS[TILE_ROWS] = {tile_of<1>, tile_of<2>, tile_of<3>, tile_of<4>,  tile_of<5>,  tile_of<6>,
                                      tile_of<7>, tile_of<8>, tile_of<9>, tile_of<10>, tile_of<11>, tile_of<12>};
 
-void tile(const Span* spans, int count, int64_t rows, float* c, int64_t stride, int64_t cols, Start start, const float* bias) {
-  if (cols == TILE_COLS) {
-    for (int64_t i = 0; i < rows; ++i) {
-      _mm_prefetch(reinterpret_cast<const char*>(c + i * stride), _MM_HINT_T0);
-      _mm_prefetch(reinterpret_cast<const char*>(c + i * stride + 16), _MM_HINT_T0);
-    }
-    return OF_ROWS[rows - 1](spans, count, c, stride, start, bias);
-  }
-  float edge[TILE_ROWS * TILE_COLS] = {};
-  if (start == Start::Sum)
-    for (int64_t i = 0; i < rows; ++i)
-      for (int64_t j = 0; j < cols; ++j) edge[i * TILE_COLS + j] = c[i * stride + j];
-  OF_ROWS[rows - 1](spans, count, edge, TILE_COLS, start, bias);
-  for (int64_t i = 0; i < rows; ++i)
-    for (int64_t j = 0; j < cols; ++j) c[i * stride + j] = edge[i * TILE_COLS + j];
+void full(const Span* spans, int count, int64_t rows, float* c, int64_t stride, Start start, const float* bias) {
+  OF_ROWS[rows - 1](spans, count, c, stride, start, bias);
 }
 
 }  // namespace
 
-const Kernel AVX512{TILE_ROWS, TILE_COLS, tile};
+const Kernel AVX512{TILE_ROWS, TILE_COLS, full};
 
 }  // namespace sgemm

@@ -268,14 +268,12 @@ pub enum Error {
         world: u32,
     },
     /// A model cannot be divided so, or what is trained cannot be trained in stages.
-    #[error("{field} = {value} with train.pipeline_stages = {stages}: {reason}")]
+    #[error("train.pipeline_stages = {stages}{}: {reason}", with_adapter(.adapter.as_deref()))]
     Stages {
-        /// The key of the configuration.
-        field: &'static str,
-        /// Its value.
-        value: String,
         /// `train.pipeline_stages`.
         stages: u32,
+        /// `lora.init_adapter`, where it is what cannot be.
+        adapter: Option<PathBuf>,
         /// Why not, and what to do.
         reason: String,
     },
@@ -519,6 +517,10 @@ impl Error {
         let path = path.as_ref().to_path_buf();
         move |source| Self::Io { action, path, source }
     }
+}
+
+fn with_adapter(dir: Option<&Path>) -> String {
+    dir.map_or_else(String::new, |dir| format!(" with lora.init_adapter = {}", dir.display()))
 }
 
 /// The settings by which a step keeps its rows where there are more processes, if there are such.

@@ -16,23 +16,19 @@ pub(crate) fn stages_of(config: &RunConfig, model: &ModelConfig, trained: &Train
     if stages < 2 {
         return Ok(vec![Stage::whole(model)]);
     }
-    let refuse = |field, value: String, reason: String| Err(Error::Stages { field, value, stages, reason });
+    let refuse = |adapter, reason| Err(Error::Stages { stages, adapter, reason });
     let blocks = model.windows.len();
     if stages as usize > blocks {
         let reason = format!("this model has {blocks} blocks, and a stage has one at least; set at most {blocks}");
-        return refuse("train.pipeline_stages", stages.to_string(), reason);
+        return refuse(None, reason);
     }
     let list = Stage::split(model, stages as usize)?;
     let adapted: Vec<&str> = match trained {
         Trained::Fresh(plan) => plan.adapters.iter().map(|adapter| adapter.module.path.as_str()).collect(),
         Trained::Existing(folder) => {
-            let dir = || config.lora.init_adapter.as_ref().map_or_else(String::new, |dir| dir.display().to_string());
+            let adapter = config.lora.init_adapter.clone();
             if !matches!(folder.config.method, Method::Lora) {
-                return refuse(
-                    "lora.init_adapter",
-                    dir(),
-                    "only LoRA is trained in stages; give such an adapter".into(),
-                );
+                return refuse(adapter, "only LoRA is trained in stages; give such an adapter".into());
             }
             let odd = folder.modules.iter().find(|(_, content)| match content {
                 AdapterModule::Linear(lora) | AdapterModule::Embedding(lora) => {
@@ -45,7 +41,7 @@ pub(crate) fn stages_of(config: &RunConfig, model: &ModelConfig, trained: &Train
                 let reason = format!(
                     "it has more for module `{path}` than two small matrices, which is not trained in stages; train it in one process"
                 );
-                return refuse("lora.init_adapter", dir(), reason);
+                return refuse(adapter, reason);
             }
             folder.modules.keys().map(String::as_str).collect()
         }
@@ -59,7 +55,7 @@ pub(crate) fn stages_of(config: &RunConfig, model: &ModelConfig, trained: &Train
             "rank {rank} would hold blocks {first} to {last}, where nothing is trained; let lora.target_modules and \
              lora.layers_to_transform name layers of every stage, or set fewer stages"
         );
-        return refuse("train.pipeline_stages", stages.to_string(), reason);
+        return refuse(None, reason);
     }
     Ok(list)
 }

@@ -3,12 +3,12 @@
 
 mod several;
 
-use lora_train::{Error, Event, NoEvents, RunPlan, StepOutcome, StepRecord, Team, TrainOptions, Trainer, train};
+use lora_train::{Error, NoEvents, RunPlan, StepOutcome, StepRecord, Team, TrainOptions, Trainer, train};
 use proptest::prelude::*;
-use several::{config, plan, together, write_rows};
+use several::{ROWS, config, plan, stopped_by_rank_1, together, write_rows};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use tch::Tensor;
 
 /// Of the sum of two squared norms against that of all at once, in fp32.
@@ -16,8 +16,6 @@ const SAME_NORM: f64 = 1e-6;
 /// Of parameters after steps whose clipping differs by that.
 const SAME_PARAMETERS: f64 = 1e-6;
 
-const ROWS: [(usize, usize); 12] =
-    [(3, 2), (9, 1), (1, 7), (4, 4), (2, 2), (8, 8), (5, 1), (1, 1), (6, 3), (2, 5), (7, 7), (3, 3)];
 const STAGES: &str = "train.pipeline_stages=2";
 
 /// What the steps of a run came to, and the parameters and gradients after each of them by name.
@@ -241,23 +239,7 @@ fn the_best_evaluation_and_a_request_of_any_stage_are_of_all() {
     assert_eq!(files(&dir.path().join("run/best")), best);
     std::fs::rename(dir.path().join("run"), dir.path().join("staged")).unwrap();
 
-    let request = AtomicBool::new(false);
-    let more = ["train.max_steps=12", STAGES];
-    let reports = together(2, |team| {
-        let never = AtomicBool::new(false);
-        let stop = if team.rank() == 1 { &request } else { &never };
-        let mut sink = |event: Event| {
-            if let Event::Step(record) = event {
-                request.fetch_or(record.step == 3, Ordering::Relaxed);
-            }
-        };
-        let options = TrainOptions { team, ..TrainOptions::default() };
-        train(plan(dir.path(), &more), &options, stop, &mut sink).unwrap().0
-    });
-    let steps = reports[0].steps;
-    assert!(reports.iter().all(|report| report.status == "stopped" && report.steps == steps), "{reports:?}");
-    assert!((4..8).contains(&steps), "{steps}");
-    assert!(dir.path().join(format!("run/checkpoints/step-{steps}/manifest.json")).is_file());
+    stopped_by_rank_1(dir.path(), &["train.max_steps=12", STAGES]);
 }
 
 #[test]

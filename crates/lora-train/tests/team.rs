@@ -3,11 +3,11 @@
 
 mod several;
 
-use lora_train::{Error, Event, NoEvents, RunPlan, StepOutcome, Team, TrainOptions, Trainer, train};
+use lora_train::{Error, NoEvents, RunPlan, StepOutcome, Team, TrainOptions, Trainer, train};
 use proptest::prelude::*;
-use several::{plan, together, write_rows};
+use several::{ROWS, plan, stopped_by_rank_1, together, write_rows};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use tch::{Kind, Tensor};
 
 /// Of two sums of the same fp32 gradients in another order, relative to their norm.
@@ -209,39 +209,20 @@ fn what_one_fails_at_the_others_hear() {
 #[test]
 fn a_request_of_any_rank_ends_all_at_one_step_and_another_number_goes_on() {
     let dir = tempfile::tempdir().unwrap();
-    write_rows(
-        dir.path(),
-        &[(3, 2), (9, 1), (1, 7), (4, 4), (2, 2), (8, 8), (5, 1), (1, 1), (6, 3), (2, 5), (7, 7), (3, 3)],
-    );
+    write_rows(dir.path(), &ROWS);
     let folder = |name: &str| format!("output_dir={}", dir.path().join(name).display());
     let whole = {
         let plan = plan(dir.path(), &["train.max_steps=12", &folder("whole")]);
         train(plan, &TrainOptions::default(), &AtomicBool::new(false), &mut NoEvents).unwrap().0
     };
-    let request = AtomicBool::new(false);
-    let reports = together(2, |team| {
-        let never = AtomicBool::new(false);
-        // Rank 1 is asked, when rank 0 has come to its third step.
-        let stop = if team.rank() == 1 { &request } else { &never };
-        let mut sink = |event: Event| {
-            if let Event::Step(record) = event {
-                request.fetch_or(record.step == 3, Ordering::Relaxed);
-            }
-        };
-        let options = TrainOptions { team, ..TrainOptions::default() };
-        train(plan(dir.path(), &["train.max_steps=12", &folder("parts")]), &options, stop, &mut sink).unwrap().0
-    });
-    let steps = reports[0].steps;
-    assert!(reports.iter().all(|report| report.status == "stopped" && report.steps == steps), "{reports:?}");
-    assert!((4..8).contains(&steps), "{steps}");
-    assert!(dir.path().join(format!("parts/checkpoints/step-{steps}/manifest.json")).is_file());
+    stopped_by_rank_1(dir.path(), &["train.max_steps=12"]);
 
     // Four go on, which need the numbers of rank 0 and not its disk; then one.
     let until = |last: &str, team: Team| {
         let max = format!("train.max_steps={last}");
         let changed = vec!["train.max_steps".to_string()];
         let options = TrainOptions { resume: true, changed, team };
-        train(plan(dir.path(), &[&max, &folder("parts")]), &options, &AtomicBool::new(false), &mut NoEvents).unwrap().0
+        train(plan(dir.path(), &[&max]), &options, &AtomicBool::new(false), &mut NoEvents).unwrap().0
     };
     let four = together(4, |team| until("9", team));
     assert!(four.iter().all(|report| report.steps == 9 && report.tokens == four[0].tokens), "{four:?}");

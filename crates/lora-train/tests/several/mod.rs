@@ -2,9 +2,10 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used)] // each test file uses a part; a helper that fails is a failed test
 
 use lora_torch::distributed::{Gloo, Launch};
-use lora_train::{Error, NoEvents, Override, RunConfig, RunPlan, Team};
+use lora_train::{Error, Event, NoEvents, Override, RunConfig, RunPlan, Team, TrainOptions, train};
 use std::net::TcpListener;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -25,6 +26,32 @@ pub fn together<T: Send>(world: u32, body: impl Fn(Team) -> T + Sync) -> Vec<T> 
         let running: Vec<_> = (0..world).map(|rank| scope.spawn(move || member(rank))).collect();
         running.into_iter().map(|one| one.join().unwrap()).collect()
     })
+}
+
+/// Twelve rows of many lengths.
+pub const ROWS: [(usize, usize); 12] =
+    [(3, 2), (9, 1), (1, 7), (4, 4), (2, 2), (8, 8), (5, 1), (1, 1), (6, 3), (2, 5), (7, 7), (3, 3)];
+
+/// Trains as two into `run` of `dir`, until rank 1 is asked to stop when rank 0 has come to its third step; the step behind which
+/// both stopped, with one checkpoint of it.
+pub fn stopped_by_rank_1(dir: &Path, more: &[&str]) -> u64 {
+    let request = AtomicBool::new(false);
+    let reports = together(2, |team| {
+        let never = AtomicBool::new(false);
+        let stop = if team.rank() == 1 { &request } else { &never };
+        let mut sink = |event: Event| {
+            if let Event::Step(record) = event {
+                request.fetch_or(record.step == 3, Ordering::Relaxed);
+            }
+        };
+        let options = TrainOptions { team, ..TrainOptions::default() };
+        train(plan(dir, more), &options, stop, &mut sink).unwrap().0
+    });
+    let steps = reports[0].steps;
+    assert!(reports.iter().all(|report| report.status == "stopped" && report.steps == steps), "{reports:?}");
+    assert!((4..8).contains(&steps), "{steps}");
+    assert!(dir.join(format!("run/checkpoints/step-{steps}/manifest.json")).is_file());
+    steps
 }
 
 /// Rows of so many words, each with an answer of some.
