@@ -28,7 +28,7 @@ pub(crate) struct Memory {
 /// The formula of the activations, for a reader.
 pub(crate) const ACTIVATIONS_FORMULA: &str = "tokens x bytes x (7/6 layers x (4 hidden + 2 heads x head_dim + 2 kv_heads x head_dim + 3 intermediate; 2 without a gate, \
      a token's experts where there are any) + 2 (2 hidden + 3 intermediate)); with gradient_checkpointing = selective less \
-     2 hidden and 1 intermediate, with full of one layer only, and hidden of each; what norms and gates give is not kept for layers \
+     2 hidden and 1 intermediate, with full of one layer only, and hidden of each, and with recompute_layers of the others and hidden of these; what norms and gates give is not kept for layers \
      without an adapter";
 
 /// Pages of libtorch's code that a step is the first to touch.
@@ -45,6 +45,19 @@ fn kept_by_block(m: &ModelConfig, i: usize) -> i64 {
 /// what they are made from.
 fn worked_with(m: &ModelConfig, i: usize) -> i64 {
     2 * (2 * m.hidden_size + m.mlp_kept(i))
+}
+
+/// What is kept of a forward pass: `train.gradient_checkpointing` and `train.recompute_layers`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Keeps {
+    pub(crate) checkpointing: Checkpointing,
+    pub(crate) recompute_layers: u32,
+}
+
+impl From<Checkpointing> for Keeps {
+    fn from(checkpointing: Checkpointing) -> Self {
+        Self { checkpointing, recompute_layers: 0 }
+    }
 }
 
 /// Which inputs of a block's layers the way back reads: those of layers that have adapters or are trained themselves.
@@ -104,39 +117,54 @@ fn spared_by_block(m: &ModelConfig, i: usize, reads: Reads, remade: bool) -> i64
 }
 
 /// Bytes of activations of a batch. Dropout adds nothing: what it drops is found again from a key.
-pub(crate) fn activations(m: &ModelConfig, tokens: i64, bytes: i64, checkpointing: Checkpointing, reads: Reads) -> i64 {
-    let blocks = || 0..m.windows.len();
-    let most = |of: &dyn Fn(usize) -> i64| blocks().map(of).max().unwrap_or(0);
-    let kept = |i: usize| kept_by_block(m, i) - spared_by_block(m, i, reads, checkpointing == Checkpointing::Selective);
-    let kept: i64 = match checkpointing {
-        Checkpointing::Full => m.num_hidden_layers * m.hidden_size + most(&kept),
-        _ => blocks().map(kept).sum(),
-    };
+pub(crate) fn activations(m: &ModelConfig, tokens: i64, bytes: i64, keeping: Keeps, reads: Reads) -> i64 {
+    let most = |of: &dyn Fn(usize) -> i64| (0..m.windows.len()).map(of).max().unwrap_or(0);
+    let kept = |i: usize| kept_by_block(m, i) - spared_by_block(m, i, reads, keeping.checkpointing.remakes());
+    let again = keeping.checkpointing.recompute(keeping.recompute_layers).0.min(m.windows.len());
+    let behind: i64 = (again..m.windows.len()).map(kept).sum();
+    // When a block is computed again, those behind it have given back what they kept.
+    let one = if again > 0 { most(&kept) } else { 0 };
+    let kept = again as i64 * m.hidden_size + behind.max(one);
     // A sixth is what the allocator leaves between tensors, as measured.
     tokens * bytes * (kept + kept / 6 + most(&|i| worked_with(m, i)))
 }
 
-/// Tokens of each row of a plan.
-fn row_lengths(plan: &RunPlan) -> Vec<usize> {
-    plan.row_lengths()
+/// What the memory of a run follows from.
+pub(crate) struct Estimate<'a> {
+    plan: &'a RunPlan,
+    /// Tokens of the largest batch: the longest rows that may come together.
+    largest: i64,
+    reads: Reads,
+    program: u64,
 }
 
-/// The memory of a run at its largest batch, the longest rows that may come together, with a choice of what is kept for the
-/// backward pass.
-pub(crate) fn memory_of(plan: &RunPlan, checkpointing: Checkpointing) -> Memory {
-    let (m, bytes) = (&plan.model, kind_bytes(plan.kind) as i64);
-    let mut lengths = row_lengths(plan);
-    lengths.sort_unstable_by(|a, b| b.cmp(a));
-    let largest: usize = lengths.iter().take(plan.config.train.per_device_train_batch_size as usize).sum();
-    let weights = plan.base_bytes();
-    let trained = plan.trained_parameters() * 8 + plan.moment_bytes();
-    let activations = activations(m, largest as i64, bytes, checkpointing, Reads::of(plan));
-    let rows = loss_chunk_rows(m.vocab_size, plan.config.model.weights == Weights::Converted).min(largest as i64);
-    let logits = rows * m.vocab_size * 4;
-    let [weights, trained, activations, logits] = [weights, trained, activations, logits].map(i64::unsigned_abs);
-    let program = if plan.device == Device::Cpu { current_rss_bytes() + CODE_OF_A_STEP } else { 0 };
-    let total = program + weights + trained + activations + logits;
-    Memory { program, weights, trained, activations, logits, total }
+impl<'a> Estimate<'a> {
+    pub(crate) fn of(plan: &'a RunPlan) -> Self {
+        let mut lengths = plan.row_lengths();
+        lengths.sort_unstable_by(|a, b| b.cmp(a));
+        let rows = plan.config.train.per_device_train_batch_size as usize;
+        let largest = lengths.iter().take(rows).sum::<usize>() as i64;
+        let program = if plan.device == Device::Cpu { current_rss_bytes() + CODE_OF_A_STEP } else { 0 };
+        Self { plan, largest, reads: Reads::of(plan), program }
+    }
+
+    /// The memory at the largest batch.
+    pub(crate) fn memory(&self, keeps: Keeps) -> Memory {
+        let Self { plan, largest, reads, program } = *self;
+        let (m, bytes) = (&plan.model, kind_bytes(plan.kind) as i64);
+        let weights = plan.base_bytes();
+        let trained = plan.trained_parameters() * 8 + plan.moment_bytes();
+        let train = &plan.config.train;
+        // Of other micro-batches that wait at the same block, what each block read.
+        let waiting = if train.accumulate_by_block { i64::from(train.gradient_accumulation_steps) - 1 } else { 0 };
+        let activations = activations(m, largest, bytes, keeps, reads)
+            + waiting * largest * bytes * m.hidden_size * m.windows.len() as i64;
+        let rows = loss_chunk_rows(m.vocab_size, plan.config.model.weights == Weights::Converted).min(largest);
+        let logits = rows * m.vocab_size * 4;
+        let [weights, trained, activations, logits] = [weights, trained, activations, logits].map(i64::unsigned_abs);
+        let total = program + weights + trained + activations + logits;
+        Memory { program, weights, trained, activations, logits, total }
+    }
 }
 
 #[cfg(test)]
@@ -154,14 +182,19 @@ mod tests {
         let and_a_sixth = |kept: i64| kept + kept / 6;
         let remade = 2 * 32 + 80;
         let all = Reads { qkv: true, up: true, down: true };
-        let of = |choice, bytes| activations(&m, 10, bytes, choice, all);
+        let of = |choice: Checkpointing, bytes| activations(&m, 10, bytes, choice.into(), all);
         assert_eq!(of(Checkpointing::None, 4), 10 * 4 * (and_a_sixth(2 * block) + work));
         assert_eq!(of(Checkpointing::Selective, 4), 10 * 4 * (and_a_sixth(2 * (block - remade)) + work));
         assert_eq!(of(Checkpointing::Full, 2), 10 * 2 * (and_a_sixth(2 * 32 + block) + work));
+        // The first block again: the second has given back what it kept, which is as much as the first then keeps.
+        let first = Keeps { checkpointing: Checkpointing::Selective, recompute_layers: 1 };
+        assert_eq!(activations(&m, 10, 4, first, all), 10 * 4 * (and_a_sixth(32 + block - remade) + work));
+        let every = Keeps { checkpointing: Checkpointing::None, recompute_layers: 9 };
+        assert_eq!(activations(&m, 10, 2, every, all), of(Checkpointing::Full, 2));
         // Adapters of queries and values read one norm of two, and nothing of a gate's.
         let reads = Reads::of_modules(&m, &["model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj"]);
         assert_eq!(reads, Reads { qkv: true, up: false, down: false });
-        let few = activations(&m, 10, 4, Checkpointing::None, reads);
+        let few = activations(&m, 10, 4, Checkpointing::None.into(), reads);
         assert_eq!(few, 10 * 4 * (and_a_sixth(2 * (block - 32 - 80)) + work));
         let down = Reads::of_modules(&m, &["model.layers.0.mlp.down_proj"]);
         assert_eq!(down, Reads { qkv: false, up: false, down: true });

@@ -5,11 +5,12 @@ use crate::classify::Head;
 use crate::decoder::{Decoder, Mode, ModuleRef};
 use crate::error::Result;
 use crate::rope::RotaryTables;
-use lora_torch::backward;
+use lora_torch::{backward, give_back_freed_memory};
+use std::ops::Range;
 use tch::{Kind, Tensor, no_grad};
 
 /// What a batch's tokens count for.
-enum Count<'a> {
+pub(crate) enum Count<'a> {
     /// Each the same.
     Alike(f64),
     /// What is made of their log-probabilities: the derivative of the objective by each.
@@ -25,9 +26,32 @@ pub struct Passage {
     given: bool,
     /// What the last of them gave: `[tokens, hidden]`, or the trained rows of it behind the last block of all.
     pub output: Tensor,
-    /// What those blocks read that are computed again, the last ones; none where activations were kept.
-    inputs: Option<Vec<Tensor>>,
+    /// The blocks that are computed again.
+    again: Range<usize>,
+    /// What each of them read.
+    inputs: Vec<Tensor>,
+    /// What the blocks behind those read, whose activations were kept.
+    kept: Tensor,
     mode: Mode,
+}
+
+/// Which blocks are computed again on the way back, of which only the inputs are kept until then: so many, the lowest that a
+/// gradient reaches. When a block is computed again, those behind it have already given back what they kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Recompute(pub usize);
+
+impl Recompute {
+    /// Every block.
+    pub const ALL: Self = Self(usize::MAX);
+    /// No block.
+    pub const NONE: Self = Self(0);
+}
+
+impl From<bool> for Recompute {
+    /// All or none.
+    fn from(all: bool) -> Self {
+        if all { Self::ALL } else { Self::NONE }
+    }
 }
 
 /// Takes the log-probability of each trained token, `[trained]`, and returns the derivative of what is minimised by each. Of
@@ -38,13 +62,18 @@ impl Decoder {
     /// Adds the gradient of `weight · (summed loss)` to the trained parameters, and returns the summed loss (a scalar on
     /// the device, not yet read).
     ///
-    /// With `checkpointing` only the input of each block is kept; the rest of a block is computed again on the way back.
-    /// Both ways give the same bits, dropout included.
+    /// Which blocks are computed again on the way back changes no bit, dropout included.
     ///
     /// # Errors
     /// What an operation reports.
-    pub fn loss_and_backward(&self, batch: &TokenBatch, seed: u64, weight: f64, checkpointing: bool) -> Result<Tensor> {
-        self.pass(batch, Mode::Train { seed }, &mut Count::Alike(weight), checkpointing)
+    pub fn loss_and_backward(
+        &self,
+        batch: &TokenBatch,
+        seed: u64,
+        weight: f64,
+        recompute: impl Into<Recompute>,
+    ) -> Result<Tensor> {
+        self.pass(batch, Mode::Train { seed }, &mut Count::Alike(weight), recompute.into())
     }
 
     /// Adds the gradient of any function of the log-probabilities of the trained tokens, of which `slopes` gives the
@@ -56,10 +85,10 @@ impl Decoder {
         &self,
         batch: &TokenBatch,
         seed: u64,
-        checkpointing: bool,
+        recompute: impl Into<Recompute>,
         slopes: Slopes<'_>,
     ) -> Result<()> {
-        self.pass(batch, Mode::Train { seed }, &mut Count::By(slopes), checkpointing).map(|_| ())
+        self.pass(batch, Mode::Train { seed }, &mut Count::By(slopes), recompute.into()).map(|_| ())
     }
 
     /// The log-probability of each trained token of a batch, `[trained]`, fp32 or fp64, without dropout or gradient; of a
@@ -77,9 +106,17 @@ impl Decoder {
         })
     }
 
-    fn pass(&self, batch: &TokenBatch, mode: Mode, count: &mut Count<'_>, checkpointing: bool) -> Result<Tensor> {
-        let passage = self.passage(batch, None, mode, checkpointing)?;
+    fn pass(&self, batch: &TokenBatch, mode: Mode, count: &mut Count<'_>, recompute: Recompute) -> Result<Tensor> {
+        let passage = self.passage(batch, None, mode, recompute)?;
+        // Blocks and logits need memory in other sizes: where little is to be taken, none of it waits for its next use.
+        let in_turns = recompute == Recompute::ALL;
+        if in_turns {
+            give_back_freed_memory()?;
+        }
         let (loss, gradient) = self.head_gradient(&passage.output, batch, count)?;
+        if in_turns {
+            give_back_freed_memory()?;
+        }
         self.backward_part(batch, passage, &gradient)?;
         Ok(loss)
     }
@@ -94,34 +131,43 @@ impl Decoder {
         batch: &TokenBatch,
         hidden: Option<&Tensor>,
         seed: u64,
-        checkpointing: bool,
+        recompute: impl Into<Recompute>,
     ) -> Result<Passage> {
-        self.passage(batch, hidden, Mode::Train { seed }, checkpointing)
+        self.passage(batch, hidden, Mode::Train { seed }, recompute.into())
     }
 
-    fn passage(&self, batch: &TokenBatch, hidden: Option<&Tensor>, mode: Mode, checkpointing: bool) -> Result<Passage> {
+    fn passage(
+        &self,
+        batch: &TokenBatch,
+        hidden: Option<&Tensor>,
+        mode: Mode,
+        recompute: Recompute,
+    ) -> Result<Passage> {
         let given = hidden.is_some();
         let entry = match hidden {
             // Whoever gave it wants its gradient.
             Some(hidden) => hidden.f_detach()?.f_set_requires_grad(true)?,
             None => self.embed_batch(batch, mode)?,
         };
-        let rows = Some(&batch.target_rows);
-        if !checkpointing {
-            let output = self.through_blocks(entry.shallow_clone(), batch, mode, rows)?;
-            return Ok(Passage { entry, given, output, inputs: None, mode });
-        }
+        let blocks = self.stage.blocks();
+        let first = if given || recompute == Recompute::NONE { blocks.start } else { self.first_trained_block() };
+        let again = first..first.saturating_add(recompute.0).min(blocks.end);
         let tables = RotaryTables::new(&self.config, &batch.position_ids, batch.longest(), self.kind())?;
-        let first = if given { self.stage.blocks().start } else { self.first_trained_block() };
-        let (mut x, mut inputs) = (entry.f_detach()?, Vec::new());
-        for i in self.stage.blocks() {
-            let next = no_grad(|| self.block(i, &x, batch, &tables, mode, rows))?;
-            if i >= first {
-                inputs.push(x);
+        let rows = Some(&batch.target_rows);
+        let (mut kept, mut inputs) = (entry.shallow_clone(), Vec::new());
+        if !again.is_empty() {
+            let mut x = entry.f_detach()?;
+            for i in blocks.start..again.end {
+                let next = no_grad(|| self.block(i, &x, batch, &tables, mode, rows))?;
+                if again.contains(&i) {
+                    inputs.push(x);
+                }
+                x = next;
             }
-            x = next;
+            kept = x.f_set_requires_grad(again.end < blocks.end)?;
         }
-        Ok(Passage { entry, given, output: x, inputs: Some(inputs), mode })
+        let output = self.through(self.behind(&again), kept.shallow_clone(), batch, &tables, mode, rows)?;
+        Ok(Passage { entry, given, output, again, inputs, kept, mode })
     }
 
     /// The summed loss of a batch (a scalar on the device, not yet read) from what the last of all blocks gave, and the gradient of
@@ -133,7 +179,12 @@ impl Decoder {
         self.head_gradient(&passage.output, batch, &mut Count::Alike(weight))
     }
 
-    fn head_gradient(&self, output: &Tensor, batch: &TokenBatch, count: &mut Count<'_>) -> Result<(Tensor, Tensor)> {
+    pub(crate) fn head_gradient(
+        &self,
+        output: &Tensor,
+        batch: &TokenBatch,
+        count: &mut Count<'_>,
+    ) -> Result<(Tensor, Tensor)> {
         let last = output.f_detach()?.f_set_requires_grad(true)?;
         let loss = self.head_backward(&self.final_norm(&last)?, batch, count)?;
         Ok((loss, last.f_grad()?))
@@ -145,28 +196,28 @@ impl Decoder {
     /// # Errors
     /// What an operation reports.
     pub fn backward_part(&self, batch: &TokenBatch, passage: Passage, gradient: &Tensor) -> Result<Option<Tensor>> {
-        let Passage { entry, given, output, inputs, mode } = passage;
-        let Some(mut inputs) = inputs else {
+        let Passage { entry, given, output, again, inputs, kept, mode } = passage;
+        let mut gradient = gradient.shallow_clone();
+        let mut behind = self.behind(&again);
+        if !behind.is_empty() {
             if output.requires_grad() {
-                backward(&[&output], &[gradient])?;
+                backward(&[&output], &[&gradient])?;
             }
-            self.stage.blocks().try_for_each(|i| self.release_block(i))?;
-            return if given { Ok(Some(entry.f_grad()?)) } else { Ok(None) };
-        };
-        drop(output);
+            behind.try_for_each(|i| self.release_block(i))?;
+            if again.is_empty() {
+                return if given { Ok(Some(entry.f_grad()?)) } else { Ok(None) };
+            }
+            gradient = kept.f_grad()?;
+        }
+        drop((output, kept));
         let tables = RotaryTables::new(&self.config, &batch.position_ids, batch.longest(), self.kind())?;
-        let (rows, mut gradient) = (Some(&batch.target_rows), gradient.shallow_clone());
-        // Each block is computed again, with its graph this time.
-        for i in self.stage.blocks().rev() {
-            let Some(input) = inputs.pop() else { break };
-            let passes_on = !inputs.is_empty() || entry.requires_grad();
+        for (i, input) in again.clone().zip(inputs).rev() {
+            let passes_on = i > again.start || entry.requires_grad();
             let input = input.f_set_requires_grad(passes_on)?;
-            let output = self.block(i, &input, batch, &tables, mode, rows)?;
-            backward(&[&output], &[&gradient])?;
-            self.release_block(i)?;
-            if passes_on {
-                gradient = input.f_grad()?;
+            if let Some(passed_on) = self.block_again(i, &input, &gradient, batch, &tables, mode)? {
+                gradient = passed_on;
             }
+            self.release_block(i)?;
         }
         if given {
             return Ok(Some(gradient));
@@ -175,6 +226,28 @@ impl Decoder {
             backward(&[&entry], &[&gradient])?;
         }
         Ok(None)
+    }
+
+    /// Computes a block again, with its graph this time, and goes back through it; returns the gradient of what it read, if that
+    /// asks for one.
+    pub(crate) fn block_again(
+        &self,
+        i: usize,
+        input: &Tensor,
+        gradient: &Tensor,
+        batch: &TokenBatch,
+        tables: &RotaryTables,
+        mode: Mode,
+    ) -> Result<Option<Tensor>> {
+        let output = self.block_held(i, input, batch, tables, mode, Some(&batch.target_rows))?;
+        backward(&[&output], &[gradient])?;
+        if input.requires_grad() { Ok(Some(input.f_grad()?)) } else { Ok(None) }
+    }
+
+    /// The blocks behind those that are computed again: all, where none is.
+    fn behind(&self, again: &Range<usize>) -> Range<usize> {
+        let blocks = self.stage.blocks();
+        if again.is_empty() { blocks } else { again.end..blocks.end }
     }
 
     /// The summed loss of hidden states of the trained rows, and its way back through the head and all before it.
@@ -196,7 +269,7 @@ impl Decoder {
     }
 
     /// The lowest block that a gradient must reach.
-    fn first_trained_block(&self) -> usize {
+    pub(crate) fn first_trained_block(&self) -> usize {
         let trains = |t: &Tensor| t.requires_grad();
         let mut tables = std::iter::once(&self.embed_tokens).chain(&self.embed_positions).chain(&self.embed_types);
         let norm = self.embed_norm.as_ref().is_some_and(|n| trains(&n.weight) || n.bias.as_ref().is_some_and(trains));

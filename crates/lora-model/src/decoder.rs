@@ -15,6 +15,7 @@ use crate::stage::Stage;
 use crate::tokens::TokenAdapters;
 use lora_core::{EmbeddingLayer, LinearLayer, TokenRows};
 use lora_torch::{HeadPart, cross_entropy, manual_seed, mix_seed, token_losses};
+use std::ops::Range;
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor, no_grad};
 
@@ -248,16 +249,26 @@ impl Decoder {
     /// model gives `rows` only.
     pub(crate) fn through_blocks(
         &self,
-        mut x: Tensor,
+        x: Tensor,
         batch: &TokenBatch,
         mode: Mode,
         rows: Option<&Tensor>,
     ) -> Result<Tensor> {
         let tables = RotaryTables::new(&self.config, &batch.position_ids, batch.longest(), self.kind())?;
-        for i in self.stage.blocks() {
-            x = self.block(i, &x, batch, &tables, mode, rows)?;
-        }
-        Ok(x)
+        self.through(self.stage.blocks(), x, batch, &tables, mode, rows)
+    }
+
+    /// What these of the blocks that are here make of hidden states.
+    pub(crate) fn through(
+        &self,
+        mut blocks: Range<usize>,
+        x: Tensor,
+        batch: &TokenBatch,
+        tables: &RotaryTables,
+        mode: Mode,
+        rows: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        blocks.try_fold(x, |x, i| self.block(i, &x, batch, tables, mode, rows))
     }
 
     /// What the first block reads: `[tokens, hidden]`.
@@ -301,8 +312,23 @@ impl Decoder {
         Ok(x.f_add(&table.forward(&rows)?)?)
     }
 
-    /// Block `i` of the model, which is here; the last one of the model computes `rows` only.
+    /// Block `i` of the model, which is here; the last one of the model computes `rows` only. Pages of a mapped one are let go of.
     pub(crate) fn block(
+        &self,
+        i: usize,
+        x: &Tensor,
+        batch: &TokenBatch,
+        tables: &RotaryTables,
+        mode: Mode,
+        rows: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let y = self.block_held(i, x, batch, tables, mode, rows)?;
+        self.release_block(i)?;
+        Ok(y)
+    }
+
+    /// The same, and pages stay as they are.
+    pub(crate) fn block_held(
         &self,
         i: usize,
         x: &Tensor,
@@ -322,9 +348,7 @@ impl Decoder {
         let block = &self.blocks[i - self.stage.blocks().start];
         let table = tables.of(block.rule.window);
         let pass = Pass { dropout, remake: self.remake };
-        let y = block.forward(&self.config, x, table, &batch.segments, pass, rows)?;
-        self.release_block(i)?;
-        Ok(y)
+        block.forward(&self.config, x, table, &batch.segments, pass, rows)
     }
 
     pub(crate) fn final_norm(&self, x: &Tensor) -> Result<Tensor> {

@@ -21,6 +21,7 @@ mod adapters;
 mod backward;
 mod batch;
 mod block;
+mod by_block;
 mod cache;
 mod classify;
 mod config;
@@ -46,7 +47,7 @@ mod tokens;
 mod weights;
 
 pub use adapters::{AdapterMix, AdapterSet};
-pub use backward::{Passage, Slopes};
+pub use backward::{Passage, Recompute, Slopes};
 pub use batch::TokenBatch;
 pub use block::{Block, Pass, Qkv};
 pub use cache::{KvCache, LayerCache};

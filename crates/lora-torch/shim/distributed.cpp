@@ -70,22 +70,6 @@ extern "C" Message lt_store_open(
   });
 }
 
-extern "C" Message lt_store_set(Membership* member, const char* key, const uint8_t* bytes, size_t n) {
-  return guarded([&] { member->store->set(std::string(key), std::vector<uint8_t>(bytes, bytes + n)); });
-}
-
-// Waits until the key is set. `out` is allocated with malloc for the caller to free.
-extern "C" Message lt_store_get(Membership* member, const char* key, uint8_t** out, size_t* n) {
-  return guarded([&] {
-    const std::vector<uint8_t> value = member->store->get(std::string(key));
-    auto* copy = static_cast<uint8_t*>(std::malloc(value.size() + 1));
-    if (!copy) throw std::bad_alloc();
-    std::memcpy(copy, value.data(), value.size());
-    *out = copy;
-    *n = value.size();
-  });
-}
-
 // Adds to a counter, which is 0 at first, and tells what it is then.
 extern "C" Message lt_store_add(Membership* member, const char* key, int64_t amount, int64_t* out) {
   return guarded([&] { *out = member->store->add(std::string(key), amount); });
@@ -164,8 +148,6 @@ static Message absent() {
 extern "C" Message lt_group_available() { return absent(); }
 extern "C" int32_t lt_group_takes_cuda() { return 0; }
 extern "C" Message lt_store_open(const char*, uint16_t, int32_t, int64_t, const char*, void**) { return absent(); }
-extern "C" Message lt_store_set(void*, const char*, const uint8_t*, size_t) { return absent(); }
-extern "C" Message lt_store_get(void*, const char*, uint8_t**, size_t*) { return absent(); }
 extern "C" Message lt_store_add(void*, const char*, int64_t, int64_t*) { return absent(); }
 extern "C" Message lt_group_open(void*, int32_t, int32_t, int64_t) { return absent(); }
 extern "C" Message lt_group_sum(void*, CTensor) { return absent(); }

@@ -70,6 +70,14 @@ extern "C" Message lt_keep_freed_memory() {
   });
 }
 
+extern "C" Message lt_give_back_freed_memory() {
+  return guarded([] {
+#if defined(__GLIBC__)
+    malloc_trim(0);
+#endif
+  });
+}
+
 extern "C" Message lt_synchronize() {
   return guarded([] { at::accelerator::synchronizeDevice(at::accelerator::getDeviceIndex()); });
 }

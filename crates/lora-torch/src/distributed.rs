@@ -13,6 +13,9 @@ pub use launch::Launch;
 use crate::error::{Error, Result};
 use crate::ffi::Work;
 use std::fmt::Debug;
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::Duration;
 use tch::{Kind, Tensor};
 
 /// What processes do together. Every one of them makes the same calls in the same order.
@@ -35,7 +38,7 @@ pub trait Collective: Debug + Send + Sync {
     /// As [`Collective::all_reduce_sum`].
     fn broadcast(&self, tensor: &mut Tensor, root: u32) -> Result<()>;
 
-    /// What each process gave, in the order of ranks. For some kilobytes: it goes through the store.
+    /// What each process gave, in the order of ranks.
     ///
     /// # Errors
     /// As [`Collective::all_reduce_sum`].
@@ -105,4 +108,13 @@ impl Collective for Single {
         transfer.work.wait()?;
         Ok(transfer.tensor)
     }
+}
+
+/// What a conversation with the store came to, if it ended in time. libtorch's own waits have an end, but what it writes and reads
+/// to end them has none: where the store's machine is gone that takes until TCP gives up, a quarter of an hour. The thread that is
+/// left behind then ends with the process.
+fn within<T: Send + 'static>(limit: Duration, talk: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (end, ending) = channel();
+    thread::Builder::new().spawn(move || end.send(talk())).ok()?;
+    ending.recv_timeout(limit).ok()
 }

@@ -193,6 +193,7 @@ unsafe extern "C" {
     fn lt_cuda_in_build(out: *mut i32) -> Message;
     fn lt_synchronize() -> Message;
     fn lt_keep_freed_memory() -> Message;
+    fn lt_give_back_freed_memory() -> Message;
     fn lt_use_products(products: u8) -> Message;
     fn lt_products(out: *mut u8) -> Message;
     fn lt_widest_products(out: *mut u8) -> Message;
@@ -398,6 +399,10 @@ pub(crate) fn cuda_registered() -> bool {
 
 pub(crate) fn synchronize() -> Result<()> {
     check("synchronize", unsafe { lt_synchronize() })
+}
+
+pub(crate) fn give_back_freed_memory() -> Result<()> {
+    check("give_back_freed_memory", unsafe { lt_give_back_freed_memory() })
 }
 
 pub(crate) fn keep_freed_memory() -> Result<()> {

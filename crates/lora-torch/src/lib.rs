@@ -52,7 +52,9 @@ pub use error::{Error, Result};
 pub use grad::{backward, set_grad};
 pub use linear::{LoraPart, Origin, Projection, lora_linear, lora_linear_of};
 pub use loss::{HeadPart, cross_entropy, token_losses};
-pub use memory::{DeviceMemory, current_rss_bytes, device_memory, keep_freed_memory, peak_rss_bytes};
+pub use memory::{
+    DeviceMemory, current_rss_bytes, device_memory, give_back_freed_memory, keep_freed_memory, peak_rss_bytes,
+};
 pub use optim::{AdamWScalars, LionScalars, adamw_step, grad_norm, lion_step};
 pub use packed::{Int8, NESTED_BLOCK, NF4_BLOCK, Nf4, Scales, dynamic_table, unsigned_dynamic_table};
 pub use pointwise::{Gate, dropout, gated, rms_norm, rotary};

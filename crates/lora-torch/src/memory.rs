@@ -51,3 +51,12 @@ fn status_field(field: &str) -> u64 {
 pub fn keep_freed_memory() -> Result<()> {
     ffi::keep_freed_memory()
 }
+
+/// Gives back to the system what the C library keeps of freed memory. Between parts of a step that need it in other sizes, such as
+/// blocks and logits, this keeps the peak at what is in use. Without effect where the C library is not glibc.
+///
+/// # Errors
+/// None that is known; what the shim reports.
+pub fn give_back_freed_memory() -> Result<()> {
+    ffi::give_back_freed_memory()
+}

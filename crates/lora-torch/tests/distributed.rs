@@ -3,7 +3,10 @@
 
 use lora_torch::Error;
 use lora_torch::distributed::{Collective, Gloo, Launch, Single};
-use std::net::TcpListener;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
@@ -175,4 +178,71 @@ fn those_that_do_not_come_are_named() {
     let other = TcpListener::bind("0.0.0.0:0").unwrap();
     let taken = Gloo::connect(&launch(0, 2, other.local_addr().unwrap().port()), short).unwrap_err();
     assert!(matches!(taken, Error::StoreTaken { .. }) && taken.to_string().contains("MASTER_PORT"), "{taken}");
+}
+
+/// A cable to a port of this machine, which passes nothing on once it is cut; nobody is told that it was.
+struct Cable {
+    port: u16,
+    cut: Arc<AtomicBool>,
+}
+
+impl Cable {
+    fn to(port: u16) -> Self {
+        let (listener, cut) = (TcpListener::bind("127.0.0.1:0").unwrap(), Arc::new(AtomicBool::new(false)));
+        let cable = Self { port: listener.local_addr().unwrap().port(), cut: Arc::clone(&cut) };
+        thread::spawn(move || {
+            for near in listener.incoming().map(Result::unwrap) {
+                let far = TcpStream::connect(("127.0.0.1", port)).unwrap();
+                for (from, to) in [(&near, &far), (&far, &near)] {
+                    let (from, to, cut) = (from.try_clone().unwrap(), to.try_clone().unwrap(), Arc::clone(&cut));
+                    thread::spawn(move || pass_on(from, to, &cut));
+                }
+            }
+        });
+        cable
+    }
+}
+
+fn pass_on(mut from: TcpStream, mut to: TcpStream, cut: &AtomicBool) {
+    let mut bytes = [0; 4096];
+    while let Ok(n @ 1..) = from.read(&mut bytes) {
+        if !cut.load(Ordering::SeqCst) && to.write_all(&bytes[..n]).is_err() {
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_store_that_falls_silent_keeps_nobody_waiting() {
+    let port = free_port();
+    let cable = Cable::to(port);
+    let lead = thread::spawn(move || {
+        let member = Gloo::connect(&launch(0, 2, port), PATIENCE).unwrap();
+        (member.gather(b"near").unwrap(), member.gather(b"near, too").unwrap())
+    });
+    while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        thread::sleep(Duration::from_millis(20));
+    }
+    let member = Gloo::connect(&launch(1, 2, cable.port), PATIENCE).unwrap();
+    let before = member.gather(b"far").unwrap();
+    cable.cut.store(true, Ordering::SeqCst);
+    let start = Instant::now();
+    // What the processes have to say to each other does not go through the store.
+    let after = member.gather(b"").unwrap();
+    assert_eq!(after, [b"near, too".to_vec(), Vec::new()]);
+    assert_eq!(lead.join().unwrap(), (before, after));
+    // Who is gone, it would tell.
+    let error = member.gather(b"far").unwrap_err();
+    assert!(matches!(error, Error::Lost { ref lost, .. } if *lost == [0]), "{error}");
+    assert!(start.elapsed() < PATIENCE / 2, "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_store_that_never_answers_keeps_nobody_waiting() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let start = Instant::now();
+    let place = launch(1, 2, listener.local_addr().unwrap().port());
+    let error = Gloo::connect(&place, Duration::from_secs(1)).unwrap_err();
+    assert!(matches!(error, Error::StoreNotReached { rank: 1, .. }), "{error}");
+    assert!(start.elapsed() < PATIENCE / 2, "{error}");
 }

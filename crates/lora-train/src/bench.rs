@@ -30,6 +30,8 @@ pub struct BenchOptions {
     pub full: bool,
     /// What is kept for the backward pass.
     pub checkpointing: Checkpointing,
+    /// Blocks that are computed again in any case.
+    pub recompute_layers: u32,
     /// Steps measured, after two that warm up.
     pub steps: usize,
     /// What the model computes in.
@@ -99,7 +101,8 @@ pub fn bench_step(o: &BenchOptions) -> Result<BenchReport> {
     if let Some(packing) = o.packing {
         model.pack(packing, &mut |_, _| {})?;
     }
-    model.remake = o.checkpointing == Checkpointing::Selective;
+    model.remake = o.checkpointing.remakes();
+    let recompute = o.checkpointing.recompute(o.recompute_layers);
     let params = FlatParams::new(model.parameters(), None, Optim::AdamW)?;
     let batch = batch(&model.config, o)?;
     let trained = batch.trained() as f64;
@@ -108,8 +111,7 @@ pub fn bench_step(o: &BenchOptions) -> Result<BenchReport> {
     let mut step = || -> Result<f64> {
         number += 1;
         params.zero_grad()?;
-        let loss =
-            model.loss_and_backward(&batch, number as u64, 1.0 / trained, o.checkpointing == Checkpointing::Full)?;
+        let loss = model.loss_and_backward(&batch, number as u64, 1.0 / trained, recompute)?;
         params.clip_grad_norm(1.0)?;
         params.update(&AdamWScalars {
             lr: 2e-4,

@@ -11,7 +11,7 @@ use crate::loader::Laid;
 use crate::objective::{Answer, Judgement, Objective};
 use known::{Known, REFERENCE_FILE, read_known, write_known};
 use lora_data::Batch;
-use lora_model::{ClassTargets, Decoder, ModelConfig, TokenBatch};
+use lora_model::{ClassTargets, Decoder, ModelConfig, Recompute, TokenBatch};
 use serde::{Serialize, Serializer};
 use sha2::{Digest, Sha256};
 use std::ops::Range;
@@ -223,13 +223,13 @@ impl Comparing {
         laid: &Laid,
         seed: u64,
         weight: f64,
-        checkpointing: bool,
+        recompute: Recompute,
     ) -> Result<Tally> {
         let (answers, known) = (&self.train, &self.known[0]);
         let drift = self.drift(model, answers, known, &laid.examples)?;
         let batch = token_batch(model, &laid.batch)?;
         let (mut tally, counts) = (Tally::default(), numbers_of_each(model, &laid.batch));
-        model.slopes_and_backward(&batch, seed, checkpointing, &mut |logps| {
+        model.slopes_and_backward(&batch, seed, recompute, &mut |logps| {
             let (numbers, size) = (to_host(logps)?, logps.size());
             let list = list(&numbers, &counts, &laid.examples, answers, known);
             let judged = self.objective.judge(&list, drift.unwrap_or(0.0));

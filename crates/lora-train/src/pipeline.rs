@@ -10,7 +10,7 @@ use crate::events::{Event, EventSink};
 use crate::link::Link;
 use crate::team::Team;
 use lora_data::Rows;
-use lora_model::{Decoder, Passage, Stage, TokenBatch};
+use lora_model::{Decoder, Passage, Recompute, Stage, TokenBatch};
 use std::collections::VecDeque;
 use tch::{Kind, Tensor};
 
@@ -50,16 +50,16 @@ impl Pipeline {
     /// stage goes ahead by as many micro-batches as there are stages behind it, so no more than that wait for their way
     /// back, and then takes one forward and one back in turn. Of S stages and M micro-batches each waits
     /// (S - 1) / (M + S - 1) of the time. Gradients are added in the order of the micro-batches, as in one process.
-    pub(crate) fn step(&self, model: &Decoder, micros: &[Micro], weight: f64, checkpointing: bool) -> Result<f64> {
+    pub(crate) fn step(&self, model: &Decoder, micros: &[Micro], weight: f64, recompute: Recompute) -> Result<f64> {
         let tokens: Vec<i64> = micros.iter().map(|micro| micro.batch.segments.total()).collect();
         let mut line = Line::new(self, model, &tokens, true)?;
         let behind = self.team.world() - 1 - self.team.rank();
         let ahead = micros.len().min(behind as usize);
         let (first, rest) = micros.split_at(ahead);
-        first.iter().try_for_each(|micro| line.forward(micro, checkpointing))?;
+        first.iter().try_for_each(|micro| line.forward(micro, recompute))?;
         let mut rest = rest.iter();
         for micro in micros {
-            rest.next().map_or(Ok(()), |next| line.forward(next, checkpointing))?;
+            rest.next().map_or(Ok(()), |next| line.forward(next, recompute))?;
             line.backward(micro, weight)?;
         }
         line.end()
@@ -129,10 +129,10 @@ impl<'a> Line<'a> {
         })
     }
 
-    fn forward(&mut self, micro: &Micro, checkpointing: bool) -> Result<()> {
+    fn forward(&mut self, micro: &Micro, recompute: Recompute) -> Result<()> {
         let (model, Micro { batch, seed }) = (self.model, micro);
         let hidden = self.before.as_mut().map(Link::take).transpose()?;
-        let passage = self.attempt(|| Ok(model.forward_part(batch, hidden.as_ref(), *seed, checkpointing)?));
+        let passage = self.attempt(|| Ok(model.forward_part(batch, hidden.as_ref(), *seed, recompute)?));
         if let Some(after) = &mut self.after {
             after.give(passage.as_ref().map(|passage| &passage.output))?;
         }

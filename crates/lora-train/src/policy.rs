@@ -16,7 +16,7 @@ use crate::reward::{Completion, Reward, RewardFault};
 use answered::{Answered, OneAnswer};
 use lora_data::{Rows, Tokenizer};
 use lora_format::{AdapterModule, InitLoraWeights as PeftInit, Method};
-use lora_model::{Decoder, GenerateOptions, Sampling};
+use lora_model::{Decoder, GenerateOptions, Recompute, Sampling};
 use lora_torch::mix_seed;
 use std::collections::BTreeMap;
 use tch::Tensor;
@@ -200,13 +200,13 @@ impl Policy {
     ///
     /// # Errors
     /// What the model reports.
-    pub(crate) fn backward(&mut self, model: &Decoder, micro: usize, seed: u64, checkpointing: bool) -> Result<f64> {
+    pub(crate) fn backward(&mut self, model: &Decoder, micro: usize, seed: u64, recompute: Recompute) -> Result<f64> {
         let Some(answered) = &self.answered else { return Ok(0.0) };
         let (of, Some(list)) = (self.size(answered), answered.batches.get(micro)) else { return Ok(0.0) };
         let batch = answered::batch(list);
         let (batch, counts) = (token_batch(model, &batch)?, numbers_of_each(model, &batch));
         let mut judged = PolicyJudgement::default();
-        model.slopes_and_backward(&batch, seed, checkpointing, &mut |logps| {
+        model.slopes_and_backward(&batch, seed, recompute, &mut |logps| {
             let numbers = to_host(logps)?;
             let mut rest = numbers.as_slice();
             let known = |list: &'_ [f64]| -> bool { !list.is_empty() };

@@ -9,7 +9,7 @@ use crate::answers::Answers;
 use crate::checkpoint::TrainState;
 use crate::classes::class_batch;
 use crate::comparing::Comparing;
-use crate::config::{Checkpointing, Reference};
+use crate::config::Reference;
 use crate::error::{Error, Result};
 use crate::eval::on_device;
 use crate::events::{Event, EventSink};
@@ -174,7 +174,7 @@ impl Trainer {
             model.pack(packing, &mut progress)?;
         }
         model.lora_dropout = plan.config.lora.dropout();
-        model.remake = plan.config.train.gradient_checkpointing == Checkpointing::Selective;
+        model.remake = plan.config.train.gradient_checkpointing.remakes();
         model.neftune_noise_alpha = plan.config.train.neftune_noise_alpha;
         let params = FlatParams::new(model.parameters(), plan.config.train.lora_plus(), plan.config.train.optim)?;
         if let Some(comparing) = asks {
@@ -307,29 +307,32 @@ impl Trainer {
         let weight = if known { 1.0 / count as f64 } else { 1.0 };
 
         self.params.zero_grad()?;
-        let checkpointing = self.plan.config.train.gradient_checkpointing == Checkpointing::Full;
-        if let Some(pipeline) = &self.pipeline {
-            let micro = |(laid, number): (&Laid, &u64)| {
-                let seed = mix_seed(&[self.plan.config.seed, step, *number]);
-                Ok(Micro { batch: self.token_batch(laid)?, seed })
-            };
+        let train = &self.plan.config.train;
+        let recompute = train.gradient_checkpointing.recompute(train.recompute_layers);
+        // From the micro-batch's number in the whole step, whichever process computes it.
+        let seed_of = |micro: u64| mix_seed(&[self.plan.config.seed, step, micro]);
+        if self.pipeline.is_some() || train.accumulate_by_block {
+            let micro =
+                |(laid, micro): (&Laid, &u64)| Ok(Micro { batch: self.token_batch(laid)?, seed: seed_of(*micro) });
             let micros = batches.iter().zip(&own.numbers).map(micro).collect::<Result<Vec<_>>>();
-            part.loss = pipeline.step(&self.model, &self.team.agree(micros)?, weight, checkpointing)?;
+            part.loss = match &self.pipeline {
+                Some(pipeline) => pipeline.step(&self.model, &self.team.agree(micros)?, weight, recompute)?,
+                None => by_block(&self.model, &micros?, weight)?,
+            };
             return Ok((own, part));
         }
         for (laid, micro) in batches.iter().zip(&own.numbers) {
-            // From the micro-batch's number in the whole step, whichever process computes it.
-            let seed = mix_seed(&[self.plan.config.seed, step, *micro]);
+            let seed = seed_of(*micro);
             if let Some(policy) = &mut self.policy {
-                part.loss += policy.backward(&self.model, *micro as usize, seed, checkpointing)?;
+                part.loss += policy.backward(&self.model, *micro as usize, seed, recompute)?;
                 continue;
             }
             if let Some(comparing) = &self.comparing {
-                part.tally.join(&comparing.backward(&self.model, laid, seed, weight, checkpointing)?);
+                part.tally.join(&comparing.backward(&self.model, laid, seed, weight, recompute)?);
                 continue;
             }
             let batch = self.token_batch(laid)?;
-            let sum = self.model.loss_and_backward(&batch, seed, weight, checkpointing)?;
+            let sum = self.model.loss_and_backward(&batch, seed, weight, recompute)?;
             part.loss += sum.f_double_value(&[]).map_err(lora_torch::Error::from)?;
         }
         Ok((own, part))
@@ -461,4 +464,14 @@ fn ask_reference(
     let belongs_to = format!("{state} {:?} {:?} {:?}", plan.digests, plan.kind, plan.config.model.quantization);
     let rows = plan.config.train.per_device_eval_batch_size as usize;
     comparing.ask_reference(model, &belongs_to, rows, (plan.config.output_dir.as_path(), keep), sink)
+}
+
+/// Adds the gradients of micro-batches that go through each block together, and returns their summed loss.
+fn by_block(model: &Decoder, micros: &[Micro], weight: f64) -> Result<f64> {
+    let side_by_side: Vec<_> = micros.iter().map(|micro| (&micro.batch, micro.seed)).collect();
+    let mut loss = 0.0;
+    for sum in model.loss_and_backward_by_block(&side_by_side, weight)? {
+        loss += sum.f_double_value(&[]).map_err(lora_torch::Error::from)?;
+    }
+    Ok(loss)
 }

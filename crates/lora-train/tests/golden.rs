@@ -58,10 +58,17 @@ fn run(plan: RunPlan) -> (Vec<(f64, f64)>, Trainer) {
 #[test]
 fn ten_steps_of_the_trainer_follow_peft_and_the_split_into_micro_batches_does_not_matter() {
     // Two micro-batches of one example each, of different lengths, are one batch of both.
-    let ways: [&[(&str, &str)]; 4] = [
+    let ways: [&[(&str, &str)]; 6] = [
         &[],
         &[("train.per_device_train_batch_size", "1"), ("train.gradient_accumulation_steps", "2")],
         &[("train.gradient_checkpointing", "true")],
+        &[("train.recompute_layers", "1"), ("train.gradient_checkpointing", "selective")],
+        &[
+            ("train.per_device_train_batch_size", "1"),
+            ("train.gradient_accumulation_steps", "2"),
+            ("train.gradient_checkpointing", "full"),
+            ("train.accumulate_by_block", "true"),
+        ],
         &[("data.packing", "true")],
     ];
     for (family, adapter) in [

@@ -8,6 +8,7 @@
 
 mod damage;
 mod folders;
+mod hosts;
 mod inject;
 mod injected;
 mod input;

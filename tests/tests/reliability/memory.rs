@@ -93,10 +93,22 @@ fn n06_the_peak_is_foreseen() {
     let middle = serde_json::json!({"hidden_size": 256, "num_hidden_layers": 8, "intermediate_size": 704, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 32});
     let vocabulary = serde_json::json!({"hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 352, "head_dim": 32, "num_key_value_heads": 4, "vocab_size": 32_000});
     let wide = serde_json::json!({"hidden_size": 768, "num_hidden_layers": 8, "intermediate_size": 2048, "num_attention_heads": 12, "num_key_value_heads": 4, "head_dim": 64});
-    let cases: [(&str, &serde_json::Value, usize, usize, &[&str]); 9] = [
+    let cases: [(&str, &serde_json::Value, usize, usize, &[&str]); 11] = [
         ("adapters", &middle, 4, 256, &[]),
         ("with checkpointing", &middle, 8, 256, &["train.gradient_checkpointing=true"]),
         ("selectively", &middle, 4, 256, &["train.gradient_checkpointing=selective"]),
+        ("half of the blocks again", &middle, 4, 256, &["train.recompute_layers=4"]),
+        (
+            "block by block",
+            &middle,
+            4,
+            256,
+            &[
+                "train.gradient_checkpointing=true",
+                "train.gradient_accumulation_steps=2",
+                "train.accumulate_by_block=true",
+            ],
+        ),
         ("of queries and values", &middle, 4, 256, &["lora.target_modules=[\"q_proj\", \"v_proj\"]"]),
         ("with dropout", &middle, 4, 256, &["lora.lora_dropout=0.1"]),
         ("every weight", &middle, 4, 256, &["train.finetuning_type=full"]),

@@ -26,7 +26,7 @@ fn free_port() -> u16 {
 }
 
 /// The variables of a rank.
-fn place(command: &mut Command, rank: u32, world: u32, address: &str, port: u16) {
+pub fn place(command: &mut Command, rank: u32, world: u32, address: &str, port: u16) {
     command.env("RANK", rank.to_string()).env("WORLD_SIZE", world.to_string());
     command.env("MASTER_ADDR", address).env("MASTER_PORT", port.to_string());
 }
@@ -57,7 +57,7 @@ pub fn launch(lab: &Lab, output: &str, world: u32, more: &[&str]) -> Command {
 }
 
 /// The run of two ranks that nothing happened to.
-fn lab_of_two() -> Lab {
+pub fn lab_of_two() -> Lab {
     let mut lab = lab();
     Done::of(launch(&lab, "whole", 2, &[]).output().unwrap()).exits(0);
     lab.whole = lab.outcome("whole");
@@ -65,7 +65,7 @@ fn lab_of_two() -> Lab {
 }
 
 #[track_caller]
-fn two_go_on_as_if_nothing_had_happened(lab: &Lab, output: &str, what: &str) {
+pub fn two_go_on_as_if_nothing_had_happened(lab: &Lab, output: &str, what: &str) {
     let more: &[&str] = if lab.checkpoints(output).is_empty() { &[] } else { &["--resume"] };
     Done::of(launch(lab, output, 2, more).output().unwrap()).exits(0);
     lab.is_whole(output, what);
@@ -288,89 +288,6 @@ fn d07_a_launcher_that_is_told_to_stop() {
     assert!(stopped > 0, "none of {times} stopped in the middle");
     row.held(&format!(
         "{stopped} of {times} stopped in the middle, all ranks at one step, with one checkpoint; 0 differences"
-    ));
-}
-
-/// Two hosts: namespaces of the network with a cable between them, which go when it is dropped.
-struct Hosts {
-    names: [String; 2],
-}
-
-impl Hosts {
-    fn new() -> Result<Self, String> {
-        let tag = std::process::id();
-        let names = [format!("lora-a{tag}"), format!("lora-b{tag}")];
-        let hosts = Self { names };
-        let [a, b] = &hosts.names;
-        let (left, right) = (format!("la{}", tag % 100_000), format!("lb{}", tag % 100_000));
-        for line in [
-            format!("netns add {a}"),
-            format!("netns add {b}"),
-            format!("link add {left} type veth peer name {right}"),
-            format!("link set {left} netns {a} name cable"),
-            format!("link set {right} netns {b} name cable"),
-            format!("-n {a} addr add 10.77.0.1/24 dev cable"),
-            format!("-n {b} addr add 10.77.0.2/24 dev cable"),
-            format!("-n {a} link set cable up"),
-            format!("-n {b} link set cable up"),
-            format!("-n {a} link set lo up"),
-            format!("-n {b} link set lo up"),
-        ] {
-            Self::ip(&line)?;
-        }
-        Ok(hosts)
-    }
-
-    fn ip(line: &str) -> Result<(), String> {
-        let output = Command::new("ip").args(line.split(' ')).output().map_err(|e| format!("ip: {e}"))?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        if output.status.success() { Ok(()) } else { Err(format!("ip {line}: {}", said.trim())) }
-    }
-
-    fn rank(&self, lab: &Lab, run: &str, rank: u32, port: u16, more: &[&str]) -> Child {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.names[rank as usize], LORA]).args(lab.args(run, more));
-        place(&mut command, rank, 2, "10.77.0.1", port);
-        command.env("GLOO_SOCKET_IFNAME", "cable");
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
-    }
-}
-
-impl Drop for Hosts {
-    fn drop(&mut self) {
-        for name in &self.names {
-            let _ = Self::ip(&format!("netns del {name}"));
-        }
-    }
-}
-
-#[test]
-fn d08_two_hosts_and_a_cut_cable() {
-    let row = Row::new("D8");
-    let hosts = match Hosts::new() {
-        Ok(hosts) => hosts,
-        Err(why) => return row.not_run(&format!("no namespaces of the network: {why}")),
-    };
-    let lab = lab_of_two();
-    let [lead, other] = [0, 1].map(|rank| hosts.rank(&lab, "run", rank, 29_500, &[]));
-    for child in [lead, other] {
-        done(child).exits(0);
-    }
-    lab.is_whole("run", "two hosts");
-    let more = ["--set", "train.max_steps=50000", "--set", "train.ddp_timeout=3"];
-    let both = [0, 1].map(|rank| hosts.rank(&lab, "cut", rank, 29_501, &more));
-    lab.wait_for_lines("cut", 3);
-    Hosts::ip(&format!("-n {} link set cable down", hosts.names[1])).unwrap();
-    let start = Instant::now();
-    let [lead, other] = both.map(done);
-    lead.exits(1).says(&["rank 1 lost"]);
-    other.exits(1).says(&["rank 0 lost"]);
-    let took = start.elapsed();
-    assert!(took < Duration::from_secs(3) + LEAVES, "{took:?}");
-    lab.all_whole("cut", "a cut cable");
-    row.held(&format!(
-        "a run of two namespaces as on one host, 0 differences; with the cable cut and train.ddp_timeout = 3 both left within {:.1} s and named the other",
-        took.as_secs_f64()
     ));
 }
 

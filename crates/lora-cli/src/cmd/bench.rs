@@ -60,6 +60,9 @@ pub(crate) struct StepArgs {
     #[arg(long, value_name = "POLICY", value_parser = ["none", "selective", "full"], num_args = 0..=1, default_value = "none",
           default_missing_value = "full")]
     checkpointing: String,
+    /// Blocks, from the first, that are computed again in any case
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    recompute_layers: u32,
     /// Steps to measure, after two that warm up
     #[arg(long, default_value_t = 5, value_name = "N")]
     steps: u16,
@@ -113,6 +116,7 @@ fn step(args: &StepArgs) -> Result<()> {
         init_adapter: args.init_adapter.clone(),
         full: args.full,
         checkpointing: Checkpointing::named(&args.checkpointing).unwrap_or_default(),
+        recompute_layers: args.recompute_layers,
         steps: args.steps.into(),
         storage: args.compute.storage(device)?,
         packing: args.compute.packing(),

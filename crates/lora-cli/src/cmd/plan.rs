@@ -1,6 +1,6 @@
 //! `lora plan`: parameters, memory, steps and time of a run, before any weight is loaded.
 
-use crate::estimate::{ACTIVATIONS_FORMULA, Memory, memory_of};
+use crate::estimate::{ACTIVATIONS_FORMULA, Estimate, Keeps, Memory};
 use crate::fetching::{Part, prepare};
 use crate::load::check_model_folder;
 use crate::machine::memory;
@@ -42,6 +42,9 @@ struct Plan {
     /// The choice that is proposed where the run does not fit into what this machine has available.
     #[serde(skip_serializing_if = "Option::is_none")]
     proposed_gradient_checkpointing: Option<&'static str>,
+    /// The `train.recompute_layers` of it, where that is a part of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    proposed_recompute_layers: Option<u32>,
     activations_formula: &'static str,
     operations_per_step: f64,
     matmul_rate: f64,
@@ -49,12 +52,21 @@ struct Plan {
     seconds: f64,
 }
 
+/// What may be kept, from everything to the least, with ever more to compute again.
+fn choices(layers: u32) -> impl Iterator<Item = Keeps> {
+    let some = (1..layers).map(|recompute_layers| Keeps { checkpointing: Checkpointing::Selective, recompute_layers });
+    [Checkpointing::None.into(), Checkpointing::Selective.into()]
+        .into_iter()
+        .chain(some)
+        .chain([Checkpointing::Full.into()])
+}
+
 /// The choice that keeps most and fits, where the one that was made does not.
-fn proposal(each: &[(Checkpointing, Memory)], chosen: Checkpointing, available: Option<u64>) -> Option<Checkpointing> {
-    let available = available?;
-    let fits = |choice: Checkpointing| each.iter().any(|(c, memory)| *c == choice && memory.total <= available);
-    let other = each.iter().map(|(choice, _)| *choice).find(|choice| fits(*choice))?;
-    (!fits(chosen)).then_some(other)
+fn proposal(layers: u32, chosen: Keeps, available: u64, total: impl Fn(Keeps) -> u64) -> Option<Keeps> {
+    if total(chosen) <= available {
+        return None;
+    }
+    choices(layers).find(|keeps| total(*keeps) <= available)
 }
 
 /// Runs the verb.
@@ -68,17 +80,22 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let plan = RunPlan::resolve(config, &mut TrainView::new(false))?;
     let operations = operations_per_step(&plan);
     // Before the products that the rate is measured with take memory of their own.
-    let each = Checkpointing::ALL.map(|choice| (choice, memory_of(&plan, choice)));
-    let chosen = plan.config.train.gradient_checkpointing;
-    let proposed = proposal(&each, chosen, memory("MemAvailable").filter(|_| plan.device == Device::Cpu));
-    let memory_bytes = memory_of(&plan, chosen);
+    let (train, layers) = (&plan.config.train, plan.model.windows.len() as u32);
+    let chosen = Keeps { checkpointing: train.gradient_checkpointing, recompute_layers: train.recompute_layers };
+    let estimate = Estimate::of(&plan);
+    let total = |keeps| estimate.memory(keeps).total;
+    let each = Checkpointing::ALL.map(|choice| (choice, total(choice.into())));
+    let available = memory("MemAvailable").filter(|_| plan.device == Device::Cpu);
+    let proposed = available.and_then(|available| proposal(layers, chosen, available, total));
+    let memory_bytes = estimate.memory(chosen);
     let rate = matrix_rate(plan.device, if plan.device == Device::Cpu { 1024 } else { 8192 })?;
     let seconds_per_step = operations / rate / SHARE_OF_RATE;
     let plan = Plan {
         summary: PlanSummary::of(&plan),
         memory_bytes,
-        total_memory_bytes_with: each.iter().map(|(choice, memory)| (choice.name(), memory.total)).collect(),
-        proposed_gradient_checkpointing: proposed.map(Checkpointing::name),
+        total_memory_bytes_with: each.iter().map(|(choice, total)| (choice.name(), *total)).collect(),
+        proposed_gradient_checkpointing: proposed.map(|keeps| keeps.checkpointing.name()),
+        proposed_recompute_layers: proposed.map(|keeps| keeps.recompute_layers).filter(|layers| *layers > 0),
         activations_formula: ACTIVATIONS_FORMULA,
         operations_per_step: operations,
         matmul_rate: rate,
@@ -104,14 +121,20 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     ))?;
     out::line(format!("         activations = {ACTIVATIONS_FORMULA}"))?;
     let totals: Vec<String> =
-        each.iter().map(|(choice, memory)| format!("{} {}", choice.name(), out::bytes(memory.total))).collect();
+        each.iter().map(|(choice, total)| format!("{} {}", choice.name(), out::bytes(*total))).collect();
     out::line(format!("         in all with train.gradient_checkpointing: {}", totals.join(", ")))?;
     match proposed {
-        Some(choice) => out::line(format!(
-            "         that is more than is available here; with train.gradient_checkpointing = \"{}\" it fits",
-            choice.name()
-        ))?,
-        None if chosen == Checkpointing::None => {
+        Some(Keeps { checkpointing, recompute_layers }) => {
+            let layers = match recompute_layers {
+                0 => String::new(),
+                some => format!(" and train.recompute_layers = {some}"),
+            };
+            out::line(format!(
+                "         that is more than is available here; with train.gradient_checkpointing = \"{}\"{layers} it fits",
+                checkpointing.name()
+            ))?;
+        }
+        None if chosen == Checkpointing::None.into() => {
             out::line("         selective computes no product twice; full, half of all that the step has without it")?;
         }
         None => {}
@@ -133,13 +156,20 @@ mod tests {
 
     #[test]
     fn what_fits_and_keeps_most_is_proposed_where_the_choice_does_not_fit() {
-        let of = |total| Memory { program: 0, weights: 0, trained: 0, activations: 0, logits: 0, total };
-        let each = [(Checkpointing::None, of(30)), (Checkpointing::Selective, of(20)), (Checkpointing::Full, of(10))];
-        let proposed = |chosen, available| proposal(&each, chosen, available);
-        assert_eq!(proposed(Checkpointing::None, Some(30)), None);
-        assert_eq!(proposed(Checkpointing::None, Some(29)), Some(Checkpointing::Selective));
-        assert_eq!(proposed(Checkpointing::Selective, Some(19)), Some(Checkpointing::Full));
-        assert_eq!(proposed(Checkpointing::Full, Some(9)), None);
-        assert_eq!(proposed(Checkpointing::None, None), None);
+        // Three blocks; each that is computed again keeps one less.
+        let total = |keeps: Keeps| match keeps.checkpointing {
+            Checkpointing::None => 30,
+            Checkpointing::Selective => 20 - u64::from(keeps.recompute_layers),
+            Checkpointing::Full => 10,
+        };
+        let proposed = |chosen: Checkpointing, available| {
+            proposal(3, chosen.into(), available, total).map(|k| (k.checkpointing, k.recompute_layers))
+        };
+        assert_eq!(proposed(Checkpointing::None, 30), None);
+        assert_eq!(proposed(Checkpointing::None, 29), Some((Checkpointing::Selective, 0)));
+        assert_eq!(proposed(Checkpointing::Selective, 19), Some((Checkpointing::Selective, 1)));
+        assert_eq!(proposed(Checkpointing::None, 18), Some((Checkpointing::Selective, 2)));
+        assert_eq!(proposed(Checkpointing::Selective, 17), Some((Checkpointing::Full, 0)));
+        assert_eq!(proposed(Checkpointing::Full, 9), None);
     }
 }

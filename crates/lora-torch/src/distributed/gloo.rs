@@ -1,12 +1,12 @@
 //! Processes by libtorch's ProcessGroupGloo, and with the feature `nccl` by its ProcessGroupNCCL between CUDA devices.
 
 use super::heart::{Heart, silent};
-use super::{Collective, Launch, Transfer};
+use super::{Collective, Launch, Transfer, within};
 use crate::error::{Error, Result};
 use crate::ffi::Member;
 use std::ffi::CString;
 use std::net::{TcpStream, ToSocketAddrs};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -24,7 +24,6 @@ pub struct Gloo {
     heart: Option<Heart>,
     /// One exchange at a time.
     turn: Mutex<()>,
-    gathered: AtomicU64,
     /// The first error: a group that broke is of no further use.
     broken: AtomicBool,
     said: Mutex<Vec<u32>>,
@@ -38,6 +37,18 @@ impl Gloo {
     pub fn connect(launch: &Launch, timeout: Duration) -> Result<Self> {
         Member::available()?;
         let deadline = Instant::now() + timeout;
+        let meeting = {
+            let launch = launch.clone();
+            move || Self::meet(&launch, deadline, timeout)
+        };
+        // The others have their time to come, and then the group its own to be connected.
+        match within(2 * timeout + LOOK, meeting) {
+            Some(met) => met,
+            None => Err(not_reached(launch, timeout, "it accepted the connection and then gave no answer".into())),
+        }
+    }
+
+    fn meet(launch: &Launch, deadline: Instant, timeout: Duration) -> Result<Self> {
         let hosts = launch.hosts && launch.rank == 0;
         let store = match hosts {
             true => {
@@ -58,7 +69,6 @@ impl Gloo {
             member: Some(member),
             heart: Some(heart),
             turn: Mutex::new(()),
-            gathered: AtomicU64::new(0),
             broken: AtomicBool::new(false),
             said: Mutex::new(Vec::new()),
         })
@@ -132,14 +142,28 @@ impl Collective for Gloo {
     }
 
     fn gather(&self, own: &[u8]) -> Result<Vec<Vec<u8>>> {
-        let number = self.gathered.fetch_add(1, Ordering::Relaxed);
-        let key = |rank: u32| CString::new(format!("gather/{number}/{rank}")).unwrap_or_default();
+        let Launch { rank, world, .. } = self.launch;
+        let (rank, world) = (rank as usize, world as usize);
         self.exchange(|member| {
-            member.set(&key(self.launch.rank), own)?;
-            let all = (0..self.launch.world).map(|rank| member.get(&key(rank))).collect::<Result<_>>()?;
-            // Whoever holds the store may leave after this: not before all have read. What fails here, the next exchange tells.
+            // Each adds to zeros at a place of its own: a sum of that puts together.
+            let mut lengths = vec![0i64; world];
+            lengths[rank] = length(own);
+            let mut lengths = Tensor::f_from_slice(&lengths)?;
+            member.sum(&mut lengths)?;
+            let lengths: Vec<usize> = Vec::<i64>::try_from(&lengths)?.into_iter().map(|n| n as usize).collect();
+            let (before, whole): (usize, usize) = (lengths[..rank].iter().sum(), lengths.iter().sum());
+            let mut all = vec![0u8; whole];
+            all[before..before + own.len()].copy_from_slice(own);
+            if whole > 0 {
+                let mut sum = Tensor::f_from_slice(&all)?;
+                member.sum(&mut sum)?;
+                all = Vec::try_from(&sum)?;
+            }
+            let mut rest = &all[..];
+            let texts = lengths.iter().map(|&n| rest.split_off(..n).unwrap_or_default().to_vec()).collect();
+            // Whoever has all may leave after this: not before everyone has. What fails here, the next exchange tells.
             let _ = member.sum(&mut Tensor::f_zeros([1], (Kind::Float, Device::Cpu))?);
-            Ok(all)
+            Ok(texts)
         })
     }
 
@@ -205,12 +229,15 @@ fn reach(launch: &Launch, deadline: Instant, timeout: Duration) -> Result<()> {
             Err(e) => e.to_string(),
         };
         if left.is_zero() {
-            let Launch { rank, world, .. } = *launch;
-            let (address, seconds) = (launch.place(), timeout.as_secs());
-            return Err(Error::StoreNotReached { rank, world, address, seconds, reason });
+            return Err(not_reached(launch, timeout, reason));
         }
         thread::sleep(LOOK);
     }
+}
+
+fn not_reached(launch: &Launch, timeout: Duration, reason: String) -> Error {
+    let Launch { rank, world, .. } = *launch;
+    Error::StoreNotReached { rank, world, address: launch.place(), seconds: timeout.as_secs(), reason }
 }
 
 /// Says that this process has come, and waits until all have.
@@ -247,6 +274,10 @@ fn said(error: &Error) -> String {
         Error::Shim { message, .. } => message.clone(),
         other => other.to_string(),
     }
+}
+
+fn length(bytes: &[u8]) -> i64 {
+    i64::try_from(bytes.len()).unwrap_or(i64::MAX)
 }
 
 fn millis(time: Duration) -> i64 {

@@ -2,6 +2,7 @@
 //!
 //! A group that breaks says at best that some connection did. Which process is gone, the numbers tell: those that stand still.
 
+use super::within;
 use crate::error::Result;
 use crate::ffi::Member;
 use std::ffi::CString;
@@ -39,7 +40,6 @@ impl Heart {
 
 /// The ranks that give no sign of life; `None` where the store itself gives none.
 pub(super) fn silent(member: &Arc<Member>, world: u32) -> Option<Vec<u32>> {
-    let (found, finding) = channel();
     let member = Arc::clone(member);
     let look = move || {
         let count = || (0..world).map(|rank| beats(&member, rank, 0)).collect::<Result<Vec<i64>>>();
@@ -49,9 +49,7 @@ pub(super) fn silent(member: &Arc<Member>, world: u32) -> Option<Vec<u32>> {
         let still = (0..world).zip(before.iter().zip(&after)).filter(|(_, (before, after))| before == after);
         Ok::<_, crate::Error>(still.map(|(rank, _)| rank).collect())
     };
-    // A store whose machine is gone may keep a question waiting for ever.
-    thread::Builder::new().spawn(move || found.send(look())).ok()?;
-    finding.recv_timeout(SILENCE + 2 * BEAT).ok()?.ok()
+    within(SILENCE + 2 * BEAT, look)?.ok()
 }
 
 fn beats(member: &Member, rank: u32, more: i64) -> Result<i64> {

@@ -1,6 +1,6 @@
 //! The border to shim/distributed.cpp: membership of a group of processes, and transfers between two of them.
 
-use super::{Message, check, free};
+use super::{Message, check};
 use crate::error::Result;
 use std::ffi::{CStr, c_char, c_void};
 use std::ptr;
@@ -18,8 +18,6 @@ unsafe extern "C" {
         prefix: *const c_char,
         out: *mut *mut c_void,
     ) -> Message;
-    fn lt_store_set(member: *mut c_void, key: *const c_char, bytes: *const u8, n: usize) -> Message;
-    fn lt_store_get(member: *mut c_void, key: *const c_char, out: *mut *mut u8, n: *mut usize) -> Message;
     fn lt_store_add(member: *mut c_void, key: *const c_char, amount: i64, out: *mut i64) -> Message;
     fn lt_group_open(member: *mut c_void, rank: i32, world: i32, timeout_ms: i64) -> Message;
     fn lt_group_sum(member: *mut c_void, tensor: *const C_tensor) -> Message;
@@ -57,22 +55,6 @@ impl Member {
         let (host, prefix) = (host.as_ptr(), prefix.as_ptr());
         check("store", unsafe { lt_store_open(host, port, i32::from(hosts), timeout_ms, prefix, &mut out) })?;
         Ok(Self(out))
-    }
-
-    pub(crate) fn set(&self, key: &CStr, bytes: &[u8]) -> Result<()> {
-        check("store", unsafe { lt_store_set(self.0, key.as_ptr(), bytes.as_ptr(), bytes.len()) })
-    }
-
-    /// Waits until the key is set.
-    pub(crate) fn get(&self, key: &CStr) -> Result<Vec<u8>> {
-        let (mut out, mut n) = (ptr::null_mut(), 0);
-        check("store", unsafe { lt_store_get(self.0, key.as_ptr(), &mut out, &mut n) })?;
-        // SAFETY: the shim reported success, so `out` are `n` bytes that it allocated with malloc and gave to us.
-        Ok(unsafe {
-            let bytes = std::slice::from_raw_parts(out, n).to_vec();
-            free(out.cast());
-            bytes
-        })
     }
 
     pub(crate) fn add(&self, key: &CStr, amount: i64) -> Result<i64> {

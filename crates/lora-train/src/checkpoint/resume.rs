@@ -14,6 +14,8 @@ const HARMLESS: &[&str] = &[
     "train.save_steps",
     "train.save_total_limit",
     "train.gradient_checkpointing",
+    "train.recompute_layers",
+    "train.accumulate_by_block",
     "train.logging_steps",
     "train.eval_steps",
     "train.per_device_eval_batch_size",

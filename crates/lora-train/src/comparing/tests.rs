@@ -96,7 +96,7 @@ fn losses_and_gradients_are_those_of_trl() {
         for checkpointing in [false, true] {
             let parameters = policy.parameters();
             parameters.iter().for_each(|p| lora_torch::set_grad(&p.tensor, &p.tensor.zeros_like()).unwrap());
-            let tally = comparing.backward(&policy, &laid, 0, 1.0 / count, checkpointing).unwrap();
+            let tally = comparing.backward(&policy, &laid, 0, 1.0 / count, checkpointing.into()).unwrap();
             let (loss, wanted) = (tally.loss / count, case["loss"].as_f64().unwrap());
             assert!(near(loss, wanted), "{name}: loss {loss} against {wanted}");
             for p in &parameters {

@@ -1,5 +1,6 @@
 //! `train.gradient_checkpointing`: what a backward pass finds kept, and what it computes again.
 
+use lora_model::Recompute;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// What of a forward pass is kept for the backward pass. Every choice gives the same bits.
@@ -27,6 +28,16 @@ impl Checkpointing {
             Self::Selective => "selective",
             Self::Full => "full",
         }
+    }
+
+    /// Whether what norms and gates give is computed again.
+    pub fn remakes(self) -> bool {
+        self == Self::Selective
+    }
+
+    /// The blocks that are computed again as a whole: all, or so many of them (`train.recompute_layers`).
+    pub fn recompute(self, layers: u32) -> Recompute {
+        if self == Self::Full { Recompute::ALL } else { Recompute(layers as usize) }
     }
 
     /// From its word.

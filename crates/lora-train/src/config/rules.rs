@@ -3,8 +3,8 @@
 use super::faults::{Fault, FaultKind, shown};
 use super::source::Places;
 use super::{
-    BestMetric, DType, FinetuningType, InitLoraWeights, Mixing, Modules, ObjectiveConfig, ObjectiveName, Optim,
-    PeftType, RewardName, RunConfig, TaskType,
+    BestMetric, Checkpointing, DType, FinetuningType, InitLoraWeights, Mixing, Modules, ObjectiveConfig, ObjectiveName,
+    Optim, PeftType, RewardName, RunConfig, TaskType,
 };
 use crate::objective::DpoLoss;
 use crate::schedule::ScheduleKind;
@@ -28,6 +28,7 @@ pub(crate) fn check(config: &RunConfig, tree: &Table, places: &Places, faults: &
             rules.required(empty, &format!("{name}[{i}].path"), "give the path of the file");
         }
     }
+    kept(config, &mut rules);
     lengths(config, &mut rules);
     replay(config, &mut rules);
     schedule_options(config, &mut rules);
@@ -86,6 +87,26 @@ pub(crate) fn check(config: &RunConfig, tree: &Table, places: &Places, faults: &
             "full training has no A and B; remove loraplus_lr_ratio",
         );
     }
+}
+
+/// What is computed again, and in which order.
+fn kept(config: &RunConfig, rules: &mut Rules<'_>) {
+    let train = &config.train;
+    if train.accumulate_by_block {
+        let key = "train.accumulate_by_block";
+        let with = || format!("train.gradient_checkpointing = \"{}\"", train.gradient_checkpointing.name());
+        let remedy = "on the way back each block is computed again; set gradient_checkpointing = \"full\"";
+        rules.contradiction_if(train.gradient_checkpointing != Checkpointing::Full, key, with(), remedy);
+        let with = || format!("objective.name = \"{}\"", config.objective.name.name());
+        let remedy = "its micro-batches are judged one after the other; remove accumulate_by_block";
+        rules.contradiction_if(config.objective.name != ObjectiveName::Sft, key, with(), remedy);
+        let with = || format!("train.pipeline_stages = {}", train.pipeline_stages);
+        let remedy = "stages take turns with micro-batches; remove accumulate_by_block";
+        rules.contradiction_if(train.pipeline_stages > 1, key, with(), remedy);
+    }
+    let remedy = "it computes all of them again; remove one of the two";
+    let all = train.gradient_checkpointing == Checkpointing::Full && train.recompute_layers > 0;
+    rules.contradiction_if(all, "train.recompute_layers", "train.gradient_checkpointing = \"full\"".into(), remedy);
 }
 
 fn lengths(config: &RunConfig, rules: &mut Rules<'_>) {

@@ -120,6 +120,9 @@ fn full() -> RunConfig {
             adam_beta2: 0.99,
             adam_epsilon: 1e-6,
             gradient_checkpointing: Checkpointing::Full,
+            // Others go with less than all.
+            recompute_layers: 0,
+            accumulate_by_block: false,
             eval_steps: 10,
             predict_with_generate: false,
             generation_max_new_tokens: 32,
@@ -266,6 +269,25 @@ fn short_forms_of_the_data() {
     assert_eq!(layers.lora.layers_to_transform, Some(vec![3]));
 }
 
+#[test]
+fn what_cannot_be_computed_again_is_told() {
+    for (lines, key, with) in [
+        ("gradient_checkpointing = true\nrecompute_layers = 3", "train.recompute_layers", "\"full\""),
+        (
+            "gradient_checkpointing = \"selective\"\naccumulate_by_block = true",
+            "train.accumulate_by_block",
+            "\"selective\"",
+        ),
+    ] {
+        let faults = load_text(&format!("{MINIMAL}[train]\n{lines}\n"), "toml", &[]).unwrap_err();
+        let told = faults.to_string();
+        assert_eq!(faults.faults().len(), 1, "{told}");
+        assert!(faults.faults()[0].key == key && told.contains(with), "{told}");
+    }
+    let more = "gradient_checkpointing = \"full\"\naccumulate_by_block = true";
+    assert!(load_text(&format!("{MINIMAL}[train]\n{more}\n"), "toml", &[]).unwrap().train.accumulate_by_block);
+}
+
 /// With the keys of every type of adapters and of every objective, which exclude each other in a run.
 fn with_every_type() -> RunConfig {
     let mut config = full();
@@ -278,6 +300,7 @@ fn with_every_type() -> RunConfig {
     lora.loftq_iter = Some(2);
     config.train.predict_with_generate = true;
     (config.train.pipeline_stages, config.train.pipeline_dtype) = (2, PipelineDType::BFloat16);
+    (config.train.recompute_layers, config.train.accumulate_by_block) = (3, true);
     config.train.lr_scheduler_kwargs = "num_cycles = 2".parse().unwrap();
     config.objective = ObjectiveConfig {
         name: ObjectiveName::Dpo,
@@ -377,6 +400,7 @@ fn any_config() -> impl Strategy<Value = RunConfig> {
             (t.warmup_steps, t.warmup_ratio) = train.1;
             (t.lr_scheduler_type, t.learning_rate, t.gradient_checkpointing, t.save_steps, t.save_total_limit) =
                 (train.2, train.3, train.4, train.5, train.6);
+            t.recompute_layers = if train.4 == Checkpointing::Full { 0 } else { train.6 % 100 };
             config
         })
 }

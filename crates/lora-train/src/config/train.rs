@@ -177,6 +177,15 @@ section! {
         /// is computed again (`selective`: a third less of that, hardly more time); or the inputs of the blocks only
         /// (`true`, also `full`: the least memory, about a third more time).
         gradient_checkpointing: Checkpointing = Checkpointing::None, Kind::BoolOr(Checkpointing::NAMES);
+        /// Of so many blocks, the first that are trained, only the inputs are kept, as `full` keeps of all: for a run that fits with
+        /// a part of them computed again. Of the others is kept what `gradient_checkpointing` says. `lora plan` proposes a number.
+        #[serde(skip_serializing_if = "is_no_layer")]
+        recompute_layers: u32 = 0, Kind::Integer { min: 0, max: 100_000 };
+        /// Takes the micro-batches of a step through each block together, so that a base with `model.weights = "mapped"` is read from
+        /// the disk twice a step, and not twice for each micro-batch; the inputs of the blocks are kept for all of them meanwhile.
+        /// Needs `gradient_checkpointing = "full"`.
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        accumulate_by_block: bool = false, Kind::Bool;
         /// Evaluates every so many optimizer steps; 0 evaluates at the start and at the end only.
         eval_steps: u64 = 0, COUNT_OR_ZERO;
         /// Answers the prompts of the evaluation, too, and compares what is written with what stands there: BLEU, chrF, ROUGE-L and
@@ -252,6 +261,10 @@ fn is_usual_check(steps: &u64) -> bool {
 
 fn is_one(stages: &u32) -> bool {
     *stages == 1
+}
+
+fn is_no_layer(layers: &u32) -> bool {
+    *layers == 0
 }
 
 fn is_float32(dtype: &PipelineDType) -> bool {

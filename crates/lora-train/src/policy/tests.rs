@@ -80,7 +80,7 @@ fn losses_and_gradients_are_those_of_trl() {
             };
             let parameters = model.parameters();
             parameters.iter().for_each(|p| lora_torch::set_grad(&p.tensor, &p.tensor.zeros_like()).unwrap());
-            let part = |micro| policy.backward(&model, micro, 0, checkpointing).unwrap();
+            let part = |micro| policy.backward(&model, micro, 0, checkpointing.into()).unwrap();
             let loss: f64 = (0..micro_batches).map(part).sum();
             let wanted = case["loss"].as_f64().unwrap();
             assert!(near(loss, wanted), "{name}: loss {loss} against {wanted}");
