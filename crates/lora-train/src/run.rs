@@ -310,7 +310,10 @@ fn steps(
     sink.event(Event::Started { step: trainer.state().step, total_steps: total });
     if trainer.state().step == 0 {
         progress.eval_before = evaluate(trainer, journal, progress, sink)?;
-        samples.take(trainer, until.stop, sink);
+        // A process alone that is asked to stop here asks again when it goes on, from step 0. Several hear of it with their first
+        // step, and what the model wrote before that would be lost.
+        let never = AtomicBool::new(false);
+        samples.take(trainer, if trainer.team().is_alone() { until.stop } else { &never }, sink);
     }
     journal.page(trainer, Status::Running, sink);
     let ended_by = loop {
