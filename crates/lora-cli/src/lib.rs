@@ -26,7 +26,7 @@ mod train_view;
 
 use anyhow::Context;
 use clap::Parser;
-use lora_torch::keep_freed_memory;
+use lora_torch::{catching, keep_freed_memory, tell_errors_once};
 use rayon::ThreadPoolBuilder;
 use std::process::ExitCode;
 
@@ -47,7 +47,9 @@ pub fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(failure::USAGE));
         }
     };
-    match start_threads().and_then(|()| Ok(keep_freed_memory()?)).and_then(|()| cmd::run(cli.verb)) {
+    tell_errors_once();
+    let run = || start_threads().and_then(|()| Ok(keep_freed_memory()?)).and_then(|()| cmd::run(cli.verb));
+    match catching(run).map_err(anyhow::Error::from).flatten() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failure::report(&error),
     }

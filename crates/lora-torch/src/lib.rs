@@ -35,6 +35,7 @@ mod loss;
 mod memory;
 mod optim;
 mod packed;
+mod panics;
 mod pointwise;
 mod products;
 mod seed;
@@ -57,6 +58,7 @@ pub use memory::{
 };
 pub use optim::{AdamWScalars, LionScalars, adamw_step, grad_norm, lion_step};
 pub use packed::{Int8, NESTED_BLOCK, NF4_BLOCK, Nf4, Scales, dynamic_table, unsigned_dynamic_table};
+pub use panics::{catching, tell_errors_once};
 pub use pointwise::{Gate, dropout, gated, rms_norm, rotary};
 pub use products::{Products, use_products};
 pub use seed::{Drawing, manual_seed, mix_seed, uniform_from_seed};

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 const LOCK_FILE: &str = ".lock";
+/// How files began that earlier versions tried a folder with.
 const PROBE_PREFIX: &str = ".probe-";
 /// How files begin that are being written beside their place.
 const TEMPORARY_PREFIX: &str = ".tmp-";
@@ -93,9 +94,8 @@ impl RunLock {
             .and_then(|()| file.seek(SeekFrom::Start(0)))
             .and_then(|_| file.write_all(holder.as_bytes()));
         written.map_err(Error::io("write", &path))?;
-        if found.is_some() {
-            sweep(run_dir)?;
-        }
+        // Not only where a holder was found: one that was killed while it wrote itself down left none.
+        sweep(run_dir)?;
         Ok(Self { file, run_dir: run_dir.to_path_buf(), abandoned: found })
     }
 
@@ -133,12 +133,11 @@ fn sweep(run_dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Writes, syncs and removes a small file.
+/// Writes and syncs a small file, which has no name where the file system has such: then a kill leaves nothing of it.
 fn probe(run_dir: &Path) -> std::io::Result<()> {
-    let mut file = tempfile::Builder::new().prefix(PROBE_PREFIX).tempfile_in(run_dir)?;
+    let mut file = tempfile::tempfile_in(run_dir)?;
     file.write_all(b"probe")?;
-    file.as_file().sync_all()?;
-    file.close()
+    file.sync_all()
 }
 
 fn now() -> u64 {

@@ -17,6 +17,7 @@ use crate::team::Team;
 use crate::trainer::{BEST_FOLDER, StepOutcome, Trainer};
 use lora_format::{copy_atomic, read_json_object, write_atomic};
 use lora_report::Status;
+use lora_torch::catching;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -180,8 +181,11 @@ fn run(
     let ended_by = match team.agree(journal)? {
         None => steps_behind(&mut trainer, &until, sink)?,
         Some((mut journal, samples)) => {
-            let ended = steps(&mut trainer, &mut journal, &samples, &mut progress, &until, sink);
-            ended.map_err(|error| stopped(&trainer, &mut journal, &mut progress, error, sink))?
+            let ended = catching(|| steps(&mut trainer, &mut journal, &samples, &mut progress, &until, sink));
+            ended
+                .map_err(Error::from)
+                .flatten()
+                .map_err(|error| stopped(&trainer, &mut journal, &mut progress, error, sink))?
         }
     };
     drop(lock);
