@@ -30,7 +30,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     tokenizer: Option<PathBuf>,
     /// Write what was found as a Markdown page, too
-    #[arg(long = "peft-page", value_name = "FILE")]
+    #[arg(id = "peft_page", long = "peft-page", value_name = "FILE")]
     page: Option<PathBuf>,
 }
 

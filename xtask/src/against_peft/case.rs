@@ -105,7 +105,7 @@ impl Case {
     pub(super) fn settings(self) -> &'static [&'static str] {
         match self {
             Self::Checkpointing => &["--checkpointing", "full"],
-            Self::Lean => &["--checkpointing", "selective", "--recompute-layers", "8"],
+            Self::Lean => &["--checkpointing", "selective", "--recompute-layers", "9"],
             Self::Least | Self::Streamed => &["--checkpointing", "full", "--weights", "mapped"],
             Self::Billion => &["--weights", "stored"],
             _ => &[],

@@ -1,5 +1,6 @@
 //! Against TRL 1.16 in float64 (`tests/reference/make_preference.py`): the loss and every gradient of each objective on a
 //! model with an adapter, its base being the reference.
+#![allow(clippy::print_stderr)] // rows of a table in the guide, with --nocapture
 
 use super::*;
 use crate::events::NoEvents;
@@ -99,13 +100,17 @@ fn losses_and_gradients_are_those_of_trl() {
             let tally = comparing.backward(&policy, &laid, 0, 1.0 / count, checkpointing.into()).unwrap();
             let (loss, wanted) = (tally.loss / count, case["loss"].as_f64().unwrap());
             assert!(near(loss, wanted), "{name}: loss {loss} against {wanted}");
+            let mut furthest = 0.0f64;
             for p in &parameters {
                 let wanted = file.read(&format!("{name}.grad.base_model.model.{}", p.name)).unwrap();
                 let largest = wanted.abs().max().double_value(&[]).max(1e-3);
                 let error = (p.tensor.grad().to_kind(Kind::Double) - wanted.to_kind(Kind::Double)).abs().max();
                 let error = error.double_value(&[]) / largest;
                 assert!(error < GRADIENT_TOLERANCE, "{name}: {} differs by {error} of its largest", p.name);
+                furthest = furthest.max(error);
             }
+            // A row of the table in the guide, with `--nocapture`.
+            eprintln!("| `{name}` | {wanted:.9} | {:.1e} | {furthest:.1e} |", (loss - wanted).abs());
             let rewards = tally.rewards();
             for (key, got) in [
                 ("rewards/chosen", rewards.chosen),

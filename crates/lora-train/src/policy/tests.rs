@@ -1,3 +1,5 @@
+#![allow(clippy::print_stderr)] // rows of a table in the guide, with --nocapture
+
 use super::*;
 use crate::golden::{GRADIENT_TOLERANCE, folder, json, model, near};
 use crate::policy_loss::PolicyAverage;
@@ -84,13 +86,17 @@ fn losses_and_gradients_are_those_of_trl() {
             let loss: f64 = (0..micro_batches).map(part).sum();
             let wanted = case["loss"].as_f64().unwrap();
             assert!(near(loss, wanted), "{name}: loss {loss} against {wanted}");
+            let mut furthest = 0.0f64;
             for p in &parameters {
                 let wanted = file.read(&format!("{name}.grad.base_model.model.{}", p.name)).unwrap();
                 let largest = wanted.abs().max().double_value(&[]).max(1e-3);
                 let error = (p.tensor.grad().to_kind(Kind::Double) - wanted.to_kind(Kind::Double)).abs().max();
                 let error = error.double_value(&[]) / largest;
                 assert!(error < GRADIENT_TOLERANCE, "{name}: {} differs by {error} of its largest", p.name);
+                furthest = furthest.max(error);
             }
+            // A row of the table in the guide, with `--nocapture`.
+            eprintln!("| `{name}` | {wanted:.9} | {:.1e} | {furthest:.1e} |", (loss - wanted).abs());
             let figures = policy.figures();
             let metric = |key: &str| case["metrics"][key].as_f64();
             if let (Some(wanted), Some(got)) = (metric("kl"), figures.kl) {
