@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::rope::RotaryTables;
 use lora_torch::{backward, give_back_freed_memory};
 use std::ops::Range;
-use tch::{Kind, Tensor, no_grad};
+use tch::{Device, Kind, Tensor, no_grad};
 
 /// What a batch's tokens count for.
 pub(crate) enum Count<'a> {
@@ -108,17 +108,20 @@ impl Decoder {
 
     fn pass(&self, batch: &TokenBatch, mode: Mode, count: &mut Count<'_>, recompute: Recompute) -> Result<Tensor> {
         let passage = self.passage(batch, None, mode, recompute)?;
-        // Blocks and logits need memory in other sizes: where little is to be taken, none of it waits for its next use.
-        let in_turns = recompute == Recompute::ALL;
-        if in_turns {
-            give_back_freed_memory()?;
-        }
-        let (loss, gradient) = self.head_gradient(&passage.output, batch, count)?;
-        if in_turns {
-            give_back_freed_memory()?;
-        }
+        let mut head = || self.head_gradient(&passage.output, batch, count);
+        let (loss, gradient) = if recompute == Recompute::ALL { self.in_turns(head)? } else { head()? };
         self.backward_part(batch, passage, &gradient)?;
         Ok(loss)
+    }
+
+    /// Gives back freed memory before and after `head`: logits need it in other sizes than blocks, and where little is to be taken
+    /// none of it waits for its next use.
+    pub(crate) fn in_turns<T>(&self, head: impl FnOnce() -> Result<T>) -> Result<T> {
+        let give_back = || if self.device() == Device::Cpu { give_back_freed_memory() } else { Ok(()) };
+        give_back()?;
+        let done = head()?;
+        give_back()?;
+        Ok(done)
     }
 
     /// Takes a batch through the blocks that are here: from its token ids, or from the `hidden` states, `[tokens, hidden]`, that the
@@ -159,6 +162,7 @@ impl Decoder {
             let mut x = entry.f_detach()?;
             for i in blocks.start..again.end {
                 let next = no_grad(|| self.block(i, &x, batch, &tables, mode, rows))?;
+                self.release_block(i)?;
                 if again.contains(&i) {
                     inputs.push(x);
                 }
@@ -239,7 +243,7 @@ impl Decoder {
         tables: &RotaryTables,
         mode: Mode,
     ) -> Result<Option<Tensor>> {
-        let output = self.block_held(i, input, batch, tables, mode, Some(&batch.target_rows))?;
+        let output = self.block(i, input, batch, tables, mode, Some(&batch.target_rows))?;
         backward(&[&output], &[gradient])?;
         if input.requires_grad() { Ok(Some(input.f_grad()?)) } else { Ok(None) }
     }

@@ -38,7 +38,7 @@ impl Decoder {
             ways.iter_mut().try_for_each(|way| way.forward(self, i, i >= first))?;
             self.release_block(i)?;
         }
-        let losses = ways.iter_mut().map(|way| way.through_head(self, weight)).collect::<Result<_>>()?;
+        let losses = self.in_turns(|| ways.iter_mut().map(|way| way.through_head(self, weight)).collect())?;
         for i in (first..blocks.end).rev() {
             ways.iter_mut().try_for_each(|way| way.back(self, i))?;
             self.release_block(i)?;
@@ -58,7 +58,7 @@ impl<'a> Way<'a> {
 
     fn forward(&mut self, model: &Decoder, i: usize, keep: bool) -> Result<()> {
         let rows = Some(&self.batch.target_rows);
-        let next = no_grad(|| model.block_held(i, &self.state, self.batch, &self.tables, self.mode, rows))?;
+        let next = no_grad(|| model.block(i, &self.state, self.batch, &self.tables, self.mode, rows))?;
         let read = std::mem::replace(&mut self.state, next);
         if keep {
             self.inputs.push(read);

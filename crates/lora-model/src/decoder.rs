@@ -268,7 +268,11 @@ impl Decoder {
         mode: Mode,
         rows: Option<&Tensor>,
     ) -> Result<Tensor> {
-        blocks.try_fold(x, |x, i| self.block(i, &x, batch, tables, mode, rows))
+        blocks.try_fold(x, |x, i| {
+            let next = self.block(i, &x, batch, tables, mode, rows)?;
+            self.release_block(i)?;
+            Ok(next)
+        })
     }
 
     /// What the first block reads: `[tokens, hidden]`.
@@ -312,23 +316,9 @@ impl Decoder {
         Ok(x.f_add(&table.forward(&rows)?)?)
     }
 
-    /// Block `i` of the model, which is here; the last one of the model computes `rows` only. Pages of a mapped one are let go of.
+    /// Block `i` of the model, which is here; the last one of the model computes `rows` only. Pages of a mapped one stay until they
+    /// are let go of ([`Decoder::release_block`]).
     pub(crate) fn block(
-        &self,
-        i: usize,
-        x: &Tensor,
-        batch: &TokenBatch,
-        tables: &RotaryTables,
-        mode: Mode,
-        rows: Option<&Tensor>,
-    ) -> Result<Tensor> {
-        let y = self.block_held(i, x, batch, tables, mode, rows)?;
-        self.release_block(i)?;
-        Ok(y)
-    }
-
-    /// The same, and pages stay as they are.
-    pub(crate) fn block_held(
         &self,
         i: usize,
         x: &Tensor,

@@ -27,7 +27,7 @@ use crate::team::Team;
 use lora_core::RankAllocator;
 use lora_data::{Cursor, Origin};
 use lora_model::{Decoder, Keeping, Stage, TokenBatch};
-use lora_torch::{AdamWScalars, device_memory, mix_seed, peak_rss_bytes};
+use lora_torch::{AdamWScalars, catching, device_memory, mix_seed, peak_rss_bytes};
 use staged::Collected;
 use std::time::Instant;
 
@@ -218,7 +218,9 @@ impl Trainer {
     /// The same. Where several processes train together, what any of them `asks` for goes along with the gradients.
     pub(crate) fn step_asking(&mut self, asks: &dyn Fn(&Self) -> Asks) -> Result<StepOutcome> {
         let start = Instant::now();
-        let own = self.own_part().map(|(own, part)| (own, Part { asks: asks(self), ..part }));
+        // What tch panics with is told to the others, too.
+        let own = catching(|| self.own_part()).map_err(Error::from).flatten();
+        let own = own.map(|(own, part)| (own, Part { asks: asks(self), ..part }));
         let (Step { batches, next: mut cursor, .. }, whole) = match &self.pipeline {
             Some(_) => join(&self.team, &self.params, own)?,
             None if self.team.is_alone() => own?,
