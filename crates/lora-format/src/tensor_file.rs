@@ -164,9 +164,16 @@ impl TensorFile {
     }
 }
 
+/// The largest page that a system may map a file by.
+const LARGE_PAGE: usize = 2 << 20;
+
 /// A hint to the system: one that it does not take changes nothing but the memory that is counted for this process.
 #[allow(unsafe_code)]
 fn release_pages(map: &Mmap, start: usize, len: usize) {
+    // Where the system keeps a file in large pages, touching the next tensor has brought the end of the one before back.
+    let end = (start + len).next_multiple_of(LARGE_PAGE).min(map.len());
+    let start = start / LARGE_PAGE * LARGE_PAGE;
+    let len = end.saturating_sub(start);
     #[cfg(unix)]
     // SAFETY: the mapping is of a file and never written to, so its pages come back as they were.
     let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, len) };

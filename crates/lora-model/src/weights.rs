@@ -96,7 +96,11 @@ impl Decoder {
                 Storage::Mapped if matrix && (device == Device::Cpu || name.starts_with(&in_blocks)) => {
                     checkpoint.view(name)?
                 }
-                Storage::Mapped | Storage::Stored if matrix => checkpoint.read(name)?.f_to_device(device)?,
+                Storage::Mapped | Storage::Stored if matrix => {
+                    let t = checkpoint.read(name)?.f_to_device(device)?;
+                    checkpoint.release(name)?;
+                    t
+                }
                 _ => {
                     let t = checkpoint.read(name)?.f_to_device(device)?.f_to_kind(kind)?.f_contiguous()?;
                     // The copy is what counts from here on.

@@ -33,9 +33,13 @@ fn n03_no_memory_for_a_tensor() {
     let mut lab = Lab::bare(&fixtures().join("llama"), &dataset, "shuffle = false", train);
     lab.after = &["--set", "data.max_length=8192"];
     lab.run_whole();
-    // From where hardly the program fits to where everything does.
-    let limits: Vec<u64> = if long() { (430_000..1_200_000).step_by(30_000).collect() } else { vec![600_000] };
-    let (mut step, mut early, mut enough) = (0, 0, 0);
+    // From where hardly the program fits to where everything does; how much that is depends on the machine.
+    let mut limits: Vec<u64> = (430_000..1_200_000).step_by(30_000).collect();
+    if !long() {
+        // In the quick form the likeliest first, until one has shown it.
+        limits.sort_by_key(|limit| limit.abs_diff(610_000));
+    }
+    let (mut step, mut nameless, mut early, mut enough) = (0, 0, 0, 0);
     for limit in &limits {
         let (run, what) = (format!("run-{limit}"), format!("{limit} KiB"));
         let done = within(&lab, &run, *limit, lab.after);
@@ -44,25 +48,32 @@ fn n03_no_memory_for_a_tensor() {
             enough += 1;
         } else if done.stderr.contains("stopped at step 3") {
             let knobs = ["train.per_device_train_batch_size", "data.max_length", "train.gradient_checkpointing"];
-            let done =
-                done.exits(1).says(&["you tried to allocate", "bytes", "step-3 is whole", "--resume"]).says(&knobs);
+            let done = done.exits(1).says(&["memory", "step-3 is whole", "--resume"]).says(&knobs);
             assert_eq!(lab.checkpoints(&run), [2, 3], "the last whole step was saved: {done:#?}");
-            step += 1;
+            // Nobody knows the size of what C++ asked for behind a `new`: it says only that there was nothing left.
+            match done.stderr.contains("bad_alloc") {
+                true => nameless += 1,
+                false => {
+                    done.says(&["you tried to allocate", "bytes"]);
+                    step += 1;
+                }
+            }
         } else {
             // Too little to come that far: libtorch does not load, or a small allocation ends the process as a kill would.
             assert!(!done.stderr.contains("panicked"), "{what}: {done:#?}");
             early += 1;
         }
         lab.ends_as_if_nothing_had_happened(&run, &what);
-        if enough == 2 {
+        if if long() { enough == 2 } else { step == 1 } {
             break;
         }
     }
-    assert!(step > 0, "no step ran out of memory");
+    assert!(step > 0, "no step ran out of memory for a tensor");
     row.held(&format!(
         "{} limits of address space: {step} runs out of memory in the long step told bytes and settings and saved the step \
-         before, {early} could not come that far, {enough} had enough; with more memory 0 differences",
-        step + early + enough
+         before, {nameless} for something without a size, {early} could not come that far, {enough} had enough; with more \
+         memory 0 differences",
+        step + nameless + early + enough
     ));
 }
 
