@@ -18,7 +18,14 @@ fn main() {
     link_to(&lib, &link);
     println!("cargo:rustc-link-search=native={}", link.display());
 
+    // The text of the kernels that a CUDA device compiles.
+    let kernels = fs::read_to_string("shim/device_kernels.cu").expect("shim/device_kernels.cu is there");
+    fs::write(out.join("device_kernels.inc"), format!("R\"lora({kernels})lora\"")).expect("OUT_DIR is writable");
+
     let sources = [
+        "device_emulated.cpp",
+        "device_kernels.cpp",
+        "host.cpp",
         "linear.cpp",
         "pointwise.cpp",
         "attention.cpp",
@@ -40,6 +47,9 @@ fn main() {
         .flag("-fno-math-errno")
         .flag("-fno-trapping-math")
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
+        // Products and sums round one after the other, whatever the CPU could do in one.
+        .flag("-ffp-contract=off")
+        .include(&out)
         .include(root.join("include"))
         .include(root.join("include/torch/csrc/api/include"))
         .files(sources);

@@ -27,8 +27,8 @@ pub(crate) struct Compute {
     /// Pack the linear layers of the blocks: nf4 or nf4-double (4 bits a weight), int8, or none
     #[arg(long, default_value = "none", value_parser = QUANTIZATIONS, help_heading = "Computing")]
     pub(crate) quantization: String,
-    /// Where the matrices of the base lie: converted to the dtype that is computed in, stored in that of the checkpoint, or
-    /// mapped from its file
+    /// Where the matrices of the base lie: converted to the dtype that is computed in, stored in that of the checkpoint,
+    /// mapped from its file, or, those of the blocks, on the host, from where a CUDA device fetches each when it is computed
     #[arg(long, default_value = "converted", value_parser = Storage::NAMES, help_heading = "Computing")]
     pub(crate) weights: String,
     /// Threads of one operation on the CPU; 0 takes all cores
@@ -75,6 +75,9 @@ impl Compute {
         if let Some(packing) = packing {
             model.pack(packing, progress)?;
         }
+        if storage == Storage::Host {
+            model.keep_on_host()?;
+        }
         Ok(model)
     }
 
@@ -86,11 +89,14 @@ impl Compute {
     /// Where the base lies.
     ///
     /// # Errors
-    /// A mapped base on a device.
+    /// A mapped base on a device, or one on the host without a device.
     pub(crate) fn storage(&self, device: Device) -> Result<Storage> {
         match Storage::named(&self.weights).unwrap_or_default() {
             Storage::Mapped if device != Device::Cpu => {
                 Err(usage("--weights mapped: a mapped base is read by the CPU; use --device cpu, or --weights stored"))
+            }
+            Storage::Host if device == Device::Cpu => {
+                Err(usage("--weights host: the host computes itself; use --weights stored or mapped, or a CUDA device"))
             }
             storage => Ok(storage),
         }

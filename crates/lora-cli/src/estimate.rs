@@ -124,7 +124,9 @@ pub(crate) fn activations(m: &ModelConfig, tokens: i64, bytes: i64, keeping: Kee
     let behind: i64 = (again..m.windows.len()).map(kept).sum();
     // When a block is computed again, those behind it have given back what they kept.
     let one = if again > 0 { most(&kept) } else { 0 };
-    let kept = again as i64 * m.hidden_size + behind.max(one);
+    // Of those that wait on the host one is read, one comes, and one is on its way out.
+    let inputs = if keeping.checkpointing.offloads() { again.min(3) } else { again };
+    let kept = inputs as i64 * m.hidden_size + behind.max(one);
     // A sixth is what the allocator leaves between tensors, as measured.
     tokens * bytes * (kept + kept / 6 + most(&|i| worked_with(m, i)))
 }

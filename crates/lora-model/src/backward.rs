@@ -4,6 +4,7 @@ use crate::batch::TokenBatch;
 use crate::classify::Head;
 use crate::decoder::{Decoder, Mode, ModuleRef};
 use crate::error::Result;
+use crate::inputs::BlockInputs;
 use crate::rope::RotaryTables;
 use lora_torch::{backward, give_back_freed_memory};
 use std::ops::Range;
@@ -29,7 +30,7 @@ pub struct Passage {
     /// The blocks that are computed again.
     again: Range<usize>,
     /// What each of them read.
-    inputs: Vec<Tensor>,
+    inputs: BlockInputs,
     /// What the blocks behind those read, whose activations were kept.
     kept: Tensor,
     mode: Mode,
@@ -157,14 +158,15 @@ impl Decoder {
         let again = first..first.saturating_add(recompute.0).min(blocks.end);
         let tables = RotaryTables::new(&self.config, &batch.position_ids, batch.longest(), self.kind())?;
         let rows = Some(&batch.target_rows);
-        let (mut kept, mut inputs) = (entry.shallow_clone(), Vec::new());
+        self.check_recomputed(again.end == blocks.end)?;
+        let (mut kept, mut inputs) = (entry.shallow_clone(), BlockInputs::new(self.offload));
         if !again.is_empty() {
             let mut x = entry.f_detach()?;
             for i in blocks.start..again.end {
                 let next = no_grad(|| self.block(i, &x, batch, &tables, mode, rows))?;
                 self.release_block(i)?;
                 if again.contains(&i) {
-                    inputs.push(x);
+                    inputs.push(x)?;
                 }
                 x = next;
             }
@@ -200,7 +202,7 @@ impl Decoder {
     /// # Errors
     /// What an operation reports.
     pub fn backward_part(&self, batch: &TokenBatch, passage: Passage, gradient: &Tensor) -> Result<Option<Tensor>> {
-        let Passage { entry, given, output, again, inputs, kept, mode } = passage;
+        let Passage { entry, given, output, again, mut inputs, kept, mode } = passage;
         let mut gradient = gradient.shallow_clone();
         let mut behind = self.behind(&again);
         if !behind.is_empty() {
@@ -215,7 +217,8 @@ impl Decoder {
         }
         drop((output, kept));
         let tables = RotaryTables::new(&self.config, &batch.position_ids, batch.longest(), self.kind())?;
-        for (i, input) in again.clone().zip(inputs).rev() {
+        for i in again.clone().rev() {
+            let Some(input) = inputs.pop()? else { break };
             let passes_on = i > again.start || entry.requires_grad();
             let input = input.f_set_requires_grad(passes_on)?;
             if let Some(passed_on) = self.block_again(i, &input, &gradient, batch, &tables, mode)? {

@@ -5,6 +5,7 @@ use crate::backward::Count;
 use crate::batch::TokenBatch;
 use crate::decoder::{Decoder, Mode};
 use crate::error::Result;
+use crate::inputs::BlockInputs;
 use crate::rope::RotaryTables;
 use lora_torch::backward;
 use tch::{Tensor, no_grad};
@@ -18,7 +19,7 @@ struct Way<'a> {
     /// What the next block reads; on the way back the gradient of what the next one gave.
     state: Tensor,
     /// What the blocks read that are computed again, the last ones.
-    inputs: Vec<Tensor>,
+    inputs: BlockInputs,
 }
 
 impl Decoder {
@@ -53,7 +54,7 @@ impl<'a> Way<'a> {
         let mode = Mode::Train { seed };
         let entry = model.embed_batch(batch, mode)?;
         let tables = RotaryTables::new(&model.config, &batch.position_ids, batch.longest(), model.kind())?;
-        Ok(Self { batch, mode, tables, state: entry.f_detach()?, entry, inputs: Vec::new() })
+        Ok(Self { batch, mode, tables, state: entry.f_detach()?, entry, inputs: BlockInputs::new(model.offload) })
     }
 
     fn forward(&mut self, model: &Decoder, i: usize, keep: bool) -> Result<()> {
@@ -61,7 +62,7 @@ impl<'a> Way<'a> {
         let next = no_grad(|| model.block(i, &self.state, self.batch, &self.tables, self.mode, rows))?;
         let read = std::mem::replace(&mut self.state, next);
         if keep {
-            self.inputs.push(read);
+            self.inputs.push(read)?;
         }
         Ok(())
     }
@@ -73,7 +74,7 @@ impl<'a> Way<'a> {
     }
 
     fn back(&mut self, model: &Decoder, i: usize) -> Result<()> {
-        let Some(input) = self.inputs.pop() else { return Ok(()) };
+        let Some(input) = self.inputs.pop()? else { return Ok(()) };
         let passes_on = !self.inputs.is_empty() || self.entry.requires_grad();
         let read = input.f_set_requires_grad(passes_on)?;
         if let Some(gradient) = model.block_again(i, &read, &self.state, self.batch, &self.tables, self.mode)? {

@@ -6,6 +6,7 @@ use crate::cache::KvCache;
 use crate::classify::{ClassHead, Head};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
+use crate::hosted::HostedBase;
 use crate::keep::MappedBase;
 use crate::layout::{MlpLayout, QkvLayout};
 use crate::mlp::{Gated, Mlp};
@@ -74,8 +75,12 @@ pub struct Decoder {
     pub remake: bool,
     /// Noise on what the token table gives in training, where it is asked for (`crate::noise`).
     pub neftune_noise_alpha: f64,
+    /// What blocks read that are computed again waits on the host until then (`gradient_checkpointing = "offload"`).
+    pub offload: bool,
     /// The file behind a base that is mapped.
     pub(crate) mapped: Option<Arc<MappedBase>>,
+    /// The memory behind a base that is on the host.
+    pub(crate) hosted: Option<HostedBase>,
     /// Rows of table and head that an adapter has in the place of the base's.
     pub tokens: TokenAdapters,
 }
@@ -334,6 +339,7 @@ impl Decoder {
             }
             _ => (0.0, None),
         };
+        self.enter_block(i)?;
         let rows = rows.filter(|_| i + 1 == self.config.windows.len());
         let block = &self.blocks[i - self.stage.blocks().start];
         let table = tables.of(block.rule.window);
@@ -461,6 +467,7 @@ impl Decoder {
         let ids = Tensor::f_from_slice(ids)?.f_to_device(self.device())?;
         let mut x = self.embed(&ids, &positions, start + new, None)?;
         for (i, (block, layer)) in self.blocks.iter().zip(&mut cache.layers).enumerate() {
+            self.enter_block(i)?;
             x = block.forward_cached(&self.config, &x, tables.of(block.rule.window), layer)?;
             self.release_block(i)?;
         }

@@ -23,6 +23,9 @@ pub enum Storage {
     Stored,
     /// In the checkpoint's file, of which the system reads what is used and drops what is not. CPU only.
     Mapped,
+    /// Those of the blocks in the memory of the host, in the dtype of the checkpoint; each block comes to the device when it is
+    /// computed. For a device that is smaller than the base.
+    Host,
 }
 
 /// How a base is loaded.
@@ -50,7 +53,7 @@ pub enum Packing {
 
 impl Storage {
     /// The names that [`named`](Self::named) knows.
-    pub const NAMES: [&str; 3] = ["converted", "stored", "mapped"];
+    pub const NAMES: [&str; 4] = ["converted", "stored", "mapped", "host"];
 
     /// From its name in a configuration.
     pub fn named(name: &str) -> Option<Self> {
@@ -58,6 +61,7 @@ impl Storage {
             "converted" => Some(Self::Converted),
             "stored" => Some(Self::Stored),
             "mapped" => Some(Self::Mapped),
+            "host" => Some(Self::Host),
             _ => None,
         }
     }
@@ -221,7 +225,7 @@ pub fn packed_already(dir: &Path, config: &ModelConfig) -> Result<BTreeMap<Strin
     Ok(found)
 }
 
-/// Bytes of the matrices and vectors of a base that is kept so; `already` are those of matrices that the checkpoint has packed.
+/// Bytes of the matrices and vectors of a base that is kept so, where it is computed with; `already` are those of matrices that the checkpoint has packed.
 pub fn base_bytes(
     config: &ModelConfig,
     storage: Storage,
@@ -232,7 +236,8 @@ pub fn base_bytes(
 ) -> i64 {
     let width = |kind: Kind| lora_torch::kind_bytes(kind) as i64;
     let packed: BTreeMap<String, [i64; 2]> = packing.map(|_| packed_modules(config).collect()).unwrap_or_default();
-    let mut sum = 0;
+    let (mut sum, mut on_host) = (0, BTreeMap::new());
+    let block_of = |path: &str| (0..config.windows.len()).find(|&i| path.starts_with(&config.in_block(i, "")));
     for m in modules(config) {
         if config.tie_word_embeddings && m.path == config.layout.lm_head {
             continue;
@@ -247,10 +252,15 @@ pub fn base_bytes(
             sum += match (packed.get(&m.path), packing, storage) {
                 (Some(size), Some(packing), _) if matrix => packing.bytes(*size),
                 (_, _, Storage::Mapped) if matrix => 0,
+                (_, _, Storage::Host) if matrix && block_of(&m.path).is_some() => {
+                    *on_host.entry(block_of(&m.path)).or_insert(0) += n * width(stored);
+                    0
+                }
                 (_, _, Storage::Stored) if matrix => n * width(stored),
                 _ => n * width(compute),
             };
         }
     }
-    sum
+    // One block that is computed, and one that comes.
+    sum + 2 * on_host.into_values().max().unwrap_or(0)
 }

@@ -43,7 +43,8 @@ impl Decoder {
     /// Loads a checkpoint folder as what `config` says, such as a language model as a classifier. A head that the folder
     /// lacks ([`absent_head`]) begins as transformers begins it: weights normal with `initializer_range`, biases zero,
     /// drawn from `seed` and the name of the tensor. A mapped base is on the CPU whatever the device; pack it
-    /// ([`pack`](Self::pack)) to bring it over.
+    /// ([`pack`](Self::pack)) to bring it over. So are the blocks of one that is for the host
+    /// ([`keep_on_host`](Self::keep_on_host)).
     ///
     /// # Errors
     /// As [`Decoder::load`].
@@ -95,6 +96,11 @@ impl Decoder {
             let tensor = match storage {
                 Storage::Mapped if matrix && (device == Device::Cpu || name.starts_with(&in_blocks)) => {
                     checkpoint.view(name)?
+                }
+                Storage::Host if matrix && name.starts_with(&in_blocks) => {
+                    let t = checkpoint.read(name)?;
+                    checkpoint.release(name)?;
+                    t
                 }
                 Storage::Mapped | Storage::Stored if matrix => {
                     let t = checkpoint.read(name)?.f_to_device(device)?;
@@ -186,6 +192,8 @@ impl Decoder {
             head,
             lora_dropout,
             remake: false,
+            offload: false,
+            hosted: None,
             neftune_noise_alpha: 0.0,
             tokens: TokenAdapters::default(),
             config,

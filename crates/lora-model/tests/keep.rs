@@ -130,3 +130,37 @@ fn bytes_are_predicted() {
         assert_eq!(model.base_bytes() as i64, predicted, "{storage:?} {packing:?}");
     }
 }
+
+#[test]
+fn a_base_on_the_host_computes_the_bits_of_one_that_stays() {
+    for family in FAMILIES {
+        let mut wanted = load_as(&fixtures().join(family), Storage::Stored);
+        inject(&mut wanted);
+        let (logits, loss, gradients) = results(&wanted, family, true);
+        for offload in [false, true] {
+            let mut model = load_as(&fixtures().join(family), Storage::Host);
+            inject(&mut model);
+            model.keep_on_host().unwrap();
+            model.offload = offload;
+            // Once more, from where the first way ended.
+            for way in 0..2 {
+                let ours = results(&model, family, true);
+                assert!(ours.0.equal(&logits) && ours.1 == loss, "{family}, way {way}");
+                assert!(gradients.iter().all(|(name, wanted)| ours.2[name].equal(wanted)), "{family}, way {way}");
+            }
+            let file = TensorFile::open(&fixtures().join(family).join("reference.safetensors")).unwrap();
+            let (batch, _) = unpadded(&model, &file);
+            let refused = model.loss_and_backward(&batch, 1, 1.0, false).unwrap_err().to_string();
+            assert!(refused.contains("gradient_checkpointing") && refused.contains("host"), "{refused}");
+        }
+    }
+}
+
+#[test]
+fn a_base_on_the_host_takes_two_blocks_of_the_device() {
+    let config = ModelConfig::read(&fixtures().join("llama")).unwrap();
+    let of = |storage| lora_model::base_bytes(&config, storage, None, Kind::Float, Kind::Float, &BTreeMap::new());
+    // 2 layers, hidden 32, 4 heads and 2 kv heads of 8, intermediate 80.
+    let block = 4 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 80 * 32);
+    assert_eq!(of(Storage::Host), of(Storage::Converted) - config.windows.len() as i64 * block + 2 * block);
+}

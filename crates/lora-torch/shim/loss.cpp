@@ -1,5 +1,6 @@
 // Cross-entropy straight from hidden states, chunk by chunk of rows; the gradients are made on the way forward, so the
 // logits of no more than one chunk exist at any time.
+#include "device_kernels.h"
 #include "kernels.h"
 #include "product.h"
 #include <ATen/Parallel.h>
@@ -16,6 +17,14 @@ namespace {
 // The loss of each row, in double; turns `logits` into the gradient of their sum, each row times its weight, where `grad`.
 at::Tensor softmax_loss(at::Tensor& logits, const at::Tensor& targets, const at::Tensor& weights, bool grad) {
   const int64_t rows = logits.size(0), vocab = logits.size(1);
+  if (device::served(logits)) {
+    logits = logits.contiguous();
+    const at::Tensor ids = targets.contiguous(), by = weights.defined() ? weights.to(at::kDouble).contiguous() : weights;
+    const at::Tensor losses = at::empty({rows}, logits.options().dtype(at::kDouble));
+    device::in_blocks("cross_entropy", logits, rows, device::memory_of(logits), device::memory_of(ids), device::memory_of(by),
+                      device::memory_of(losses), vocab, static_cast<int>(grad));
+    return losses;
+  }
   if (logits.is_cpu() && (logits.scalar_type() == at::kFloat || logits.scalar_type() == at::kDouble)) {
     const at::Tensor ids = targets.contiguous();
     const at::Tensor scales = weights.defined() ? weights.to(at::kDouble).contiguous() : weights;

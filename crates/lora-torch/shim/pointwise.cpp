@@ -1,11 +1,13 @@
 // RMSNorm, rotary embedding, gated activations and dropout: one pass forward, one pass back.
 #include "pointwise.h"
+#include "device_kernels.h"
 #include "kernels.h"
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Parallel.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <mutex>
 
+using device::memory_of;
 using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
@@ -40,6 +42,11 @@ std::tuple<at::Tensor, at::Tensor> rms_norm(const at::Tensor& x, const at::Tenso
 }
 
 at::Tensor gated(int64_t act, const at::Tensor& gate, const at::Tensor& up) {
+  if (device::served(gate)) {
+    const at::Tensor from = gate.contiguous(), by = up.contiguous(), y = at::empty_like(from);
+    device::over("gated", y, y.numel(), memory_of(from), memory_of(by), memory_of(y), static_cast<int>(act), y.numel());
+    return y;
+  }
   if (!has_kernel(gate)) {
     return (act == SWIGLU ? at::silu(gate) : at::gelu(gate, act == GEGLU_TANH ? "tanh" : "none")).mul_(up);
   }
@@ -62,13 +69,18 @@ Dropout Dropout::draw(double p) {
 at::Tensor Dropout::operator()(const at::Tensor& x_) const {
   const at::Tensor x = x_.contiguous();
   const double scale = 1.0 / (1.0 - p);
+  const auto bound = static_cast<uint32_t>(p * 4294967296.0);
+  if (device::served(x)) {
+    const at::Tensor y = at::empty_like(x);
+    device::over("dropout", y, y.numel(), memory_of(x), memory_of(y), static_cast<uint64_t>(key), bound, scale, y.numel());
+    return y;
+  }
   if (!has_kernel(x)) {
     at::Generator own = at::globalContext().defaultGenerator(x.device()).clone();
     own.set_current_seed(static_cast<uint64_t>(key));
     return at::rand(x.sizes(), own, x.options()).ge_(p).mul_(x).mul_(scale);
   }
   at::Tensor y = at::empty_like(x);
-  const auto bound = static_cast<uint32_t>(p * 4294967296.0);
   DISPATCH(x, at::parallel_for(0, x.numel(), GRAIN, [&](int64_t i, int64_t end) {
     kernel::rows<scalar_t>().dropout(x.data_ptr<scalar_t>() + i, y.data_ptr<scalar_t>() + i, static_cast<uint64_t>(key), bound,
                                      scalar_t(scale), i, end - i);
@@ -114,6 +126,12 @@ struct RmsNorm : Function<RmsNorm> {
 at::Tensor rotate(const at::Tensor& x_, const at::Tensor& cos_, const at::Tensor& sin_, double sign) {
   const at::Tensor x = x_.contiguous(), cos = cos_.to(x.scalar_type()).contiguous(), sin = sin_.to(x.scalar_type()).contiguous();
   const int64_t rows = x.size(0), heads = x.size(1), d = x.size(2), half = cos.size(1);
+  if (device::served(x)) {
+    const at::Tensor y = at::empty_like(x);
+    device::over("rotary", y, y.numel(), memory_of(x), memory_of(cos), memory_of(sin), memory_of(y), heads, d, half,
+                 static_cast<int>(sign), y.numel());
+    return y;
+  }
   if (has_kernel(x)) {
     at::Tensor y = at::empty_like(x);
     DISPATCH(x, over_rows(rows, heads * d, [&](int64_t i, int64_t end) {
@@ -152,6 +170,12 @@ struct Gated : Function<Gated> {
     const variable_list saved = ctx->get_saved_variables();
     const int64_t act = ctx->saved_data["act"].toInt();
     const at::Tensor &gate = saved[0], &up = saved[1], g = grads[0].contiguous();
+    if (device::served(gate)) {
+      const at::Tensor ggate = at::empty_like(gate), gup = at::empty_like(up);
+      device::over("gated_backward", gate, gate.numel(), memory_of(g), memory_of(gate), memory_of(up), memory_of(ggate), memory_of(gup),
+                   static_cast<int>(act), gate.numel());
+      return {ggate, gup, at::Tensor()};
+    }
     if (!has_kernel(gate)) {
       const at::Tensor into = g * up;
       const char* way = act == GEGLU_TANH ? "tanh" : "none";

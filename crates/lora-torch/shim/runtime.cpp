@@ -53,6 +53,11 @@ extern "C" Message lt_device_memory(int64_t index, int64_t* out) {
   });
 }
 
+// bytes of the device that nobody has
+extern "C" Message lt_device_free(int64_t index, uint64_t* out) {
+  return guarded([&] { *out = at::accelerator::getMemoryInfo(static_cast<c10::DeviceIndex>(index)).first; });
+}
+
 // Looks at the registry only: asking libtorch's hooks would make it remember that there is no CUDA.
 extern "C" Message lt_cuda_in_build(int32_t* out) {
   return guarded([&] { *out = c10::impl::hasDeviceGuardImpl(c10::DeviceType::CUDA); });

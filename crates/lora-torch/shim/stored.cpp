@@ -1,6 +1,7 @@
 // Packed weights: NF4 (Dettmers et al., "QLoRA", 2023, section 3) in the block layout of bitsandbytes, and int8 by rows
 // (Dettmers et al., "LLM.int8()", 2022). Every sum and product here rounds as theirs, so that equal codes give equal numbers.
 #include "stored.h"
+#include "device_kernels.h"
 #include <ATen/Parallel.h>
 #include <c10/core/GradMode.h>
 #include <cmath>
@@ -75,8 +76,15 @@ at::Tensor scales_of(const Stored& w, int64_t first, int64_t n) {
 void fill_nf4(const Stored& w, at::Tensor& tile, int64_t begin) {
   const int64_t first = begin * w.cols, n = tile.numel();
   const int64_t blocks = (n + w.block - 1) / w.block;
-  const at::Tensor scales = scales_of(w, first / w.block, blocks);
   const at::Tensor codes = w.data.view({-1}).narrow(0, first / 2, (n + 1) / 2);
+  if (device::served(tile)) {
+    using device::memory_of;
+    const at::Tensor scales = w.absmax.narrow(0, first / w.block, blocks);
+    device::over("unpack_nf4", tile, (n + 1) / 2, memory_of(codes), memory_of(scales), memory_of(w.nested), memory_of(w.table),
+                 static_cast<float>(w.offset), first / w.block, w.block, w.nested_block, memory_of(tile), n);
+    return;
+  }
+  const at::Tensor scales = scales_of(w, first / w.block, blocks);
   if (!tile.is_cpu()) {
     at::Tensor table = at::empty({256, 2}, at::kFloat);
     std::memcpy(table.data_ptr<float>(), PAIRS.of, sizeof PAIRS.of);

@@ -2,8 +2,10 @@
 //!
 //! Every shim function returns null, or the text of the C++ exception that it caught, allocated with `malloc`.
 
+mod host_copy;
 mod member;
 
+pub(crate) use host_copy::{HostCopy, pinned, set_data};
 pub(crate) use member::{Member, Work};
 
 use crate::error::{Error, Result};
@@ -190,10 +192,13 @@ unsafe extern "C" {
     fn lt_norm(g: *const C_tensor, out: *mut f64) -> Message;
     fn lt_uniform(seed: u64, shapes: *const i64, bounds: *const f64, n: usize, out: *mut *mut C_tensor) -> Message;
     fn lt_device_memory(index: i64, out: *mut i64) -> Message;
+    fn lt_device_free(index: i64, out: *mut u64) -> Message;
     fn lt_cuda_in_build(out: *mut i32) -> Message;
     fn lt_synchronize() -> Message;
     fn lt_keep_freed_memory() -> Message;
     fn lt_give_back_freed_memory() -> Message;
+    fn lt_use_device_kernels(kernels: u8) -> Message;
+    fn lt_compile_device_kernels(architecture: i32, bytes: *mut u64) -> Message;
     fn lt_use_products(products: u8) -> Message;
     fn lt_products(out: *mut u8) -> Message;
     fn lt_widest_products(out: *mut u8) -> Message;
@@ -385,6 +390,12 @@ pub(crate) fn uniform(seed: u64, shapes: &[[i64; 2]], bounds: &[f64]) -> Result<
 }
 
 /// Current, peak and reserved bytes of a CUDA device.
+pub(crate) fn device_free(index: i64) -> Result<u64> {
+    let mut out = 0;
+    check("device_free", unsafe { lt_device_free(index, &mut out) })?;
+    Ok(out)
+}
+
 pub(crate) fn device_memory(index: i64) -> Result<[i64; 3]> {
     let mut out = [0i64; 3];
     check("device_memory", unsafe { lt_device_memory(index, out.as_mut_ptr()) })?;
@@ -407,6 +418,16 @@ pub(crate) fn give_back_freed_memory() -> Result<()> {
 
 pub(crate) fn keep_freed_memory() -> Result<()> {
     check("keep_freed_memory", unsafe { lt_keep_freed_memory() })
+}
+
+pub(crate) fn use_device_kernels(kernels: u8) -> Result<()> {
+    check("use_device_kernels", unsafe { lt_use_device_kernels(kernels) })
+}
+
+pub(crate) fn compile_device_kernels(architecture: i32) -> Result<u64> {
+    let mut bytes = 0;
+    check("compile_device_kernels", unsafe { lt_compile_device_kernels(architecture, &mut bytes) })?;
+    Ok(bytes)
 }
 
 pub(crate) fn use_products(products: u8) -> Result<()> {

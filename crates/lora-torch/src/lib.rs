@@ -24,12 +24,14 @@ mod attention;
 mod blockwise;
 mod bytes;
 mod device;
+mod device_kernels;
 pub mod distributed;
 mod dtype;
 mod error;
 #[allow(unsafe_code)]
 mod ffi;
 mod grad;
+mod host;
 mod linear;
 mod loss;
 mod memory;
@@ -48,13 +50,16 @@ pub use device::{
     CudaStatus, DeviceChoice, cuda_status, device_name, libtorch_version, num_threads, resolve_device, set_num_threads,
     synchronize,
 };
+pub use device_kernels::{DeviceKernels, compile_device_kernels, use_device_kernels};
 pub use dtype::{kind_bytes, kind_name, named_kind, parse_kind};
 pub use error::{Error, Result};
 pub use grad::{backward, set_grad};
+pub use host::{Coming, OnHost, set_data};
 pub use linear::{LoraPart, Origin, Projection, lora_linear, lora_linear_of};
 pub use loss::{HeadPart, cross_entropy, token_losses};
 pub use memory::{
-    DeviceMemory, current_rss_bytes, device_memory, give_back_freed_memory, keep_freed_memory, peak_rss_bytes,
+    DeviceMemory, current_rss_bytes, device_memory, free_device_memory, give_back_freed_memory, keep_freed_memory,
+    peak_rss_bytes,
 };
 pub use optim::{AdamWScalars, LionScalars, adamw_step, grad_norm, lion_step};
 pub use packed::{Int8, NESTED_BLOCK, NF4_BLOCK, Nf4, Scales, dynamic_table, unsigned_dynamic_table};

@@ -25,6 +25,15 @@ pub fn device_memory(device: Device) -> Result<Option<DeviceMemory>> {
     Ok(Some(DeviceMemory { current, peak, reserved }))
 }
 
+/// Bytes of a CUDA device that no process has taken; `None` on the CPU.
+///
+/// # Errors
+/// What the device reports.
+pub fn free_device_memory(device: Device) -> Result<Option<u64>> {
+    let Device::Cuda(index) = device else { return Ok(None) };
+    ffi::device_free(index as i64).map(Some)
+}
+
 /// The most resident memory that this process has had, in bytes; 0 where the system does not say.
 pub fn peak_rss_bytes() -> u64 {
     status_field("VmHWM:")

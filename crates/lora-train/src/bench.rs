@@ -101,7 +101,11 @@ pub fn bench_step(o: &BenchOptions) -> Result<BenchReport> {
     if let Some(packing) = o.packing {
         model.pack(packing, &mut |_, _| {})?;
     }
+    if storage == Storage::Host {
+        model.keep_on_host()?;
+    }
     model.remake = o.checkpointing.remakes();
+    model.offload = o.checkpointing.offloads();
     let recompute = o.checkpointing.recompute(o.recompute_layers);
     let params = FlatParams::new(model.parameters(), None, Optim::AdamW)?;
     let batch = batch(&model.config, o)?;

@@ -23,6 +23,18 @@ pub enum Error {
         /// The device that was asked for.
         device: String,
     },
+    /// Something is to wait on the host for a device, and the host computes itself.
+    #[error(
+        "{key} = \"{value}\" on the CPU: it moves to the host what a CUDA device has no room for; set {key} = {instead}"
+    )]
+    NothingToOffload {
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        value: &'static str,
+        /// What to set.
+        instead: &'static str,
+    },
     /// The base is packed, and its weights are to be changed.
     #[error(
         "{key} = {value}: this changes the base's weights, of which {matrices} are packed already; give the unpacked checkpoint, or \
@@ -494,6 +506,7 @@ impl Error {
             | Self::TokenOutsideModel { .. }
             | Self::TooLong { .. }
             | Self::MappedOnDevice { .. }
+            | Self::NothingToOffload { .. }
             | Self::PackedBase { .. }
             | Self::BenchInput { .. } => true,
             _ => false,

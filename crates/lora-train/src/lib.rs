@@ -72,7 +72,7 @@ pub use plan::{RunPlan, Trained};
 pub use reward::{Completion, Reward, RewardCommand, RewardFault};
 pub use run::{EndedBy, RunReport, TrainOptions, claim, train, train_claimed, train_with};
 pub use schedule::{Schedule, ScheduleKind, ScheduleOptions};
-pub use speed::{matrix_rate, operations_per_step, operations_per_token};
+pub use speed::{matrix_rate, operations_per_step, operations_per_token, share_of_matrix_rate};
 pub use suggest::nearest;
 pub use team::Team;
 pub use trainer::{StepOutcome, Trainer};

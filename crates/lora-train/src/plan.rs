@@ -5,7 +5,8 @@ use crate::answering::{Question, questions};
 use crate::answers::Answers;
 use crate::classes::{ClassPlan, KnownClasses, check_head};
 use crate::config::{
-    DType, FinetuningType, InitLoraWeights, Length, LoraConfig, Modules, RunConfig, TaskType, Tokens, Weights,
+    Checkpointing, DType, FinetuningType, InitLoraWeights, Length, LoraConfig, Modules, RunConfig, TaskType, Tokens,
+    Weights,
 };
 use crate::datasets::{base_name, compared_answers, data_tokenizer, datasets, model_folder};
 use crate::digest;
@@ -114,6 +115,7 @@ impl RunPlan {
         if device != Device::Cpu && config.model.weights == Weights::Mapped {
             return Err(Error::MappedOnDevice { device: config.model.device.clone() });
         }
+        check_on_host(&config, device)?;
         let mut trained = what_is_trained(&config, &model)?;
         let packed = packed_already(&model_dir, &model)?;
         check_packed(&packed, &config, &trained)?;
@@ -313,6 +315,20 @@ impl RunPlan {
             }),
             Trained::Everything => None,
         }
+    }
+}
+
+/// What waits on the host needs a device that it waits for.
+fn check_on_host(config: &RunConfig, device: Device) -> Result<()> {
+    let refuse = |key, value: &'static str, instead| Err(Error::NothingToOffload { key, value, instead });
+    match (device, config.model.weights, config.train.gradient_checkpointing) {
+        (Device::Cpu, weights @ Weights::Host, _) => {
+            refuse("model.weights", weights.name(), "\"stored\" or \"mapped\"")
+        }
+        (Device::Cpu, _, choice @ Checkpointing::Offload) => {
+            refuse("train.gradient_checkpointing", choice.name(), "\"full\"")
+        }
+        _ => Ok(()),
     }
 }
 

@@ -4,7 +4,7 @@ use crate::answering::stop_ids;
 use crate::error::{Error, Result};
 use crate::events::{Event, EventSink};
 use crate::plan::RunPlan;
-use crate::speed::operations_per_step;
+use crate::speed::{operations_per_step, share_of_matrix_rate};
 use crate::trainer::Trainer;
 use lora_data::{Example, Format, StreamDecoder, Tokenizer};
 use lora_format::write_atomic;
@@ -25,8 +25,6 @@ const LOOKED_AT: usize = 1000;
 const SHARE_OF_RUN: f64 = 0.01;
 const LEAST_SECONDS: f64 = 5.0;
 const MOST_SECONDS: f64 = 60.0;
-/// A step reaches about this share of the machine's rate of matrix products.
-const SHARE_OF_RATE: f64 = 0.6;
 
 /// What is asked.
 #[derive(Clone, Debug, PartialEq)]
@@ -69,7 +67,8 @@ impl Samples {
     pub(crate) fn allow(&mut self, trainer: &Trainer, matrix_rate: Option<f64>) {
         let Some(matrix_rate) = matrix_rate else { return };
         let plan = trainer.plan();
-        let run = operations_per_step(plan) * plan.total_steps as f64 / (SHARE_OF_RATE * matrix_rate);
+        let rate = share_of_matrix_rate(plan.device) * matrix_rate;
+        let run = operations_per_step(plan) * plan.total_steps as f64 / rate;
         self.seconds = (SHARE_OF_RUN * run).clamp(LEAST_SECONDS, MOST_SECONDS);
     }
 

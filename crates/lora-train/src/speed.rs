@@ -2,6 +2,7 @@
 
 use crate::error::Result;
 use crate::plan::{RunPlan, Trained};
+use lora_torch::Products;
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
@@ -25,6 +26,16 @@ pub fn matrix_rate(device: Device, n: i64) -> Result<f64> {
         }
     }
     Ok(2.0 * (n as f64).powi(3) / best)
+}
+
+/// The share of that rate that a step reaches here, by what was measured (`docs/benchmarks/`): with products of this project's own,
+/// and otherwise about as much as libtorch's layers do. On a CUDA device it is a guess.
+pub fn share_of_matrix_rate(device: Device) -> f64 {
+    match (device, Products::widest()) {
+        (Device::Cpu, Ok(Products::Avx512)) => 0.85,
+        (Device::Cpu, Ok(Products::Avx2)) => 0.65,
+        _ => 0.5,
+    }
 }
 
 /// Floating-point operations of a pass over the data: two products of the size of each weight forward and two backward (four

@@ -26,7 +26,7 @@ use crate::share::Share;
 use crate::team::Team;
 use lora_core::RankAllocator;
 use lora_data::{Cursor, Origin};
-use lora_model::{Decoder, Keeping, Stage, TokenBatch};
+use lora_model::{Decoder, Keeping, Stage, Storage, TokenBatch};
 use lora_torch::{AdamWScalars, catching, device_memory, mix_seed, peak_rss_bytes};
 use staged::Collected;
 use std::time::Instant;
@@ -143,6 +143,7 @@ impl Trainer {
     ) -> Result<Self> {
         let mut progress = |done, of| sink.event(Event::Loading { done, of });
         let (storage, mut packing) = plan.keeping();
+        let on_host = storage == Storage::Host;
         let keeping = Keeping { kind: plan.kind, device: plan.device, storage };
         let pipeline = Pipeline::of(&plan, &team)?;
         let stage = pipeline.as_ref().map_or_else(|| Stage::whole(&plan.model), |pipeline| pipeline.stage().clone());
@@ -162,6 +163,9 @@ impl Trainer {
             if let Some(packing) = packing.take() {
                 model.pack(packing, &mut progress)?;
             }
+            if on_host {
+                model.keep_on_host()?;
+            }
             ask_reference(comparing, &model, &plan, ("base", team.leads()), sink)?;
         }
         let mut progress = |done, of| sink.event(Event::Loading { done, of });
@@ -173,8 +177,12 @@ impl Trainer {
         if let Some(packing) = packing {
             model.pack(packing, &mut progress)?;
         }
+        if on_host {
+            model.keep_on_host()?;
+        }
         model.lora_dropout = plan.config.lora.dropout();
         model.remake = plan.config.train.gradient_checkpointing.remakes();
+        model.offload = plan.config.train.gradient_checkpointing.offloads();
         model.neftune_noise_alpha = plan.config.train.neftune_noise_alpha;
         let params = FlatParams::new(model.parameters(), plan.config.train.lora_plus(), plan.config.train.optim)?;
         if let Some(comparing) = asks {

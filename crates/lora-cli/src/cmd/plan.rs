@@ -8,15 +8,13 @@ use crate::out;
 use crate::summary::PlanSummary;
 use crate::train_view::TrainView;
 use anyhow::Result;
+use lora_torch::free_device_memory;
 use lora_train::config::Checkpointing;
-use lora_train::{Override, RunConfig, RunPlan, matrix_rate, operations_per_step};
+use lora_train::{Override, RunConfig, RunPlan, matrix_rate, operations_per_step, share_of_matrix_rate};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use tch::Device;
-
-/// A step reaches about this share of the machine's rate of matrix products.
-const SHARE_OF_RATE: f64 = 0.6;
 
 /// The flags of `lora plan`.
 #[derive(Debug, clap::Args)]
@@ -53,20 +51,26 @@ struct Plan {
 }
 
 /// What may be kept, from everything to the least, with ever more to compute again.
-fn choices(layers: u32) -> impl Iterator<Item = Keeps> {
+fn choices(layers: u32, device: Device) -> impl Iterator<Item = Keeps> {
     let some = (1..layers).map(|recompute_layers| Keeps { checkpointing: Checkpointing::Selective, recompute_layers });
     [Checkpointing::None.into(), Checkpointing::Selective.into()]
         .into_iter()
         .chain(some)
         .chain([Checkpointing::Full.into()])
+        .chain((device != Device::Cpu).then_some(Checkpointing::Offload.into()))
 }
 
 /// The choice that keeps most and fits, where the one that was made does not.
-fn proposal(layers: u32, chosen: Keeps, available: u64, total: impl Fn(Keeps) -> u64) -> Option<Keeps> {
+fn proposal(
+    mut choices: impl Iterator<Item = Keeps>,
+    chosen: Keeps,
+    available: u64,
+    total: impl Fn(Keeps) -> u64,
+) -> Option<Keeps> {
     if total(chosen) <= available {
         return None;
     }
-    choices(layers).find(|keeps| total(*keeps) <= available)
+    choices.find(|keeps| total(*keeps) <= available)
 }
 
 /// Runs the verb.
@@ -84,12 +88,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let chosen = Keeps { checkpointing: train.gradient_checkpointing, recompute_layers: train.recompute_layers };
     let estimate = Estimate::of(&plan);
     let total = |keeps| estimate.memory(keeps).total;
-    let each = Checkpointing::ALL.map(|choice| (choice, total(choice.into())));
-    let available = memory("MemAvailable").filter(|_| plan.device == Device::Cpu);
-    let proposed = available.and_then(|available| proposal(layers, chosen, available, total));
+    let there = Checkpointing::ALL.into_iter().filter(|choice| plan.device != Device::Cpu || !choice.offloads());
+    let each: Vec<_> = there.map(|choice| (choice, total(choice.into()))).collect();
+    let available = match plan.device {
+        Device::Cpu => memory("MemAvailable"),
+        device => free_device_memory(device)?,
+    };
+    let choices = || choices(layers, plan.device);
+    let proposed = available.and_then(|available| proposal(choices(), chosen, available, total));
     let memory_bytes = estimate.memory(chosen);
     let rate = matrix_rate(plan.device, if plan.device == Device::Cpu { 1024 } else { 8192 })?;
-    let seconds_per_step = operations / rate / SHARE_OF_RATE;
+    let share = share_of_matrix_rate(plan.device);
+    let seconds_per_step = operations / rate / share;
     let plan = Plan {
         summary: PlanSummary::of(&plan),
         memory_bytes,
@@ -144,7 +154,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         operations, rate
     ))?;
     out::line(format!(
-        "time     about {} a step, {} in all, if a step reaches {SHARE_OF_RATE} of that rate",
+        "time     about {} a step, {} in all, if a step reaches {share} of that rate",
         out::seconds(plan.seconds_per_step),
         out::seconds(plan.seconds)
     ))
@@ -161,10 +171,13 @@ mod tests {
             Checkpointing::None => 30,
             Checkpointing::Selective => 20 - u64::from(keeps.recompute_layers),
             Checkpointing::Full => 10,
+            Checkpointing::Offload => 8,
         };
-        let proposed = |chosen: Checkpointing, available| {
-            proposal(3, chosen.into(), available, total).map(|k| (k.checkpointing, k.recompute_layers))
+        let proposed_on = |device, chosen: Checkpointing, available| {
+            proposal(choices(3, device), chosen.into(), available, total).map(|k| (k.checkpointing, k.recompute_layers))
         };
+        let proposed = |chosen, available| proposed_on(Device::Cpu, chosen, available);
+        assert_eq!(proposed_on(Device::Cuda(0), Checkpointing::None, 9), Some((Checkpointing::Offload, 0)));
         assert_eq!(proposed(Checkpointing::None, 30), None);
         assert_eq!(proposed(Checkpointing::None, 29), Some((Checkpointing::Selective, 0)));
         assert_eq!(proposed(Checkpointing::Selective, 19), Some((Checkpointing::Selective, 1)));

@@ -13,13 +13,15 @@ pub enum Checkpointing {
     Selective,
     /// The inputs of the blocks; each block is computed again.
     Full,
+    /// The same, and the inputs of the blocks wait in the memory of the host. For CUDA devices.
+    Offload,
 }
 
 impl Checkpointing {
     /// Every choice.
-    pub const ALL: [Self; 3] = [Self::None, Self::Selective, Self::Full];
+    pub const ALL: [Self; 4] = [Self::None, Self::Selective, Self::Full, Self::Offload];
     /// The words of the choices.
-    pub const NAMES: &'static [&'static str] = &["none", "selective", "full"];
+    pub const NAMES: &'static [&'static str] = &["none", "selective", "full", "offload"];
 
     /// The word, as a configuration and the command line spell it.
     pub fn name(self) -> &'static str {
@@ -27,6 +29,7 @@ impl Checkpointing {
             Self::None => "none",
             Self::Selective => "selective",
             Self::Full => "full",
+            Self::Offload => "offload",
         }
     }
 
@@ -35,9 +38,19 @@ impl Checkpointing {
         self == Self::Selective
     }
 
+    /// Whether every block is computed again.
+    pub fn recomputes(self) -> bool {
+        matches!(self, Self::Full | Self::Offload)
+    }
+
+    /// Whether what the blocks read waits on the host.
+    pub fn offloads(self) -> bool {
+        self == Self::Offload
+    }
+
     /// The blocks that are computed again as a whole: all, or so many of them (`train.recompute_layers`).
     pub fn recompute(self, layers: u32) -> Recompute {
-        if self == Self::Full { Recompute::ALL } else { Recompute(layers as usize) }
+        if self.recomputes() { Recompute::ALL } else { Recompute(layers as usize) }
     }
 
     /// From its word.
@@ -50,7 +63,7 @@ impl Checkpointing {
 impl Serialize for Checkpointing {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
-            Self::Selective => serializer.serialize_str(self.name()),
+            Self::Selective | Self::Offload => serializer.serialize_str(self.name()),
             _ => serializer.serialize_bool(*self == Self::Full),
         }
     }
@@ -65,7 +78,9 @@ impl<'de> Deserialize<'de> for Checkpointing {
             _ => None,
         };
         known.ok_or_else(|| {
-            de::Error::custom(format!("must be true, false, \"none\", \"selective\" or \"full\", got {value}"))
+            de::Error::custom(format!(
+                "must be true, false, \"none\", \"selective\", \"full\" or \"offload\", got {value}"
+            ))
         })
     }
 }
@@ -82,6 +97,7 @@ mod tests {
             ("x = \"full\"", Checkpointing::Full),
             ("x = \"selective\"", Checkpointing::Selective),
             ("x = \"none\"", Checkpointing::None),
+            ("x = \"offload\"", Checkpointing::Offload),
             ("x = false", Checkpointing::None),
         ] {
             assert_eq!(read(text).unwrap(), wanted, "{text}");

@@ -39,6 +39,8 @@ choice! {
         Stored = "stored",
         /// In the checkpoint's file, block after block; for a base larger than memory. CPU only.
         Mapped = "mapped",
+        /// In the memory of the host, block after block; for a base larger than the memory of a CUDA device.
+        Host = "host",
     }
 }
 
@@ -81,7 +83,8 @@ section! {
         #[serde(skip_serializing_if = "is_unpacked")]
         quantization: Quantization = Quantization::None, Kind::Choice(Quantization::NAMES);
         /// Where the matrices of the frozen base lie: `converted` to the dtype that is computed in (the fastest), `stored` in
-        /// that of the checkpoint, or `mapped` from its file (the leanest, for a base larger than memory).
+        /// that of the checkpoint, or `mapped` from its file (the leanest, for a base larger than memory). On a CUDA device the
+        /// blocks may lie on the `host`: each comes over while the one before it is computed, and at most two are there.
         #[serde(skip_serializing_if = "is_converted")]
         weights: Weights = Weights::Converted, Kind::Choice(Weights::NAMES);
         /// Where to compute. `auto` takes the first CUDA device, or the CPU where there is none.

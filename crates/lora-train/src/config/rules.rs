@@ -3,8 +3,8 @@
 use super::faults::{Fault, FaultKind, shown};
 use super::source::Places;
 use super::{
-    BestMetric, Checkpointing, DType, FinetuningType, InitLoraWeights, Mixing, Modules, ObjectiveConfig, ObjectiveName,
-    Optim, PeftType, RewardName, RunConfig, TaskType,
+    BestMetric, DType, FinetuningType, InitLoraWeights, Mixing, Modules, ObjectiveConfig, ObjectiveName, Optim,
+    PeftType, Quantization, RewardName, RunConfig, TaskType, Weights,
 };
 use crate::objective::DpoLoss;
 use crate::schedule::ScheduleKind;
@@ -96,7 +96,7 @@ fn kept(config: &RunConfig, rules: &mut Rules<'_>) {
         let key = "train.accumulate_by_block";
         let with = || format!("train.gradient_checkpointing = \"{}\"", train.gradient_checkpointing.name());
         let remedy = "on the way back each block is computed again; set gradient_checkpointing = \"full\"";
-        rules.contradiction_if(train.gradient_checkpointing != Checkpointing::Full, key, with(), remedy);
+        rules.contradiction_if(!train.gradient_checkpointing.recomputes(), key, with(), remedy);
         let with = || format!("objective.name = \"{}\"", config.objective.name.name());
         let remedy = "its micro-batches are judged one after the other; remove accumulate_by_block";
         rules.contradiction_if(config.objective.name != ObjectiveName::Sft, key, with(), remedy);
@@ -105,8 +105,21 @@ fn kept(config: &RunConfig, rules: &mut Rules<'_>) {
         rules.contradiction_if(train.pipeline_stages > 1, key, with(), remedy);
     }
     let remedy = "it computes all of them again; remove one of the two";
-    let all = train.gradient_checkpointing == Checkpointing::Full && train.recompute_layers > 0;
-    rules.contradiction_if(all, "train.recompute_layers", "train.gradient_checkpointing = \"full\"".into(), remedy);
+    let with = || format!("train.gradient_checkpointing = \"{}\"", train.gradient_checkpointing.name());
+    let all = train.gradient_checkpointing.recomputes() && train.recompute_layers > 0;
+    rules.contradiction_if(all, "train.recompute_layers", with(), remedy);
+    if config.model.weights == Weights::Host {
+        let key = "model.weights";
+        let remedy =
+            "a block is on the device while it is computed only; set gradient_checkpointing = \"full\" or \"offload\"";
+        rules.contradiction_if(!train.gradient_checkpointing.recomputes(), key, with(), remedy);
+        let with = || format!("model.quantization = \"{}\"", config.model.quantization.name());
+        let remedy = "a packed base is small enough for the device; remove weights";
+        rules.contradiction_if(config.model.quantization != Quantization::None, key, with(), remedy);
+        let full = train.finetuning_type == FinetuningType::Full;
+        let remedy = "weights that are trained stay on the device; remove weights";
+        rules.contradiction_if(full, key, "train.finetuning_type = \"full\"".into(), remedy);
+    }
 }
 
 fn lengths(config: &RunConfig, rules: &mut Rules<'_>) {
