@@ -18,7 +18,7 @@ pub(super) enum Case {
     /// 360M, 2 x 512
     #[value(name = "360m")]
     Larger,
-    /// 1B, bfloat16 on disk, 1 x 512; here it stays so in memory
+    /// 1B, bfloat16 on disk, 1 x 512; mapped here
     #[value(name = "1b")]
     Billion,
     /// The same, everything computed again, and the base mapped here
@@ -107,7 +107,7 @@ impl Case {
             Self::Checkpointing => &["--checkpointing", "full"],
             Self::Lean => &["--checkpointing", "selective", "--recompute-layers", "9"],
             Self::Least | Self::Streamed => &["--checkpointing", "full", "--weights", "mapped"],
-            Self::Billion => &["--weights", "stored"],
+            Self::Billion => &["--checkpointing", "selective", "--weights", "mapped"],
             _ => &[],
         }
     }
@@ -120,7 +120,7 @@ impl Case {
             Self::Least => "135M, 4 x 512, activations computed again, base mapped here",
             Self::Full => "135M, 4 x 512, every weight",
             Self::Larger => "360M, 2 x 512",
-            Self::Billion => "1B, 1 x 512, base in bfloat16",
+            Self::Billion => "1B, 1 x 512, base in bfloat16, mapped here",
             Self::Streamed => "1B, 1 x 512, activations computed again, base mapped here",
             Self::Ragged => "135M, instructions",
             Self::Start => "from the command to the end of the first step",
