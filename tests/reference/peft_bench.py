@@ -21,6 +21,10 @@ from safetensors.torch import save_file
 
 def base(args):
     kind = getattr(torch, args.dtype)
+    if args.random:
+        config = transformers.AutoConfig.from_pretrained(args.model)
+        with torch.device(args.device):
+            return transformers.AutoModelForCausalLM.from_config(config, dtype=kind, attn_implementation="sdpa")
     model = transformers.AutoModelForCausalLM.from_pretrained(args.model, dtype=kind, attn_implementation="sdpa")
     return model.to(args.device)
 
@@ -186,6 +190,7 @@ if __name__ == "__main__":
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--full", action="store_true")
+    parser.add_argument("--random", action="store_true", help="weights drawn on the device: the folder needs its config.json only")
     parser.add_argument("--start", help="folder for the adapter and the tokens that the steps begin with")
     parser.add_argument("--data")
     parser.add_argument("--tokenizer")

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::cargo::{Workspace, capture, run as run_command};
 use crate::setup;
@@ -22,9 +22,57 @@ pub fn run(ws: &Workspace, packages: &[String]) -> Result<()> {
         let name = test.file_name().context("a test program has a name")?;
         strip(&test, &out.join("tests").join(name))?;
     }
-    let script = out.join("gpu_check.sh");
-    fs::write(&script, include_str!("gpu_check.sh"))?;
-    println!("{}: run `bash gpu_check.sh MODEL_DIR` there", out.display());
+    for (name, config) in [("1b", one_billion()), ("8b", eight_billion())] {
+        let shape = out.join("shapes").join(name);
+        fs::create_dir_all(&shape)?;
+        fs::write(shape.join("config.json"), config.to_string())?;
+    }
+    copy_folder(&ws.root.join("demo"), &out.join("demo"))?;
+    fs::copy(ws.root.join("tests/reference/peft_bench.py"), out.join("peft_bench.py"))?;
+    fs::write(out.join("gpu_check.sh"), include_str!("gpu_check.sh"))?;
+    println!("{}: run `bash gpu_check.sh` there", out.display());
+    Ok(())
+}
+
+/// The sizes of Llama 3.2 1B.
+fn one_billion() -> Value {
+    llama(&json!({
+        "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "head_dim": 64, "tie_word_embeddings": true,
+    }))
+}
+
+/// The sizes of Llama 3 8B.
+fn eight_billion() -> Value {
+    llama(&json!({
+        "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": false,
+    }))
+}
+
+/// The configuration of a Llama with these sizes.
+fn llama(sizes: &Value) -> Value {
+    let mut config = json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 128_256, "hidden_act": "silu",
+        "rms_norm_eps": 1e-5, "rope_theta": 500_000.0, "max_position_embeddings": 8192, "initializer_range": 0.02,
+        "bos_token_id": 128_000, "eos_token_id": 128_001, "attention_bias": false, "mlp_bias": false, "dtype": "bfloat16",
+    });
+    for (key, value) in sizes.as_object().into_iter().flatten() {
+        config[key] = value.clone();
+    }
+    config
+}
+
+fn copy_folder(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from).with_context(|| format!("cannot read {}", from.display()))? {
+        let (path, name) = entry.map(|entry| (entry.path(), entry.file_name()))?;
+        if path.is_dir() {
+            copy_folder(&path, &to.join(name))?;
+        } else {
+            fs::copy(&path, to.join(name)).with_context(|| format!("cannot copy {}", path.display()))?;
+        }
+    }
     Ok(())
 }
 

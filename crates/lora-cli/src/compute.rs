@@ -3,7 +3,7 @@
 use crate::failure::usage;
 use anyhow::Result;
 use lora_model::{Decoder, Keeping, ModelConfig, Packing, Progress, Storage};
-use lora_torch::{DeviceChoice, parse_kind, resolve_device, set_num_threads};
+use lora_torch::{DeviceChoice, DeviceKernels, parse_kind, resolve_device, set_num_threads, use_device_kernels};
 use std::path::Path;
 use tch::{Device, Kind};
 
@@ -14,6 +14,9 @@ pub(crate) const STORED_DTYPES: [&str; 3] = ["float32", "bfloat16", "float16"];
 
 /// The names that `--quantization` takes.
 pub(crate) const QUANTIZATIONS: [&str; 4] = ["none", "nf4", "nf4-double", "int8"];
+
+/// The names that `--kernels` takes.
+const KERNELS: [&str; 2] = ["libtorch", "compiled"];
 
 /// Device, dtype, threads.
 #[derive(Clone, Debug, clap::Args)]
@@ -31,6 +34,10 @@ pub(crate) struct Compute {
     /// mapped from its file, or, those of the blocks, on the host, from where a CUDA device fetches each when it is computed
     #[arg(long, default_value = "converted", value_parser = Storage::NAMES, help_heading = "Computing")]
     pub(crate) weights: String,
+    /// Who computes gates, rotary embeddings, losses and the numbers of NF4 on a CUDA device: libtorch, or kernels that are
+    /// compiled at the start
+    #[arg(long, default_value = "libtorch", value_parser = KERNELS, help_heading = "Computing")]
+    pub(crate) kernels: String,
     /// Threads of one operation on the CPU; 0 takes all cores
     #[arg(long, default_value_t = 0, value_name = "N", help_heading = "Computing")]
     pub(crate) threads: u16,
@@ -40,7 +47,14 @@ impl Default for Compute {
     /// What the flags are when none is given.
     fn default() -> Self {
         let auto = || "auto".to_string();
-        Self { device: auto(), dtype: auto(), quantization: "none".into(), weights: "converted".into(), threads: 0 }
+        Self {
+            device: auto(),
+            dtype: auto(),
+            quantization: "none".into(),
+            weights: "converted".into(),
+            kernels: "libtorch".into(),
+            threads: 0,
+        }
     }
 }
 
@@ -53,6 +67,7 @@ impl Compute {
         if self.threads > 0 {
             set_num_threads(self.threads.into());
         }
+        use_device_kernels(DeviceKernels::named(&self.kernels).unwrap_or(DeviceKernels::Libtorch))?;
         Ok(resolve_device(self.device.parse::<DeviceChoice>()?)?)
     }
 

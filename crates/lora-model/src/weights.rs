@@ -143,6 +143,21 @@ impl Decoder {
         })
     }
 
+    /// A model with random weights that are drawn on the device, in `kind`: for measurements of sizes that no file holds.
+    ///
+    /// # Errors
+    /// What libtorch reports, as where the device has not enough memory.
+    pub fn random(config: ModelConfig, kind: Kind, device: Device) -> Result<Self> {
+        let (std, stage) = (config.initializer_range, Stage::whole(&config));
+        Self::assemble(config, stage, (kind, device), |_, shape| {
+            let t = match shape.len() {
+                1 => Tensor::f_ones(shape, (kind, device))?,
+                _ => Tensor::f_randn(shape, (kind, device))?.f_mul_scalar(std)?,
+            };
+            Ok(t.into())
+        })
+    }
+
     fn assemble(
         config: ModelConfig,
         stage: Stage,

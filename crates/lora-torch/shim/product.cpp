@@ -9,8 +9,10 @@ namespace {
 
 // Sizes by the caches of today's cores: the rows of a tile stay in the first level, with its panel where that is one of 16 columns;
 // ROWS x DEPTH of the left operand and the panels of COLS stay in the second.
-constexpr int64_t DEPTH = 288, ROWS = 96, COLS = 96, WIDE_COLS = 192;  // wide where rows are copied
+constexpr int64_t DEPTH = 288, ROWS = 96, COLS = 96;
+constexpr int64_t WIDE_COLS = 192, FEWER_COLS = 64;  // where rows are copied, and where there would be few blocks
 constexpr int64_t SHORT = 64;             // a reduction this short joins the block before it
+constexpr int64_t MANY_ROWS = 1024;       // so many are worth packing a panel for each half of them
 constexpr int64_t FEW_ROWS = 16;          // for fewer rows, packing a panel costs more than it saves
 constexpr int64_t FEW_STEPS = 1 << 20;    // multiply-adds below which a thread is not worth its start
 constexpr int MOST_SPANS = 8;
@@ -194,10 +196,13 @@ void here(const sgemm::Kernel& kernel, at::Tensor& out, bool add, const at::Tens
   const at::Tensor bias = bias_.defined() ? bias_.to(at::kFloat).contiguous() : bias_;
   const std::vector<Run> runs = plan(operands);
   const int64_t m = out.size(0), n = out.size(1), threads = steps < FEW_STEPS ? 1 : at::get_num_threads();
-  const int64_t width = copied ? WIDE_COLS : COLS, across = (n + width - 1) / width;
-  // Blocks for a queue, so that a core that somebody else slows down takes fewer of them.
+  // Blocks for a queue, so that a core that somebody else slows down takes fewer of them. Of few rows a block takes all, and fewer
+  // columns: whoever takes a part of the rows packs the same columns again.
+  const int64_t wanted = threads > 1 ? 4 * threads : 1;
+  const auto blocks_of = [n](int64_t width) { return (n + width - 1) / width; };
+  const int64_t width = copied ? WIDE_COLS : m < MANY_ROWS && blocks_of(COLS) < wanted ? FEWER_COLS : COLS, across = blocks_of(width);
   int64_t high = m, down = 1;
-  while (threads > 1 && down * across < 4 * threads && high > ROWS) {
+  while (down * across < wanted && high > ROWS) {
     high = (high / 2 + kernel.rows - 1) / kernel.rows * kernel.rows;
     down = (m + high - 1) / high;
   }

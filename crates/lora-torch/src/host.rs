@@ -80,24 +80,53 @@ mod tests {
 
     #[test]
     fn what_goes_out_comes_back_and_is_a_copy() {
-        let mut x = Tensor::arange(12, (Kind::Float, Device::Cpu)).view([3, 4]);
-        let away = OnHost::send(&x).unwrap();
-        let turned = OnHost::keep(&x.tr(), Device::Cpu).unwrap();
-        let coming = away.fetch().unwrap();
-        let _ = x.zero_();
-        let back = coming.arrive().unwrap();
-        assert_eq!(back.sum(Kind::Float).double_value(&[]), 66.0);
-        assert!(turned.fetch().unwrap().arrive().unwrap().equal(&back.tr()) && turned.host().is_contiguous());
-        assert_eq!(away.bytes(), 48);
-        // Never fetched to the end: nothing hangs, nothing leaks.
-        drop(away.fetch().unwrap());
+        for device in devices() {
+            let mut x = Tensor::arange(12, (Kind::Float, device)).view([3, 4]);
+            let away = OnHost::send(&x).unwrap();
+            let turned = OnHost::keep(&x.tr(), device).unwrap();
+            let coming = away.fetch().unwrap();
+            let _ = x.zero_();
+            let back = coming.arrive().unwrap();
+            assert_eq!((back.device(), away.host().device()), (device, Device::Cpu));
+            assert_eq!(back.sum(Kind::Float).double_value(&[]), 66.0);
+            assert!(turned.fetch().unwrap().arrive().unwrap().equal(&back.tr()) && turned.host().is_contiguous());
+            assert_eq!(away.bytes(), 48);
+            // Never fetched to the end: nothing hangs, nothing leaks.
+            drop(away.fetch().unwrap());
+        }
+    }
+
+    #[test]
+    fn copies_and_what_is_computed_keep_their_order() {
+        // Many at once, each of which is written over as soon as it has been sent, and read as soon as it has come.
+        for device in devices() {
+            let mut x = Tensor::zeros([1 << 16], (Kind::Float, device));
+            let mut away = Vec::new();
+            for i in 0..50 {
+                let _ = x.fill_(i);
+                away.push(OnHost::send(&x).unwrap());
+            }
+            for (i, away) in away.iter().enumerate().rev() {
+                let back = away.fetch().unwrap().arrive().unwrap();
+                assert_eq!((&back - i as f64).abs().max().double_value(&[]), 0.0, "{device:?}");
+            }
+        }
+    }
+
+    fn devices() -> Vec<Device> {
+        match crate::cuda_status() {
+            crate::CudaStatus::Loaded { .. } => vec![Device::Cpu, Device::Cuda(0)],
+            _ => vec![Device::Cpu],
+        }
     }
 
     #[test]
     fn all_who_hold_a_tensor_get_its_new_numbers() {
-        let one = Tensor::zeros([2, 2], (Kind::Float, Device::Cpu));
-        let same = one.shallow_clone();
-        set_data(&one, &Tensor::ones([2, 2], (Kind::Float, Device::Cpu))).unwrap();
-        assert_eq!(same.sum(Kind::Float).double_value(&[]), 4.0);
+        for device in devices() {
+            let one = Tensor::zeros([2, 2], (Kind::Float, Device::Cpu));
+            let same = one.shallow_clone();
+            set_data(&one, &Tensor::ones([2, 2], (Kind::Float, device))).unwrap();
+            assert_eq!((same.sum(Kind::Float).double_value(&[]), same.device()), (4.0, device));
+        }
     }
 }

@@ -4,7 +4,10 @@
 mod cases;
 
 use cases::{BF16_TOLERANCE, F32_TOLERANCE, F64_TOLERANCE, cases, error_of, leaves, run};
-use lora_torch::{DeviceKernels, Nf4, compile_device_kernels, dropout, manual_seed, use_device_kernels};
+use lora_torch::{
+    CudaStatus, DeviceKernels, Nf4, Weight, compile_device_kernels, cuda_status, dropout, manual_seed,
+    use_device_kernels,
+};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tch::{Device, Kind, Tensor};
 
@@ -39,6 +42,19 @@ impl Drop for Chosen {
     }
 }
 
+/// Where kernels are tried: emulated on the CPU, and compiled on a CUDA device where there is one.
+fn ways() -> Vec<(DeviceKernels, Device)> {
+    let mut ways = vec![(DeviceKernels::Emulated, Device::Cpu)];
+    match cuda_status() {
+        CudaStatus::Loaded { .. } => ways.push((DeviceKernels::Compiled, Device::Cuda(0))),
+        status => {
+            assert!(std::env::var_os("LORA_REQUIRE_CUDA").is_none(), "LORA_REQUIRE_CUDA is set: {status:?}");
+            eprintln!("device_kernels: NOT RUN ON A DEVICE ({status:?})");
+        }
+    }
+    ways
+}
+
 #[test]
 fn kernels_equal_the_plain_twins() {
     let _chosen = Chosen::emulated();
@@ -48,14 +64,16 @@ fn kernels_equal_the_plain_twins() {
         (Kind::BFloat16, BF16_TOLERANCE),
         (Kind::Half, F16_TOLERANCE),
     ];
-    for (kind, tolerance) in kinds {
+    let ways = ways().into_iter().flat_map(|way| kinds.map(|kind| (way, kind)));
+    for ((kernels, device), (kind, tolerance)) in ways {
+        use_device_kernels(kernels).unwrap();
         let wide = matches!(kind, Kind::Float | Kind::Double);
         // The others are libtorch's there, which has not all of them in 16 bits on the CPU.
         let own = |name: &str| wide || !["lora_linear", "rms_norm", "attention"].contains(&name);
         for (i, case) in cases().iter().enumerate().filter(|(_, case)| own(case.name)) {
-            let (y, grads) = run(&case.fused, &leaves(case, kind, Device::Cpu));
-            let (y2, grads2) = run(&case.plain, &leaves(case, kind, Device::Cpu));
-            let name = format!("{} (case {i}, {kind:?})", case.name);
+            let (y, grads) = run(&case.fused, &leaves(case, kind, device));
+            let (y2, grads2) = run(&case.plain, &leaves(case, kind, device));
+            let name = format!("{} (case {i}, {kind:?}, {device:?})", case.name);
             assert!(error_of(&y, &y2) < tolerance, "{name}: {}", error_of(&y, &y2));
             for (j, (g, g2)) in grads.iter().zip(&grads2).enumerate() {
                 assert_eq!(g.is_some(), g2.is_some(), "{name}: gradient {j}");
@@ -74,6 +92,15 @@ fn codes_of_nf4_stand_for_the_same_bits() {
         let weight = (Tensor::arange(n, (Kind::Float, Device::Cpu)) * 12.9898).sin().view(shape);
         for double in [false, true] {
             let packed = Nf4::pack(&weight, double).unwrap();
+            if let Some((kernels, device)) = ways().into_iter().find(|(_, device)| *device != Device::Cpu) {
+                use_device_kernels(kernels).unwrap();
+                let there = Weight::Nf4(Nf4::pack(&weight, double).unwrap()).to_device(device).unwrap();
+                let there = there.dense_rows(0, shape[0]).unwrap().to_device(Device::Cpu);
+                assert!(
+                    there.equal(&chosen.without(|| packed.dense_rows(0, shape[0]).unwrap())),
+                    "{shape:?} on {device:?}"
+                );
+            }
             let of = |first, rows| packed.dense_rows(first, rows).unwrap();
             assert!(of(0, shape[0]).equal(&chosen.without(|| of(0, shape[0]))), "{shape:?}, double {double}");
             assert!(of(2, 3).equal(&chosen.without(|| of(2, 3))), "{shape:?}, double {double}");
@@ -84,11 +111,15 @@ fn codes_of_nf4_stand_for_the_same_bits() {
 #[test]
 fn the_same_key_drops_the_same_places() {
     let chosen = Chosen::emulated();
-    let drawn = || {
+    let drawn = |device| {
         let _drawing = manual_seed(5);
-        dropout(&Tensor::ones([70, 33], (Kind::Float, Device::Cpu)), 0.3).unwrap()
+        dropout(&Tensor::ones([70, 33], (Kind::Float, device)), 0.3).unwrap().to_device(Device::Cpu)
     };
-    assert!(drawn().equal(&chosen.without(drawn)));
+    let wanted = chosen.without(|| drawn(Device::Cpu));
+    for (kernels, device) in ways() {
+        use_device_kernels(kernels).unwrap();
+        assert!(drawn(device).equal(&wanted), "{device:?}");
+    }
 }
 
 #[test]

@@ -16,6 +16,8 @@ use tch::{Device, Kind, Tensor};
 pub struct BenchOptions {
     /// Checkpoint folder.
     pub model: PathBuf,
+    /// Take the sizes of its `config.json` only, and draw the weights on the device.
+    pub random: bool,
     /// Rows of a step.
     pub batch: i64,
     /// Tokens of a row.
@@ -79,13 +81,11 @@ pub struct BenchReport {
 /// What loading the model or a step reports.
 pub fn bench_step(o: &BenchOptions) -> Result<BenchReport> {
     let storage = if o.packing.is_some() { Storage::Mapped } else { o.storage };
-    let mut model = Decoder::load_as(
-        &o.model,
-        ModelConfig::read(&o.model)?,
-        0,
-        Keeping { kind: o.kind, device: o.device, storage },
-        &mut |_, _| {},
-    )?;
+    let (config, keeping) = (ModelConfig::read(&o.model)?, Keeping { kind: o.kind, device: o.device, storage });
+    let mut model = match o.random {
+        true => Decoder::random(config, o.kind, o.device)?,
+        false => Decoder::load_as(&o.model, config, 0, keeping, &mut |_, _| {})?,
+    };
     if o.full {
         model.train_everything()?;
     } else if let Some(dir) = &o.init_adapter {

@@ -21,7 +21,7 @@ pub use data::{BadRecords, Cache, DataConfig, Mixing, Preference, SourceConfig, 
 pub use faults::{ConfigErrors, Fault, FaultKind, Place};
 pub(crate) use keys::choice;
 pub use lora::{Bias, InitLoraWeights, LoraConfig, Modules, PeftType, TaskType, Tokens};
-pub use model::{DType, ModelConfig, Quantization, Weights};
+pub use model::{DType, Kernels, ModelConfig, Quantization, Weights};
 pub use objective::{ObjectiveConfig, ObjectiveName, Reference, RewardName};
 pub use train::{BestMetric, FinetuningType, Length, Optim, PipelineDType, TrainConfig};
 pub use watch::WatchConfig;

@@ -24,7 +24,7 @@ use lora_model::{
     InjectionPlan, ModelConfig, Packing, Storage, check_adapter, check_weights, packed_already, plan_injection,
     saved_form,
 };
-use lora_torch::{DeviceChoice, resolve_device};
+use lora_torch::{DeviceChoice, resolve_device, use_device_kernels};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use tch::{Device, Kind};
@@ -103,6 +103,7 @@ impl RunPlan {
         if config.model.threads > 0 {
             lora_torch::set_num_threads(config.model.threads as usize);
         }
+        use_device_kernels(config.model.kernels.of_device())?;
         let model_dir = model_folder(&config)?;
         let mut model = ModelConfig::read(&model_dir)?;
         let known = KnownClasses::of(&config, &model_dir, &model)?;

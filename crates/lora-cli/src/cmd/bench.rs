@@ -14,12 +14,13 @@ use lora_torch::{Products, use_products};
 use lora_train::config::Checkpointing;
 use lora_train::{BenchOptions, bench_step};
 use std::path::PathBuf;
+use tch::Device;
 
 /// What is measured.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Verb {
     /// A training step of fixed shape on random tokens
-    Step(StepArgs),
+    Step(Box<StepArgs>),
     /// From a data file to the first packed batch: fresh, and with tokens that were kept
     Data(DataArgs),
     /// Exchanges between the processes of a launcher
@@ -57,7 +58,7 @@ pub(crate) struct StepArgs {
     targets: Vec<String>,
     /// What is kept for the backward pass: all; all but what norms and gates give; or, where no word is given, the inputs of the
     /// blocks only
-    #[arg(long, value_name = "POLICY", value_parser = ["none", "selective", "full"], num_args = 0..=1, default_value = "none",
+    #[arg(long, value_name = "POLICY", value_parser = ["none", "selective", "full", "offload"], num_args = 0..=1, default_value = "none",
           default_missing_value = "full")]
     checkpointing: String,
     /// Blocks, from the first, that are computed again in any case
@@ -69,6 +70,9 @@ pub(crate) struct StepArgs {
     /// Train every weight instead of adapters
     #[arg(long, conflicts_with_all = ["init_adapter", "targets"])]
     full: bool,
+    /// Draw the weights on the device: the model's folder needs its config.json only
+    #[arg(long)]
+    random: bool,
     /// Folder of an adapter to start from
     #[arg(long, value_name = "DIR", conflicts_with = "targets")]
     init_adapter: Option<PathBuf>,
@@ -99,7 +103,9 @@ pub(crate) fn run(verb: &Verb) -> Result<()> {
 }
 
 fn step(args: &StepArgs) -> Result<()> {
-    check_model_folder(&args.model)?;
+    if !args.random {
+        check_model_folder(&args.model)?;
+    }
     let device = args.compute.device()?;
     match args.products.as_deref() {
         Some("libtorch") => use_products(Products::Libtorch)?,
@@ -107,15 +113,22 @@ fn step(args: &StepArgs) -> Result<()> {
         _ => use_products(Products::widest()?)?,
     }
     let both_products = args.products.as_deref() == Some("both");
+    let checkpointing = Checkpointing::named(&args.checkpointing).unwrap_or_default();
+    if checkpointing.offloads() && device == Device::Cpu {
+        return Err(usage(
+            "--checkpointing offload: the host computes itself; use --checkpointing full, or a CUDA device",
+        ));
+    }
     let report = bench_step(&BenchOptions {
         model: args.model.clone(),
+        random: args.random,
         batch: args.batch,
         seq: args.seq,
         r: args.r,
         targets: (args.targets != ["all-linear"]).then(|| args.targets.clone()),
         init_adapter: args.init_adapter.clone(),
         full: args.full,
-        checkpointing: Checkpointing::named(&args.checkpointing).unwrap_or_default(),
+        checkpointing,
         recompute_layers: args.recompute_layers,
         steps: args.steps.into(),
         storage: args.compute.storage(device)?,

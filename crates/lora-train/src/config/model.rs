@@ -44,6 +44,27 @@ choice! {
     }
 }
 
+choice! {
+    /// Who computes, on a CUDA device, what memory alone makes slow: gates, rotary embeddings, dropout, losses, NF4.
+    Kernels {
+        /// libtorch, each by a chain of its own operations.
+        Libtorch = "libtorch",
+        /// Kernels of this project, each one pass over memory; NVRTC compiles them at the start.
+        Compiled = "compiled",
+    }
+}
+
+impl Kernels {
+    /// In the terms of the crate of operations.
+    pub fn of_device(self) -> lora_torch::DeviceKernels {
+        lora_torch::DeviceKernels::named(self.name()).unwrap_or(lora_torch::DeviceKernels::Libtorch)
+    }
+}
+
+fn are_libtorch(of: &Kernels) -> bool {
+    *of == Kernels::Libtorch
+}
+
 impl Quantization {
     /// In the terms of the model's crate.
     pub fn packing(self) -> Option<lora_model::Packing> {
@@ -97,6 +118,10 @@ section! {
         /// when absent.
         #[serde(skip_serializing_if = "Option::is_none")]
         problem_type: Option<String> = None, Kind::Choice(PROBLEMS);
+        /// Who computes gates, rotary embeddings, dropout, losses and the numbers of NF4 on a CUDA device: `libtorch`, or kernels of
+        /// this project that are `compiled` at the start. Both within rounding. Without effect on the CPU.
+        #[serde(skip_serializing_if = "are_libtorch")]
+        kernels: Kernels = Kernels::Libtorch, Kind::Choice(Kernels::NAMES);
         /// Threads of one operation on the CPU; 0 takes all cores.
         threads: u32 = 0, Kind::Integer { min: 0, max: 4096 };
     }

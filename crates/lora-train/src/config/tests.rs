@@ -44,6 +44,7 @@ fn full() -> RunConfig {
             device: "cuda:1".into(),
             labels: vec!["bad".into(), "good".into()],
             problem_type: Some("single_label_classification".into()),
+            kernels: Kernels::Compiled,
             threads: 3,
         },
         lora: LoraConfig {
