@@ -79,14 +79,17 @@ fn copy_folder(from: &Path, to: &Path) -> Result<()> {
 /// Builds the tests of the packages and returns the programs.
 fn test_programs(ws: &Workspace, packages: &[String]) -> Result<Vec<PathBuf>> {
     let mut build = ws.cargo();
-    build.args(["test", "--release", "--no-run", "--message-format", "json"]);
-    for package in packages {
-        build.args(["-p", package]);
-    }
+    // All of the workspace: a package by itself would be built with other features, and everything below it anew.
+    build.args(["test", "--release", "--workspace", "--no-run", "--message-format", "json"]);
     let text = capture(&mut build)?;
     let messages = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let programs: Vec<_> = messages
         .filter(|m| m["profile"]["test"] == true)
+        .filter(|m| {
+            packages
+                .iter()
+                .any(|package| m["package_id"].as_str().is_some_and(|id| id.contains(&format!("/{package}#"))))
+        })
         .filter_map(|m| m["executable"].as_str().map(PathBuf::from))
         .collect();
     ensure!(!programs.is_empty(), "{} have no test programs", packages.join(", "));
