@@ -169,7 +169,7 @@ output_dir: runs/x
 seed: 7
 model:
   {path: base, dtype: bfloat16, quantization: nf4-double, weights: stored, device: 'cuda:1', labels: [bad, good],
-   problem_type: single_label_classification, threads: 3}
+   problem_type: single_label_classification, kernels: compiled, threads: 3}
 lora:
   r: 16
   lora_alpha: 32.5
@@ -401,7 +401,7 @@ fn any_config() -> impl Strategy<Value = RunConfig> {
             (t.warmup_steps, t.warmup_ratio) = train.1;
             (t.lr_scheduler_type, t.learning_rate, t.gradient_checkpointing, t.save_steps, t.save_total_limit) =
                 (train.2, train.3, train.4, train.5, train.6);
-            t.recompute_layers = if train.4 == Checkpointing::Full { 0 } else { train.6 % 100 };
+            t.recompute_layers = if train.4.recomputes() { 0 } else { train.6 % 100 };
             config
         })
 }
