@@ -59,7 +59,7 @@ impl Default for Compute {
 }
 
 impl Compute {
-    /// The device, with the threads set.
+    /// The device, with the threads set and the kernels chosen.
     ///
     /// # Errors
     /// A device that is unknown or not there.

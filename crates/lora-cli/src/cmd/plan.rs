@@ -94,8 +94,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Device::Cpu => memory("MemAvailable"),
         device => free_device_memory(device)?,
     };
-    let choices = || choices(layers, plan.device);
-    let proposed = available.and_then(|available| proposal(choices(), chosen, available, total));
+    let choices = choices(layers, plan.device);
+    let proposed = available.and_then(|available| proposal(choices, chosen, available, total));
     let memory_bytes = estimate.memory(chosen);
     let rate = matrix_rate(plan.device, if plan.device == Device::Cpu { 1024 } else { 8192 })?;
     let share = share_of_matrix_rate(plan.device);
