@@ -6,9 +6,12 @@ use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const LOCK_FILE: &str = ".lock";
+/// How long to wait, and how often, for a holder that has taken a folder to write itself down.
+const MOMENT: Duration = Duration::from_millis(10);
+const MOMENTS: usize = 100;
 /// How files began that earlier versions tried a folder with.
 const PROBE_PREFIX: &str = ".probe-";
 /// How files begin that are being written beside their place.
@@ -75,13 +78,18 @@ impl RunLock {
         let mut file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(unusable)?;
         let locked = file.try_lock();
-        let mut text = String::new();
-        // A page is far more than a holder takes. What is not a holder was torn by a crash and says nothing.
-        let read = Read::by_ref(&mut file).take(4096).read_to_string(&mut text);
-        let found: Option<Holder> = read.ok().and_then(|_| serde_json::from_str(&text).ok());
+        let mut found = holder_in(&mut file);
         match locked {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
+                // Whoever has just taken the folder writes itself down in a moment.
+                for _ in 0..MOMENTS {
+                    if found.is_some() {
+                        break;
+                    }
+                    std::thread::sleep(MOMENT);
+                    found = holder_in(&mut file);
+                }
                 let holder = found.unwrap_or(Holder { pid: 0, host: String::new(), started: 0 });
                 return Err(Error::Locked { path: run_dir.to_path_buf(), holder });
             }
@@ -109,6 +117,15 @@ impl RunLock {
     pub fn abandoned(&self) -> Option<&Holder> {
         self.abandoned.as_ref()
     }
+}
+
+/// Who is written down in a lock's file. A page is far more than a holder takes; what is not a holder was torn by a crash and says
+/// nothing.
+fn holder_in(file: &mut File) -> Option<Holder> {
+    let mut text = String::new();
+    file.seek(SeekFrom::Start(0)).ok()?;
+    file.take(4096).read_to_string(&mut text).ok()?;
+    serde_json::from_str(&text).ok()
 }
 
 impl Drop for RunLock {
