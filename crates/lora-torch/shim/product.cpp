@@ -10,11 +10,12 @@ namespace {
 // Sizes by the caches of today's cores: the rows of a tile stay in the first level, with its panel where that is one of 16 columns;
 // ROWS x DEPTH of the left operand and the panels of COLS stay in the second.
 constexpr int64_t DEPTH = 288, ROWS = 96, COLS = 96;
-constexpr int64_t WIDE_COLS = 192, FEWER_COLS = 64;  // where rows are copied, and where there would be few blocks
-constexpr int64_t SHORT = 64;             // a reduction this short joins the block before it
-constexpr int64_t MANY_ROWS = 1024;       // so many are worth packing a panel for each half of them
-constexpr int64_t FEW_ROWS = 16;          // for fewer rows, packing a panel costs more than it saves
-constexpr int64_t FEW_STEPS = 1 << 20;    // multiply-adds below which a thread is not worth its start
+constexpr int64_t WIDE_COLS = 192;      // where rows are copied
+constexpr int64_t SHORT = 64;           // a reduction this short joins the block before it
+constexpr int64_t UNPACKED_ROWS = 48;   // so few read panels where they lie, where they can
+constexpr int64_t FEW_ROWS = 16;        // fewer are left to libtorch, as packing a panel would cost more than it saves,
+constexpr int64_t FEW_UNPACKED = 8;     // or fewer than these, where nothing is packed
+constexpr int64_t FEW_STEPS = 1 << 20;  // multiply-adds below which a thread is not worth its start
 constexpr int MOST_SPANS = 8;
 
 // As `Products` in products.rs, and as the sets of instructions that they take.
@@ -87,10 +88,17 @@ std::vector<Run> plan(const std::vector<Operand>& operands) {
   return runs;
 }
 
+// Whether the right operand is read where it lies: for few rows, packing it would cost more than its products.
+bool unpacked(const Part& part, int64_t width, int64_t rows, const sgemm::Kernel& kernel) {
+  return rows <= UNPACKED_ROWS && !part.from->transposed && part.from->right.dense() && width % kernel.narrow == 0;
+}
+
 // The panels of columns [j0, j0 + width), one after the other, each [run.depth, columns of a tile].
-void pack(const Run& run, int64_t j0, int64_t width, int64_t tile_cols, float* panels) {
+void pack(const Run& run, int64_t j0, int64_t width, int64_t rows, const sgemm::Kernel& kernel, float* panels) {
+  const int64_t tile_cols = kernel.cols;
   constexpr int64_t AT_ONCE = 32;  // rows: few enough pages
   for (const Part& part : run.parts) {
+    if (unpacked(part, width, rows, kernel)) continue;
     const Right& w = part.from->right;
     if (part.from->transposed) {
       for (int64_t j = 0; j < width; j += tile_cols) {
@@ -106,19 +114,17 @@ void pack(const Run& run, int64_t j0, int64_t width, int64_t tile_cols, float* p
       }
       continue;
     }
+    float* panel = panels + part.offset * tile_cols;
+    const int64_t apart = run.depth * tile_cols;
+    if (w.dense()) {
+      sgemm::pack_straight(w.number(part.begin, j0), w.stride, width, part.depth, tile_cols, panel, apart);
+      continue;
+    }
     for (int64_t p = 0; p < part.depth; p += AT_ONCE) {
       const int64_t depth = std::min(AT_ONCE, part.depth - p);
-      const float* from = w.dense() ? w.number(part.begin + p, j0) : nullptr;
-      int64_t stride = w.stride;
-      if (!from) {
-        float* wide = WIDE.of(AT_ONCE * width);
-        for (int64_t q = 0; q < depth; ++q) w.read(part.begin + p + q, j0, width, wide + q * width);
-        from = wide;
-        stride = width;
-      }
-      for (int64_t j = 0; j < width; j += tile_cols)
-        sgemm::pack_straight(from + j, stride, std::min(tile_cols, width - j), depth,
-                             tile_cols, panels + j * run.depth + (part.offset + p) * tile_cols);
+      float* wide = WIDE.of(AT_ONCE * width);
+      for (int64_t q = 0; q < depth; ++q) w.read(part.begin + p + q, j0, width, wide + q * width);
+      sgemm::pack_straight(wide, width, width, depth, tile_cols, panel + p * tile_cols, apart);
     }
   }
 }
@@ -127,17 +133,34 @@ struct Block {
   int64_t i0, i1, j0, width;
 };
 
+// Blocks for a queue: the first are of all rows, the last of few, so that all cores end at one time, one that somebody else slows
+// down, too.
+std::vector<Block> share_out(int64_t m, int64_t n, int64_t widest, int64_t threads) {
+  constexpr int64_t LEAST = 48;
+  std::vector<Block> blocks;
+  for (int64_t j0 = 0; j0 < n; j0 += widest) {
+    const int64_t width = std::min(widest, n - j0);
+    for (int64_t i0 = 0, i1; i0 < m; i0 = i1) {
+      const int64_t left = m - i0 + m * (n - j0 - width) / widest, part = left / (2 * threads) / LEAST * LEAST;
+      i1 = threads > 1 ? std::min(m, i0 + std::max(LEAST, part)) : m;
+      blocks.push_back({i0, i1, j0, width});
+    }
+  }
+  return blocks;
+}
+
 void multiply(const sgemm::Kernel& kernel, const std::vector<Run>& runs, const Block& block, float* out, int64_t stride, bool add, const float* bias) {
-  const int64_t tile_rows = kernel.rows, tile_cols = kernel.cols;
+  const int64_t tile_cols = kernel.cols, m = block.i1 - block.i0;
   const int64_t panel_count = (block.width + tile_cols - 1) / tile_cols;
   bool begun = add;
   for (const Run& run : runs) {
     float* panels = PANELS.of(panel_count * tile_cols * run.depth);
-    pack(run, block.j0, block.width, tile_cols, panels);
+    pack(run, block.j0, block.width, m, kernel, panels);
     const sgemm::Start start = begun ? sgemm::Start::Sum : bias ? sgemm::Start::Bias : sgemm::Start::Zero;
     begun = true;
     for (int64_t i0 = block.i0; i0 < block.i1; i0 += ROWS) {
-      const int64_t i1 = std::min(block.i1, i0 + ROWS);
+      const int64_t i1 = std::min(block.i1, i0 + ROWS), tiles = (i1 - i0 + kernel.rows - 1) / kernel.rows;
+      const int64_t tile_rows = (i1 - i0 + tiles - 1) / tiles;
       sgemm::Span spans[MOST_SPANS];
       const float* rows[MOST_SPANS];
       float* left = LEFT.of(ROWS * (DEPTH + SHORT));
@@ -157,8 +180,12 @@ void multiply(const sgemm::Kernel& kernel, const std::vector<Run>& runs, const B
         const int64_t cols = std::min(tile_cols, block.width - j);
         float few[sgemm::MOST_COLS] = {};
         if (start == sgemm::Start::Bias) std::memcpy(few, bias + block.j0 + j, cols * sizeof(float));
-        for (size_t k = 0; k < run.parts.size(); ++k)
-          spans[k].panel = panels + j * run.depth + run.parts[k].offset * tile_cols;
+        for (size_t k = 0; k < run.parts.size(); ++k) {
+          const Part& part = run.parts[k];
+          const bool lies = unpacked(part, block.width, m, kernel);
+          spans[k].panel = lies ? part.from->right.number(part.begin, block.j0 + j) : panels + j * run.depth + part.offset * tile_cols;
+          spans[k].panel_stride = lies ? part.from->right.stride : tile_cols;
+        }
         for (int64_t i = i0; i < i1; i += tile_rows) {
           for (size_t k = 0; k < run.parts.size(); ++k) spans[k].rows = rows[k] + (i - i0) * spans[k].stride;
           kernel.tile(spans, int(run.parts.size()), std::min(tile_rows, i1 - i), out + i * stride + block.j0 + j, stride,
@@ -172,7 +199,9 @@ void multiply(const sgemm::Kernel& kernel, const std::vector<Run>& runs, const B
 // Whether the product is one that is computed here.
 bool served(const at::Tensor& out, const std::vector<Term>& terms) {
   if (!out.is_cpu() || out.scalar_type() != at::kFloat || out.stride(1) != 1) return false;
-  if (out.size(0) < FEW_ROWS) return false;
+  bool packed = false;
+  for (const Term& t : terms) packed |= t.transposed || t.right.form != PLAIN || t.right.data.scalar_type() != at::kFloat;
+  if (out.size(0) < (packed ? FEW_ROWS : FEW_UNPACKED)) return false;
   for (const Term& t : terms)
     if (t.rows.scalar_type() != at::kFloat || t.rows.size(1) == 0 || !Right::readable(t.right)) return false;
   return true;
@@ -196,24 +225,12 @@ void here(const sgemm::Kernel& kernel, at::Tensor& out, bool add, const at::Tens
   const at::Tensor bias = bias_.defined() ? bias_.to(at::kFloat).contiguous() : bias_;
   const std::vector<Run> runs = plan(operands);
   const int64_t m = out.size(0), n = out.size(1), threads = steps < FEW_STEPS ? 1 : at::get_num_threads();
-  // Blocks for a queue, so that a core that somebody else slows down takes fewer of them. Of few rows a block takes all, and fewer
-  // columns: whoever takes a part of the rows packs the same columns again.
-  const int64_t wanted = threads > 1 ? 4 * threads : 1;
-  const auto blocks_of = [n](int64_t width) { return (n + width - 1) / width; };
-  const int64_t width = copied ? WIDE_COLS : m < MANY_ROWS && blocks_of(COLS) < wanted ? FEWER_COLS : COLS, across = blocks_of(width);
-  int64_t high = m, down = 1;
-  while (down * across < wanted && high > ROWS) {
-    high = (high / 2 + kernel.rows - 1) / kernel.rows * kernel.rows;
-    down = (m + high - 1) / high;
-  }
+  const std::vector<Block> blocks = share_out(m, n, copied ? WIDE_COLS : COLS, threads);
   float* to = out.data_ptr<float>();
   const float* b = bias.defined() ? bias.data_ptr<float>() : nullptr;
-  std::atomic<int64_t> next{0};
+  std::atomic<size_t> next{0};
   at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-    for (int64_t k; (k = next.fetch_add(1)) < down * across;) {
-      const int64_t i0 = k / across * high, j0 = k % across * width;
-      multiply(kernel, runs, {i0, std::min(m, i0 + high), j0, std::min(width, n - j0)}, to, out.stride(0), add, b);
-    }
+    for (size_t k; (k = next.fetch_add(1)) < blocks.size();) multiply(kernel, runs, blocks[k], to, out.stride(0), add, b);
   });
 }
 
@@ -249,7 +266,7 @@ void sum_of_products(at::Tensor& out, bool add, const at::Tensor& bias, const st
 }
 
 at::Tensor thin_transposed_product(const at::Tensor& a, const at::Tensor& b) {
-  const bool here = own_kernel() && a.is_cpu() && a.scalar_type() == at::kFloat && a.size(1) >= FEW_ROWS;
+  const bool here = own_kernel() && a.is_cpu() && a.scalar_type() == at::kFloat && a.size(1) >= FEW_UNPACKED;
   if (!here) return at::mm(a.t(), b);
   at::Tensor out;
   sum_of_products(out, false, at::Tensor(), {{a.t().contiguous(), Stored(b), false}});

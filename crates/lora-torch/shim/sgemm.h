@@ -8,11 +8,13 @@ namespace sgemm {
 
 constexpr int64_t MOST_ROWS = 12, MOST_COLS = 32;  // of a tile of any kernel
 
-// Rows of the left operand and, in `panel`, the columns of a tile of the right one: panel[p * cols + j], zeros beyond its width.
+// Rows of the left operand and the columns of a tile of the right one: panel[p * panel_stride + j], of which as many must be
+// readable as the tile has columns.
 struct Span {
   const float* rows;
   int64_t stride, depth;
   const float* panel;
+  int64_t panel_stride;
 };
 
 // What the sums are added to.
@@ -21,18 +23,24 @@ enum class Start { Zero, Bias, Sum };
 // A tile of the result, as large as the registers hold. Every number is summed in one order, whatever tile and kernel it falls
 // to: the bits are the same on every CPU.
 struct Kernel {
-  int64_t rows, cols;
-  // A tile of the full width, of at most so many rows. `bias` has MOST_COLS numbers.
-  void (*full)(const Span* spans, int count, int64_t rows, float* c, int64_t stride, Start start, const float* bias);
+  using Tile = void(const Span* spans, int count, int64_t rows, float* c, int64_t stride, Start start, const float* bias);
+  // A tile of `cols` columns, and one of `narrow` for edges and thin products; both of at most so many rows. `bias` has as many
+  // numbers as there are columns.
+  int64_t rows, cols, narrow;
+  Tile *full, *half;
+
+  // Columns of the tile that serves so many.
+  int64_t tile_of(int64_t width) const { return width <= narrow ? narrow : cols; }
 
   // c[rows, cols] = start + sum over spans of rows * panel, with fewer rows and columns at the edges.
   void tile(const Span* spans, int count, int64_t rows, float* c, int64_t stride, int64_t cols, Start start, const float* bias) const;
 };
 extern const Kernel AVX2, AVX512;
 
-// panel[p][j] = w[j * stride + p] and panel[p][j] = w[p * stride + j], for j < cols <= tile_cols and p < depth.
+// panel[p][j] = w[j * stride + p] for j < cols <= tile_cols and p < depth.
 void pack_transposed(const float* w, int64_t stride, int64_t cols, int64_t depth, int64_t tile_cols, float* panel);
-void pack_straight(const float* w, int64_t stride, int64_t cols, int64_t depth, int64_t tile_cols, float* panel);
+// panel[p][j] = w[p * stride + j] for p < depth and j < cols, of which each tile_cols go to a panel `apart` from the one before.
+void pack_straight(const float* w, int64_t stride, int64_t cols, int64_t depth, int64_t tile_cols, float* panel, int64_t apart);
 
 void widen_bf16(const uint16_t* from, float* to, int64_t n);
 void widen_f16(const uint16_t* from, float* to, int64_t n);

@@ -16,7 +16,8 @@ constexpr int64_t TILE_ROWS = 6, TILE_COLS = 16;  // 12 of the 16 registers hold
   }
 #define STEP(P)                                                                                              \
   {                                                                                                          \
-    const __m256 b0 = _mm256_loadu_ps(b + 16 * P), b1 = _mm256_loadu_ps(b + 16 * P + 8);                     \
+    const __m256 b0 = _mm256_loadu_ps(b), b1 = _mm256_loadu_ps(b + 8);                                       \
+    b += width;                                                                                              \
     ROW(0, a + P) ROW(1, a + n + P) ROW(2, a + 2 * n + P) ROW(3, d + P) ROW(4, d + n + P) ROW(5, d + 2 * n + P) \
   }
 
@@ -28,11 +29,11 @@ void tile_of(const Span* spans, int count, float* c, int64_t stride, Start start
   for (int i = 0; i < R; ++i) s[i][0] = s[i][1] = _mm256_setzero_ps();
   for (int k = 0; k < count; ++k) {
     const float *a = spans[k].rows, *b = spans[k].panel;
-    const int64_t n = spans[k].stride, depth = spans[k].depth;
+    const int64_t n = spans[k].stride, depth = spans[k].depth, width = spans[k].panel_stride;
     const float* d = a + (R > 3 ? 3 * n : 0);
     int64_t p = 0;
     // A line of cache of each row at a time, while those of the next tile's rows are fetched.
-    for (; p + 16 <= depth; p += 16, a += 16, d += 16, b += 256) {
+    for (; p + 16 <= depth; p += 16, a += 16, d += 16) {
       if (R == 6) {
         FETCH(a + 6 * n) FETCH(a + 7 * n)
       }
@@ -42,10 +43,10 @@ void tile_of(const Span* spans, int count, float* c, int64_t stride, Start start
       }
       STEP(8) STEP(9) STEP(10) STEP(11) STEP(12) STEP(13) STEP(14) STEP(15)
     }
-    for (; p + 4 <= depth; p += 4, a += 4, d += 4, b += 64) {
+    for (; p + 4 <= depth; p += 4, a += 4, d += 4) {
       STEP(0) STEP(1) STEP(2) STEP(3)
     }
-    for (; p < depth; ++p, ++a, ++d, b += 16) STEP(0)
+    for (; p < depth; ++p, ++a, ++d) STEP(0)
   }
   for (int i = 0; i < R; ++i) {
     const float* first = start == Start::Sum ? c + i * stride : bias;
@@ -91,7 +92,7 @@ inline void transpose8(const float* w, int64_t stride, float* panel, int64_t til
 
 }  // namespace
 
-const Kernel AVX2{TILE_ROWS, TILE_COLS, full};
+const Kernel AVX2{TILE_ROWS, TILE_COLS, TILE_COLS, full, full};
 
 void pack_transposed(const float* w, int64_t stride, int64_t cols, int64_t depth, int64_t tile_cols, float* panel) {
   int64_t whole = 0;
@@ -102,17 +103,17 @@ void pack_transposed(const float* w, int64_t stride, int64_t cols, int64_t depth
     for (int64_t j = 0; j < tile_cols; ++j) panel[p * tile_cols + j] = j < cols ? w[j * stride + p] : 0.0f;
 }
 
-void pack_straight(const float* w, int64_t stride, int64_t cols, int64_t depth, int64_t tile_cols, float* panel) {
-  if (cols == 2 * TILE_COLS && cols == tile_cols) {
-    for (int64_t p = 0; p < depth; ++p, w += stride, panel += 2 * TILE_COLS)
-      for (int64_t j = 0; j < 2 * TILE_COLS; j += 8) _mm256_storeu_ps(panel + j, _mm256_loadu_ps(w + j));
-    return;
-  }
+void pack_straight(const float* w, int64_t stride, int64_t cols, int64_t depth, int64_t tile_cols, float* panel, int64_t apart) {
+  constexpr int64_t AHEAD = 8;  // rows: each lies on a page of its own, beyond what the CPU foresees
+  const int64_t whole = cols / tile_cols * tile_cols;
   for (int64_t p = 0; p < depth; ++p, w += stride, panel += tile_cols) {
-    int64_t j = 0;
-    for (; j + 8 <= cols; j += 8) _mm256_storeu_ps(panel + j, _mm256_loadu_ps(w + j));
-    for (; j < cols; ++j) panel[j] = w[j];
-    for (; j < tile_cols; ++j) panel[j] = 0.0f;
+    if (p + AHEAD < depth)
+      for (int64_t j = 0; j < cols; j += 16) FETCH(w + AHEAD * stride + j)
+    float* to = panel;
+    for (int64_t j0 = 0; j0 < whole; j0 += tile_cols, to += apart)
+      for (int64_t j = 0; j < tile_cols; j += 8) _mm256_storeu_ps(to + j, _mm256_loadu_ps(w + j0 + j));
+    for (int64_t j = whole; j < cols; ++j) to[j - whole] = w[j];
+    if (whole < cols) for (int64_t j = cols - whole; j < tile_cols; ++j) to[j] = 0.0f;
   }
 }
 

@@ -58,10 +58,18 @@ fn computed(x: &Tensor, weight: &Weight, bias: &Tensor, a: &Tensor, b: &Tensor) 
 #[test]
 fn products_are_those_in_float64_whoever_computes_them() {
     let _choice = CHOICE.lock();
-    // Fewer rows than a panel is worth, edges of tiles, blocks of rows and of the reduction, rows a page apart, odd widths.
-    for (rows, width, out, r) in
-        [(3, 20, 7, 2), (16, 64, 16, 1), (17, 300, 33, 4), (97, 1024, 100, 16), (200, 2048, 40, 65), (205, 577, 193, 5)]
-    {
+    // Fewer rows than a panel is worth, edges of tiles, blocks of rows and of the reduction, rows a page apart, odd widths, right
+    // operands that are read where they lie.
+    for (rows, width, out, r) in [
+        (3, 20, 7, 2),
+        (16, 64, 16, 1),
+        (17, 300, 33, 4),
+        (40, 96, 176, 8),
+        (97, 1024, 100, 16),
+        (200, 2048, 40, 65),
+        (205, 577, 193, 5),
+        (700, 48, 208, 48),
+    ] {
         let (x, bias) = (values(&[rows, width], 3.0), values(&[out], 4.0));
         let (a, b) = (values(&[r, width], 5.0), values(&[out, r], 6.0));
         for (form, weight) in forms(out, width) {
@@ -92,7 +100,7 @@ fn products_are_those_in_float64_whoever_computes_them() {
                         );
                     }
                     // The bits depend neither on the number of threads nor on the CPU. The result and the gradient of the input are compared:
-                    // a product with fewer rows than a panel is worth, as that of a small rank, is libtorch's.
+                    // a product with few rows, as that of a small rank, is libtorch's.
                     if used != Products::Libtorch && rows >= 16 {
                         if let Some(before) = &before {
                             let same = (0..2).all(|part| before[part].equal(&got[part]));
@@ -136,8 +144,8 @@ type AttentionCase<'a> = (&'a [i64], i64, i64, i64, Option<i64>, bool);
 #[test]
 fn attention_is_that_in_float64_whoever_computes_it() {
     let _choice = CHOICE.lock();
-    // Edges of blocks and tiles, groups of queries, heads of odd widths, windows within and across blocks, both directions.
-    let cases: [AttentionCase; 8] = [
+    // Edges of blocks and tiles, groups of queries and slices of them, heads of odd widths, windows within and across blocks, both directions.
+    let cases: [AttentionCase; 9] = [
         (&[1, 2], 1, 1, 8, None, true),
         (&[47, 48, 49, 1, 97], 2, 3, 16, None, true),
         (&[200, 3], 1, 2, 64, None, true),
@@ -146,6 +154,7 @@ fn attention_is_that_in_float64_whoever_computes_it() {
         (&[300], 1, 1, 40, Some(64), true),
         (&[65, 31], 3, 1, 32, None, false),
         (&[5, 5, 5], 2, 2, 7, None, false),
+        (&[450, 40, 260], 3, 3, 16, None, true),
     ];
     for (lens, kv, groups, d, window, causal) in cases {
         let (tokens, scale) = (lens.iter().sum::<i64>(), 1.0 / (d as f64).sqrt());
