@@ -104,9 +104,9 @@ pub fn run(ws: &Workspace, report: bool, filter: Option<&str>) -> Result<()> {
         let targets = package["targets"].as_array().into_iter().flatten();
         for bench in targets.filter(|t| t["kind"][0] == "bench").filter_map(|t| t["name"].as_str()) {
             any = true;
-            let package = package["name"].as_str().unwrap_or_default();
             let mut command = ws.cargo();
-            command.args(["bench", "-p", package, "--bench", bench, "--"]).args(filter);
+            // Of the whole workspace: one package alone would be built with other features, anew.
+            command.args(["bench", "--workspace", "--bench", bench, "--"]).args(filter);
             metrics.append(&mut tee(&mut command)?);
         }
     }
