@@ -73,7 +73,7 @@ pub fn run(ws: &Workspace, args: &Args, of_both: &against::Args) -> Result<()> {
     let revision = first_line("git", &["rev-parse", "--short=12", "HEAD"]).unwrap_or_default();
     let mut page = format!(
         "# Beside PEFT\n\n`cargo xtask bench --against-peft`: this program and PEFT 0.21.2 with transformers 5.23.0 and torch 2.11.0 at the \
-         same work, in turns, {} times each; medians, with the least and the most. r = 16 on all linear layers, AdamW, \
+         same work, in turns, {} times each; medians, with the least and the most, and so of the pairs' ratios. r = 16 on all linear layers, AdamW, \
          float32. Revision {}; {}.\n",
         of_both.pairs(),
         revision,
@@ -104,10 +104,12 @@ impl Bench<'_> {
         }
         let mut text = format!("\n## {}\n\n| | here | PEFT | ratio |\n| --- | ---: | ---: | ---: |\n", case.title());
         for (name, unit, more_is_better) in case.figures() {
-            let (own, other) = (Spread::of(&ours, name)?, Spread::of(&theirs, name)?);
-            let ratio = if *more_is_better { own.median / other.median } else { other.median / own.median };
+            let (own, other) = (figures(&ours, name)?, figures(&theirs, name)?);
+            // Of each pair: what slows the machine down for a while slows both down.
+            let ratios = own.iter().zip(&other).map(|(a, b)| if *more_is_better { a / b } else { b / a });
+            let (ratio, own, other) = (Spread::of(ratios.collect())?, Spread::of(own)?, Spread::of(other)?);
             let way = if *more_is_better { "more" } else { "less" };
-            writeln!(text, "| {unit} | {own} | {other} | {ratio:.2} times {way} |")?;
+            writeln!(text, "| {unit} | {own} | {other} | {ratio} times {way} |")?;
         }
         if let Some(off) = ours.iter().zip(&theirs).filter_map(|(a, b)| apart(a, b)).max_by(f64::total_cmp) {
             writeln!(text, "\nLosses of the steps differ by at most {off:.1e}.")?;
@@ -296,6 +298,10 @@ fn figure(report: &Value, name: &str) -> Result<f64> {
     report[name].as_f64().with_context(|| format!("no `{name}` in {report}"))
 }
 
+fn figures(reports: &[Value], name: &str) -> Result<Vec<f64>> {
+    reports.iter().map(|report| figure(report, name)).collect()
+}
+
 /// The largest difference of the losses of two runs that tell them.
 fn apart(a: &Value, b: &Value) -> Option<f64> {
     let pairs = a["losses"].as_array()?.iter().zip(b["losses"].as_array()?);
@@ -310,11 +316,11 @@ struct Spread {
 }
 
 impl Spread {
-    fn of(runs: &[Value], name: &str) -> Result<Self> {
-        let mut values = runs.iter().map(|run| figure(run, name)).collect::<Result<Vec<_>>>()?;
+    fn of(mut values: Vec<f64>) -> Result<Self> {
         values.sort_by(f64::total_cmp);
         let (Some(low), Some(high)) = (values.first(), values.last()) else { bail!("no runs") };
-        Ok(Self { low: *low, median: values[values.len() / 2], high: *high })
+        let n = values.len();
+        Ok(Self { low: *low, median: f64::midpoint(values[(n - 1) / 2], values[n / 2]), high: *high })
     }
 }
 
@@ -322,7 +328,11 @@ impl std::fmt::Display for Spread {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let places = if self.high < 10.0 { 2 } else { usize::from(self.high < 1000.0) };
         let Self { low, median, high } = self;
-        write!(f, "{median:.places$} ({low:.places$} to {high:.places$})")
+        write!(f, "{median:.places$}")?;
+        if low < high {
+            write!(f, " ({low:.places$} to {high:.places$})")?;
+        }
+        Ok(())
     }
 }
 
@@ -339,10 +349,12 @@ mod tests {
 
     #[test]
     fn runs_are_told_by_their_median_and_ends() {
-        let runs = [3.0, 1.0, 2.0].map(|tok_s| json!({"tok_s": tok_s}));
-        assert_eq!(Spread::of(&runs, "tok_s").unwrap().to_string(), "2.00 (1.00 to 3.00)");
-        assert!(Spread::of(&runs, "seconds").is_err());
-        assert!(Spread::of(&[], "seconds").is_err());
+        let told = |values: &[f64]| Spread::of(values.to_vec()).map(|spread| spread.to_string());
+        assert_eq!(told(&[3.0, 1.0, 2.0]).unwrap(), "2.00 (1.00 to 3.00)");
+        assert_eq!(told(&[300.0, 100.0]).unwrap(), "200.0 (100.0 to 300.0)");
+        assert_eq!(told(&[1.5]).unwrap(), "1.50");
+        assert!(told(&[]).is_err());
+        assert!(figures(&[json!({"tok_s": 1.0})], "seconds").is_err());
     }
 
     #[test]
